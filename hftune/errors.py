@@ -1,0 +1,30 @@
+"""Faults in what the user gave: one line, where it stands, and what to do next."""
+
+
+class UserError(Exception):
+    """A fault in a recipe, a file or a command line; shown without a traceback, exit status 2.
+
+    Args:
+        message: what is wrong, one line.
+        hint: what to do next, one line.
+        where: `file:line`, `file:line:column`, a recipe key, or a path.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, where: str | None = None):
+        super().__init__(message)
+        self.message, self.hint, self.where = message, hint, where
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{line}\n  hint: {self.hint}" if self.hint else line
+
+
+class Faults(UserError):
+    """Several faults found in one look, so that nobody mends them one run at a time."""
+
+    def __init__(self, faults: list[UserError]):
+        super().__init__(f"{len(faults)} faults")
+        self.faults = faults
+
+    def __str__(self) -> str:
+        return "\n".join(str(fault) for fault in self.faults)

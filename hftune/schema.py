@@ -1,0 +1,217 @@
+"""What a recipe may say: one pydantic model a block; each field's description is its documentation.
+
+Names are the ecosystem's own where the meaning is the same (`learning_rate`, `warmup_ratio`, ...). The block
+`task` is checked against the options of the task that it names (see task.Task.options).
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _one_to_list(value: Any) -> Any:
+    """A single source may be written without a list, and a path without a mapping."""
+    items = value if isinstance(value, list) else [value]
+    return [{"path": item} if isinstance(item, str) else item for item in items]
+
+
+class Block(BaseModel):
+    """Base of all blocks: unknown keys are faults; frozen, so a recipe cannot drift while it runs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Model(Block):
+    """Where the weights come from: exactly one of `init`, `path`, or `encoder` with `decoder`."""
+
+    init: str | None = Field(None, description="architecture to start from random weights, e.g. bert, gpt2, t5")
+    path: str | None = Field(None, description="model folder or Hub id to start from")
+    encoder: str | None = Field(None, description="folder or Hub id that warm-starts the encoder of an encoder-decoder")
+    decoder: str | None = Field(None, description="folder or Hub id that warm-starts its decoder")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+    config: dict[str, Any] = Field({}, description="settings of the model's configuration to override")
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        "auto", description="attention implementation; auto lets transformers choose"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Model":
+        given = [bool(self.init), bool(self.path), bool(self.encoder or self.decoder)]
+        if sum(given) != 1 or bool(self.encoder) != bool(self.decoder):
+            raise ValueError("give exactly one of init, path, or encoder with decoder")
+        return self
+
+
+class Tokenizer(Block):
+    """Loaded from `path`, trained from the corpus by `train`, or (neither) taken from the model's folder."""
+
+    path: str | None = Field(None, description="tokenizer folder or Hub id; default: the model's own")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+    train: Literal["wordpiece", "bpe", "unigram"] | None = Field(None, description="kind to train from the training text")
+    vocab_size: Positive = Field(8000, description="size of a trained vocabulary, special tokens included")
+    lowercase: bool = Field(False, description="fold case when training (and strip accents, as BERT's uncased does)")
+    min_frequency: Positive = Field(2, description="least count of a pair to be merged when training")
+    chat_template: str | None = Field(None, description="Jinja template for chat rows, or a file that holds it")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Tokenizer":
+        if self.path and self.train:
+            raise ValueError("give path or train, not both")
+        return self
+
+
+class Source(Block):
+    """One set of rows: a file, glob or folder (json, jsonl, csv, tsv, parquet, txt; .gz .bz2 .xz .zst), or a Hub id."""
+
+    path: str = Field(description="file, glob, folder, or Hub id")
+    name: str | None = Field(None, description="configuration of a Hub data set")
+    split: str | None = Field(None, description="split of a Hub data set")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+    format: Literal["json", "jsonl", "csv", "tsv", "parquet", "text"] | None = Field(
+        None, description="format where the file's name does not tell"
+    )
+    field: str | None = Field(None, description="key under which a JSON file holds its list of rows")
+    columns: dict[str, str] = Field({}, description="NAME: COLUMN pairs; the task's name for a column of this source")
+    prefix: str = Field("", description="text put before each input of this source, as T5's multi-task mixture does")
+    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="share of this source in a mixture, relative to the others")
+    limit: Positive | None = Field(None, description="take only the first rows")
+
+
+class Clean(Block):
+    """Cleaning of text, each step optional; what each removed is counted and reported."""
+
+    html: bool = Field(False, description="remove HTML tags and decode entities")
+    control: bool = Field(False, description="remove control characters other than newline and tab")
+    unicode: Literal["NFC", "NFKC"] | None = Field(None, description="normalise Unicode")
+    whitespace: bool = Field(False, description="collapse runs of spaces and of blank lines, and trim")
+    min_chars: Count = Field(0, description="drop rows whose text is shorter, in characters")
+    deduplicate: bool = Field(False, description="drop rows whose text occurred before, exactly")
+
+
+Sources = Annotated[list[Source], BeforeValidator(_one_to_list)]
+
+
+class Data(Block):
+    """The rows: where from, which columns, how cleaned."""
+
+    train: Sources | None = Field(None, description="source or list of sources to train on")
+    validation: Sources | None = Field(None, description="source or list of sources to validate on")
+    test: Sources | None = Field(None, description="source or list of sources for `hftune eval`")
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the training rows held out, chosen by a hash of the row so that it never moves"
+    )
+    columns: dict[str, str] = Field({}, description="NAME: COLUMN pairs for all sources")
+    clean: Clean = Field(Clean(), description="cleaning of text")
+    encoding: str = Field("utf-8", description="encoding of text files")
+    on_error: Literal["stop", "skip"] = Field("stop", description="what a broken row does")
+    max_errors: Count = Field(100, description="with on_error: skip, how many broken rows are too many")
+    num_workers: Count = Field(0, description="processes that prepare batches beside the training process")
+    cache_dir: str | None = Field(None, description="where encoded rows are kept; default: ~/.cache/hftune")
+
+    @model_validator(mode="after")
+    def _one_validation(self) -> "Data":
+        if self.validation and self.validation_fraction:
+            raise ValueError("give validation or validation_fraction, not both")
+        return self
+
+
+class Peft(Block):
+    """Parameter-efficient fine-tuning with peft."""
+
+    method: Literal["lora", "rslora", "dora", "ia3", "adalora", "prefix", "prompt", "p-tuning"] = Field(
+        description="the method"
+    )
+    r: Positive = Field(8, description="rank, for the LoRA family")
+    lora_alpha: Annotated[float, Field(gt=0)] = Field(16, description="scale, for the LoRA family")
+    lora_dropout: Share = Field(0.0, description="dropout on the adapter's input, for the LoRA family")
+    target_modules: list[str] | str | None = Field(None, description="module names; default: by architecture")
+    modules_to_save: list[str] = Field([], description="further modules to train and save whole")
+    num_virtual_tokens: Positive = Field(20, description="length of the prompt, for prefix, prompt and p-tuning")
+
+
+class Train(Block):
+    """The mathematics of training. A batch is global: the rows of one optimizer step over all processes."""
+
+    batch_size: Positive = Field(32, description="rows of one optimizer step, over all processes")
+    batch_tokens: Positive | None = Field(None, description="instead of batch_size: tokens of one optimizer step")
+    micro_batch_tokens: Positive | None = Field(
+        None, description="padded tokens computed at once; changes speed and memory only; default: chosen by the program"
+    )
+    num_train_epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="passes over the training rows")
+    max_steps: Positive | None = Field(None, description="optimizer steps; takes precedence over num_train_epochs")
+    max_tokens: Positive | None = Field(None, description="stop after this many training tokens")
+    max_time: str | None = Field(None, description="stop, after saving, when this much time has passed, e.g. 90s, 30m, 8h")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(5e-5, description="peak learning rate")
+    lr_scheduler_type: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_min_lr", "warmup_stable_decay"
+    ] = Field("linear", description="schedule of the learning rate")
+    lr_scheduler_kwargs: dict[str, Any] = Field({}, description="further arguments of the schedule")
+    warmup_ratio: Share = Field(0.0, description="share of the steps over which the rate rises")
+    warmup_steps: Count | None = Field(None, description="instead of warmup_ratio: number of steps")
+    optim: Literal["adamw", "adafactor", "sgd", "lion", "muon"] = Field("adamw", description="optimizer")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="decoupled weight decay; biases and norms are exempt")
+    adam_beta1: Share = Field(0.9, description="first moment's decay")
+    adam_beta2: Share = Field(0.999, description="second moment's decay")
+    adam_epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="added to the root of the second moment")
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="gradient norm to clip at; 0 clips nothing")
+    label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="label smoothing")
+    freeze: Literal["none", "body"] = Field("none", description="body: train the new head only (a linear probe)")
+    layerwise_lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="factor on the rate from each layer to the one below")
+    gradual_unfreezing: Count = Field(0, description="unfreeze one more layer, from the top, every so many steps; 0: all at once")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="arithmetic; auto: bf16 on a GPU that has it, else fp32"
+    )
+    matmul: Literal["auto", "highest"] = Field(
+        "auto", description="auto: the fastest product that is true fp32 here, by a short probe; highest: the default library"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
+    compile: bool = Field(False, description="torch.compile the model")
+    group_by_length: bool = Field(False, description="rows of like length share a step; changes which rows share one")
+    seed: Count = Field(42, description="seed of order, masks, dropout and new weights")
+    logging_steps: Positive = Field(10, description="steps between lines of log.jsonl")
+    eval_steps: Positive | None = Field(None, description="steps between evaluations; default: once an epoch")
+    save_steps: Positive | None = Field(None, description="steps between checkpoints; default: as eval_steps")
+    save_total_limit: Positive = Field(2, description="checkpoints to keep, besides the best")
+    load_best_model_at_end: bool = Field(False, description="end with the best checkpoint instead of the last")
+    metric_for_best_model: str = Field("loss", description="figure that says which checkpoint is best")
+    early_stopping_patience: Positive | None = Field(None, description="evaluations without a better figure before stopping")
+    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="what a loss or gradient that is not finite does")
+
+    @model_validator(mode="after")
+    def _best_needs_equal_rhythm(self) -> "Train":
+        if self.save_steps and self.eval_steps and self.load_best_model_at_end and self.save_steps % self.eval_steps:
+            raise ValueError("load_best_model_at_end needs save_steps to be a multiple of eval_steps")
+        return self
+
+
+class Eval(Block):
+    """How the model is measured."""
+
+    metrics: list[str] | None = Field(None, description="metrics; default: those of the task")
+    batch_tokens: Positive = Field(4096, description="padded tokens evaluated at once; changes speed and memory only")
+    limit: Positive | None = Field(None, description="evaluate only the first rows")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="level of the bootstrap intervals")
+    resamples: Count = Field(1000, description="bootstrap resamples; 0: no intervals")
+
+
+class Output(Block):
+    """Where the run goes."""
+
+    dir: str = Field(description="run folder")
+
+
+class Recipe(Block):
+    """A whole recipe. `task` holds the name of the task and its options."""
+
+    task: Any = Field(description="name of the task and its options")
+    model: Model
+    tokenizer: Tokenizer = Tokenizer()
+    data: Data
+    peft: Peft | None = None
+    train: Train = Train()
+    eval: Eval = Eval()
+    output: Output

@@ -1,0 +1,110 @@
+"""What a task is: six entries over rows, lists and numpy arrays; and how the tasks are found.
+
+A task is one file in `hftune/tasks/` ending in `TASK = Task(...)`. Nothing else names a task, and no
+task names a model. Task files import numpy and pydantic at their top and torch only inside functions, so
+that a recipe can be checked without loading torch.
+
+One convention serves every head: `labels[..., t]` is what the output at position t must be, and -100
+where the loss does not look. A causal task therefore shifts in its own `collate`; no loss ever does.
+"""
+
+import ast
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from .errors import UserError
+
+HERE = Path(__file__).parent / "tasks"
+IGNORE = -100  # the label of a position at which the loss does not look
+
+
+class Options(BaseModel):
+    """Base of every task's options: unknown keys are faults, and nothing changes after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the loss: `weight * sum(losses) / count`, count = number of `batch[labels] != -100`.
+
+    The count is taken over all micro-batches and ranks of a step before any forward, so it must be a
+    property of the batch, never of the model's output.
+    """
+
+    name: str = "loss"
+    labels: str = "labels"
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """The contract of a task.
+
+    Attributes:
+        head: transformers auto class that carries the head, e.g. `"AutoModelForMaskedLM"`.
+        options: pydantic model (subclass of `Options`) of all a recipe may say under `task:`.
+        encode: `(rows, tokenizer, options) -> columns`; rows of text to rows of ids. `rows` is a list of
+            dicts (see data.Row), `columns` maps a name to a list, a numpy array or an `arrays.Ragged`, all
+            of one length, which may differ from the number of rows. Deterministic; run once, in batches of
+            rows, and cached by content. String columns are kept for scoring (raw references).
+        collate: `(rows, tokenizer, options, rngs) -> batch`; encoded rows (dicts of numpy arrays and
+            scalars) to a dict of numpy arrays of equal first dimension. Every draw for row i comes from
+            `rngs[i]`, a `numpy.random.Generator`; nothing may depend on the other rows of the batch but the
+            padding. Each row that can have a target has at least one.
+        metrics: names of the metrics reported when the recipe names none (besides the loss).
+        inputs: what `predict` yields for the metrics: "label", "labels", "number", "text", "tags", "spans".
+        predict: `(model, batch, rows, tokenizer, options) -> list of dicts`, one a row, in order, each with
+            `prediction`, `reference` where the row has one, and optionally `scores`; only for tasks with
+            metrics beyond the loss. `model` is in eval mode, `batch` holds tensors on its device.
+        labels: `(rows, options) -> options`; reads an iterable of rows and returns the options completed
+            with the label names; only for tasks with labels.
+        terms: the summands of the loss.
+        loss: `(model, batch, options) -> {term name: (sum, per-row sums)}`, for tasks whose loss is not
+            cross-entropy, binary cross-entropy or squared error of the head's logits; see heads.loss_sums.
+        columns: `(options) -> names` of the columns that a row must have, after the mapping.
+        config: `(options, tokenizer) -> dict` of settings for the model's configuration (num_labels, id2label, ...).
+    """
+
+    head: str
+    options: type[Options]
+    encode: Callable[..., dict[str, Any]]
+    collate: Callable[..., dict[str, Any]]
+    columns: Callable[[Any], list[str]]
+    metrics: Callable[[Any], list[str]] = lambda options: []
+    inputs: Callable[[Any], str | None] = lambda options: None
+    predict: Callable[..., list[dict[str, Any]]] | None = None
+    labels: Callable[..., Any] | None = None
+    terms: tuple[Term, ...] = (Term(),)
+    loss: Callable[..., dict[str, Any]] | None = None
+    config: Callable[..., dict[str, Any]] = lambda options, tokenizer: {}
+
+
+@cache
+def names() -> list[str]:
+    """Names of all tasks, from the folder, without importing them."""
+    return sorted(m.name for m in pkgutil.iter_modules([str(HERE)]) if not m.name.startswith("_"))
+
+
+def summary(name: str) -> str:
+    """First docstring line of a task file, read without importing it."""
+    return (ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))) or "").split("\n")[0]
+
+
+def load(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        UserError: no such task; the message lists those that exist.
+    """
+    if name not in names():
+        raise UserError(f"no task named {name!r}", hint=f"tasks: {', '.join(names())}", where="task.name")
+    task: Task = importlib.import_module(f"hftune.tasks.{name}").TASK
+    return task
