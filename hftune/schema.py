@@ -77,7 +77,7 @@ class Source(Block):
     field: str | None = Field(None, description="key under which a JSON file holds its list of rows")
     columns: dict[str, str] = Field({}, description="NAME: COLUMN pairs; the task's name for a column of this source")
     prefix: str = Field("", description="text put before each input of this source, as T5's multi-task mixture does")
-    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="share of this source in a mixture, relative to the others")
+    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="how often each row of this source is seen in an epoch; 0.5: half of them, drawn anew")
     limit: Positive | None = Field(None, description="take only the first rows")
 
 
@@ -152,7 +152,7 @@ class Train(Block):
     lr_scheduler_kwargs: dict[str, Any] = Field({}, description="further arguments of the schedule")
     warmup_ratio: Share = Field(0.0, description="share of the steps over which the rate rises")
     warmup_steps: Count | None = Field(None, description="instead of warmup_ratio: number of steps")
-    optim: Literal["adamw", "adafactor", "sgd", "lion", "muon"] = Field("adamw", description="optimizer")
+    optim: Literal["adamw", "adafactor", "sgd"] = Field("adamw", description="optimizer")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="decoupled weight decay; biases and norms are exempt")
     adam_beta1: Share = Field(0.9, description="first moment's decay")
     adam_beta2: Share = Field(0.999, description="second moment's decay")

@@ -1,0 +1,263 @@
+"""Losses: logits only where a label is, and the sums that make a step's loss exact.
+
+Every loss here is a sum over targets. What it is divided by, the number of targets of the whole step, is known
+before any forward (loop.train_step), so a step has the same gradients however it is cut.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from .task import IGNORE, Task
+
+CHUNK = 2**22  # logits held at once (16 MB in float32): fits a cache, and no figure depends on it
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies of `hidden @ weight.T + bias`, a chunk of rows at a time, gradients on the way.
+
+    No [N, V] matrix ever exists: each chunk's softmax is turned into its gradient in place and multiplied out at
+    once, so the head costs its three matrix products and nothing else.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, labels_N: Tensor, smoothing: float, factor: Tensor
+    ) -> Tensor:  # noqa: N803
+        rows, vocabulary = len(hidden_NH), len(weight_VH)
+        need_hidden, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
+        need_bias = bias_V is not None and ctx.needs_input_grad[2]
+        d_hidden = torch.empty_like(hidden_NH) if need_hidden else None
+        d_weight = torch.zeros_like(weight_VH) if need_weight else None
+        d_bias = torch.zeros_like(bias_V) if need_bias and bias_V is not None else None
+        total = torch.zeros((), dtype=torch.float64 if hidden_NH.device.type != "mps" else torch.float32, device=hidden_NH.device)
+        step = max(1, CHUNK // vocabulary)
+        for at in range(0, rows, step):
+            hidden, labels = hidden_NH[at : at + step], labels_N[at : at + step, None]
+            logits = F.linear(hidden, weight_VH, bias_V)
+            losses, probabilities = _cross_entropy(logits, labels, smoothing)
+            total += losses.sum(dtype=total.dtype)
+            if not (need_hidden or need_weight or need_bias):
+                continue
+            # gradient of the loss by the logits, written over the probabilities (Szegedy et al. 2016, section 7)
+            if smoothing:
+                probabilities -= smoothing / vocabulary
+            probabilities.scatter_add_(1, labels, probabilities.new_full((1, 1), smoothing - 1).expand(len(labels), 1))
+            probabilities *= factor
+            if d_bias is not None:
+                d_bias += probabilities.sum(0)
+            gradient = probabilities.to(logits.dtype)
+            if d_hidden is not None:
+                d_hidden[at : at + step] = gradient @ weight_VH
+            if d_weight is not None:
+                if gradient.dtype == d_weight.dtype == hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
+                    d_weight.addmm_(gradient.T, hidden)
+                else:
+                    d_weight += gradient.T @ hidden
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        return (total * factor).to(torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (upstream,) = grads
+        on_cpu_one = upstream.device.type == "cpu" and upstream.item() == 1.0  # a pass over V x H saved
+        scaled = [g if g is None or on_cpu_one else g * upstream.to(g.dtype) for g in ctx.saved_tensors]
+        return (*scaled, None, None, None)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """Per-row losses [N] and probabilities [N, V], both float32; labels [N, 1]."""
+    logits = logits.float()
+    target = logits.gather(1, labels).squeeze(1)
+    if smoothing:
+        target = (1 - smoothing) * target + smoothing * logits.mean(1)
+    log_norm = logits.logsumexp(1)
+    return log_norm - target, (logits - log_norm[:, None]).exp_()
+
+
+@dataclass
+class Losses:
+    """Losses of one term on one batch: `total`, already times its factor, to train on; `rows` to evaluate by.
+
+    Attributes:
+        total: scalar, weight * sum / count where the criterion has a factor for the term, else the plain sum.
+        rows: float64 [B], the plain sum of each row; only where the criterion was asked for rows.
+    """
+
+    total: Tensor
+    rows: Tensor | None = None
+
+
+@dataclass
+class Criterion:
+    """How losses are summed: for training (`factors` given) or row by row for evaluation (`by_row`).
+
+    Attributes:
+        factors: term name -> scalar tensor, weight over the number of targets of the whole step.
+        smoothing: label smoothing, training only.
+        by_row: give each row's sum.
+        head: "fused", "kept" or "full", see `choose_head`.
+    """
+
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    smoothing: float = 0.0
+    by_row: bool = False
+    head: str = "fused"
+
+    def tokens(self, model: nn.Module, inputs: dict[str, Tensor], labels: Tensor, term: str = "loss") -> tuple[Any, Losses]:
+        """Run a model with a vocabulary head and give (outputs, losses), computing logits at labelled positions only.
+
+        Args:
+            model: the model, wrapped or not.
+            inputs: its inputs, without labels.
+            labels: int64 [B, T], what the output at each position must be; -100 where the loss does not look.
+            term: name of the loss's term.
+        """
+        core = unwrap(model)
+        decoder = core.get_output_embeddings()
+        keep = labels != IGNORE
+        targets = labels[keep]
+        if self.head == "full":
+            outputs = model(**inputs)
+            return outputs, self._reduce(F.cross_entropy, outputs.logits[keep].float(), targets, keep, term)
+        if self.head == "kept":
+            with _before(decoder, lambda hidden: hidden[keep]):
+                outputs = model(**inputs)
+            return outputs, self._reduce(F.cross_entropy, outputs.logits.float(), targets, keep, term)
+        seen: list[Tensor] = []
+
+        def take(hidden: Tensor) -> Tensor:
+            seen.append(hidden[keep])
+            return hidden[..., :0, :]  # the decoder still runs, on nothing
+
+        with _before(decoder, take):
+            outputs = model(**inputs)
+        bias = getattr(decoder, "bias", None)
+        offset = getattr(core, "final_logits_bias", None)
+        if offset is not None:
+            bias = offset[0] if bias is None else bias + offset[0]
+        if self.by_row:
+            return outputs, self._rows(_token_losses(seen[0], decoder.weight, bias, targets), keep)
+        factor = self.factors.get(term, torch.ones((), device=targets.device))
+        return outputs, Losses(
+            _LinearCrossEntropy.apply(seen[0], decoder.weight, bias, targets, self.smoothing, factor)  # type: ignore[no-untyped-call]
+        )
+
+    def logits(
+        self, logits: Tensor, labels: Tensor, term: str = "loss", problem: str | None = None, weight: Tensor | None = None
+    ) -> Losses:
+        """Losses of logits at hand.
+
+        Whole-number labels [...] of logits [..., C] are classes (cross-entropy, with `weight` [C] if given); labels of
+        floating point are targets: of binary cross-entropy if `problem` is "multi_label_classification", else of
+        squared error. -100 is ignored throughout.
+        """
+        keep = labels != IGNORE
+        if not labels.is_floating_point():
+            return self._reduce(F.cross_entropy, logits[keep].float(), labels[keep], keep, term, weight)
+        function = F.binary_cross_entropy_with_logits if problem == "multi_label_classification" else F.mse_loss
+        outputs = logits.reshape(labels.shape)[keep].float()
+        return self._reduce(function, outputs, labels[keep].float(), keep, term)
+
+    def _reduce(
+        self, function: Callable[..., Tensor], outputs: Tensor, targets: Tensor, keep: Tensor, term: str, weight: Tensor | None = None
+    ) -> Losses:
+        more: dict[str, Any] = {}
+        if function is F.cross_entropy:
+            more = {"weight": weight, "label_smoothing": 0.0 if self.by_row else self.smoothing}
+        losses = function(outputs, targets, reduction="none", **more)
+        return self._rows(losses, keep) if self.by_row else Losses(losses.sum() * self.factors.get(term, 1.0))
+
+    @staticmethod
+    def _rows(losses: Tensor, keep: Tensor) -> Losses:
+        row = keep.nonzero()[:, 0]
+        losses = losses.double()
+        return Losses(losses.sum(), torch.zeros(len(keep), dtype=losses.dtype, device=losses.device).index_add_(0, row, losses))
+
+
+def _token_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+    """Cross-entropy of each row [N], a chunk of logits at a time; no gradient."""
+    step = max(1, CHUNK // len(weight))
+    parts = [
+        F.cross_entropy(F.linear(hidden[at : at + step], weight, bias).float(), labels[at : at + step], reduction="none")
+        for at in range(0, len(hidden), step)
+    ]
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+
+@contextmanager
+def _before(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within, the module's input goes through `change`."""
+    handle = module.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The transformers model inside DDP, torch.compile and PEFT wrappers."""
+    from accelerate.utils import extract_model_from_parallel
+
+    inner = extract_model_from_parallel(model, keep_torch_compile=False)
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+
+def model_inputs(model: nn.Module, batch: dict[str, Tensor], task: Task) -> dict[str, Tensor]:
+    """The batch without its labels, which the loss keeps to itself; the decoder's inputs are made from them."""
+    inputs = {k: v for k, v in batch.items() if k not in {term.labels for term in task.terms}}
+    core = unwrap(model)
+    made = core.config.is_encoder_decoder and "decoder_input_ids" not in inputs and core.get_output_embeddings() is not None
+    if made:
+        inputs["decoder_input_ids"] = core.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+    return inputs
+
+
+def losses(model: nn.Module, batch: dict[str, Tensor], task: Task, options: Any, criterion: Criterion) -> dict[str, Losses]:
+    """The losses of a batch by term: the task's own `loss`, or that of its head."""
+    if task.loss is not None:
+        own: dict[str, Losses] = task.loss(model, batch, options, criterion)
+        return own
+    term = task.terms[0]
+    inputs, labels = model_inputs(model, batch, task), batch[term.labels]
+    core = unwrap(model)
+    if core.get_output_embeddings() is not None:
+        return {term.name: criterion.tokens(model, inputs, labels, term.name)[1]}
+    problem = core.config.problem_type
+    return {term.name: criterion.logits(model(**inputs).logits, labels, term.name, problem)}
+
+
+@torch.no_grad()
+def choose_head(model: nn.Module, batch: dict[str, Tensor], task: Task, options: Any) -> str:
+    """The cheapest way to compute this model's head that gives the loss of the whole head, found by trying.
+
+    "fused" takes the hidden states at labelled positions and multiplies them out in chunks; "kept" lets the model
+    compute logits at those positions itself (heads that scale or cap their logits); "full" keeps all logits.
+    """
+    core = unwrap(model)
+    decoder = core.get_output_embeddings()
+    if decoder is None:
+        return "full"
+    was, modes = model.training, ["full", "fused", "kept"] if type(decoder) is nn.Linear else ["full", "kept"]
+    model.eval()
+    state = torch.get_rng_state()
+    found: dict[str, float] = {}
+    for mode in modes:
+        torch.set_rng_state(state)
+        try:
+            sums = losses(model, batch, task, options, Criterion(head=mode))
+        except (RuntimeError, IndexError, AttributeError, TypeError, ValueError):
+            if mode == "full":
+                raise
+            continue  # a head of another shape: the next way down
+        found[mode] = float(sum(loss.total.double() for loss in sums.values()))
+    torch.set_rng_state(state)
+    model.train(was)
+    slack = 2e-2 if torch.is_autocast_enabled(next(core.parameters()).device.type) else 1e-4
+    near = [m for m in modes[1:] if m in found and abs(found[m] - found["full"]) <= slack * max(1.0, abs(found["full"]))]
+    return near[0] if near else "full"

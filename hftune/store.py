@@ -1,0 +1,228 @@
+"""Encoded rows on disk: Arrow files, memory-mapped, keyed by the content of all that made them.
+
+A key names a folder of parts, each written aside and renamed, so that a run killed while it prepares loses
+only the part it was at. A part that is truncated or was made by something else is made again.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from .arrays import Ragged
+
+PART_CHARS = 16_000_000  # text of one part: what a kill can cost, and what is held in memory at once
+BATCH_CHARS = 2_000_000  # text handed to the tokenizer at once
+
+
+def default_folder() -> Path:
+    """Where encoded rows are kept: `$HFTUNE_CACHE`, else `$XDG_CACHE_HOME/hftune`, else `~/.cache/hftune`."""
+    named = os.environ.get("HFTUNE_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hftune"
+
+
+@cache
+def code_fingerprint() -> str:
+    """Hash of the code that encodes: a new version of a task never reads what an old one wrote."""
+    here = Path(__file__).parent
+    files = sorted([*here.glob("tasks/*.py"), *(here / f"{n}.py" for n in ("arrays", "data", "clean", "store", "tokenizer"))])
+    digest = xxhash.xxh3_128()
+    for file in files:
+        digest.update(file.read_bytes() if file.exists() else b"")
+    return digest.hexdigest()
+
+
+def key_of(*parts: Any) -> str:
+    """Content key of JSON-able parts."""
+    return xxhash.xxh3_128_hexdigest(json.dumps([code_fingerprint(), *parts], sort_keys=True, default=str).encode())
+
+
+def _size(row: dict[str, Any]) -> int:
+    return sum(len(v) if isinstance(v, str) else 8 for v in row.values())
+
+
+def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    batch: list[Any] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += _size(row) + 64
+        if size >= BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _to_arrow(column: Any) -> pa.Array:
+    if isinstance(column, Ragged):
+        values = pa.array(column.values)
+        return pa.LargeListArray.from_arrays(pa.array(column.offsets.astype(np.int64)), values)
+    if len(column) and isinstance(column[0], (list, np.ndarray)):
+        return _to_arrow(Ragged.of(column, np.asarray(column[0]).dtype if len(column[0]) else np.int32))
+    return pa.array(column)
+
+
+@dataclass
+class _Part:
+    columns: dict[str, Any]  # Ragged, numpy array, or a pyarrow array (strings)
+    rows: int
+    taken: int  # raw rows that went into it
+
+    @classmethod
+    def open(cls, path: Path, key: str) -> "_Part | None":
+        """The part, or None if it is missing, cut short, or made by something else."""
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            meta = reader.schema.metadata or {}
+            if meta.get(b"key") != key.encode():
+                return None
+            table = reader.read_all().combine_chunks()
+        except (OSError, pa.ArrowInvalid):
+            return None
+        columns: dict[str, Any] = {}
+        for name in table.column_names:
+            array = table.column(name)
+            array = array.chunk(0) if array.num_chunks else pa.array([], array.type)
+            if pa.types.is_large_list(array.type):
+                columns[name] = Ragged(array.values.to_numpy(), array.offsets.to_numpy())
+            elif pa.types.is_string(array.type) or pa.types.is_nested(array.type):
+                columns[name] = array
+            else:
+                columns[name] = array.to_numpy(zero_copy_only=False)
+        return cls(columns, table.num_rows, int(meta[b"taken"]))
+
+
+def _write(path: Path, key: str, columns: dict[str, Any], taken: int) -> None:
+    table = pa.table({name: _to_arrow(column) for name, column in columns.items()})
+    table = table.replace_schema_metadata({"key": key, "taken": str(taken)})
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=max(1, table.num_rows))
+    os.replace(aside, path)
+
+
+def _merge(columns: list[dict[str, Any]]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for name in columns[0]:
+        parts = [c[name] for c in columns]
+        if isinstance(parts[0], Ragged):
+            shift = np.cumsum([0] + [p.offsets[-1] - p.offsets[0] for p in parts])
+            offsets = [p.offsets[:-1] - p.offsets[0] + s for p, s in zip(parts, shift[:-1], strict=True)]
+            values = [p.values[p.offsets[0] : p.offsets[-1]] for p in parts]
+            merged[name] = Ragged(np.concatenate(values), np.concatenate([*offsets, shift[-1:]]).astype(np.int64))
+        elif isinstance(parts[0], np.ndarray):
+            merged[name] = np.concatenate(parts)
+        else:
+            merged[name] = [value for part in parts for value in part]
+    return merged
+
+
+@dataclass
+class Encoded:
+    """Encoded rows: `rows[i]` is a dict of numpy arrays and scalars.
+
+    Attributes:
+        key: content key of all that made them.
+        lengths: int64 [rows], tokens of each row (all list columns of ids together).
+        report: what reading and cleaning counted.
+    """
+
+    key: str
+    parts: list[_Part]
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._starts = np.cumsum([0] + [part.rows for part in self.parts])
+        self.lengths: np.ndarray[Any, np.dtype[np.int64]] = np.concatenate(
+            [self._lengths(part) for part in self.parts] or [np.zeros(0, np.int64)]
+        )
+
+    @staticmethod
+    def _lengths(part: _Part) -> np.ndarray[Any, np.dtype[np.int64]]:
+        ids = [c for name, c in part.columns.items() if isinstance(c, Ragged) and name in ("input_ids", "labels")]
+        return np.sum([np.diff(c.offsets) for c in ids] or [np.ones(part.rows, np.int64)], axis=0).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        at = int(np.searchsorted(self._starts, row, side="right")) - 1
+        local = int(row - self._starts[at])
+        found = {name: column[local] for name, column in self.parts[at].columns.items()}
+        return {name: v.as_py() if isinstance(v, pa.Scalar) else v for name, v in found.items()}
+
+    def column(self, name: str) -> Any:
+        """A scalar column, whole."""
+        return np.concatenate([part.columns[name] for part in self.parts])
+
+    def has(self, name: str) -> bool:
+        """Whether the rows have that column."""
+        return bool(self.parts) and name in self.parts[0].columns
+
+
+def encode(reader: Iterable[Any], function: Any, key: str, folder: Path) -> Encoded:
+    """Rows of text through `function(list of rows) -> columns`, kept under `folder / key`.
+
+    Args:
+        reader: rows, iterable again; its `report` dict is kept with the result.
+        function: a task's encode, bound to its tokenizer and options.
+        key: content key, see key_of.
+        folder: cache folder; several runs may share it, since parts are written aside and renamed.
+    """
+    home = folder / key
+    done = home / "done.json"
+    if (found := _open(home, key)) is not None:
+        return found
+    home.mkdir(parents=True, exist_ok=True)
+    done.unlink(missing_ok=True)
+    parts: list[_Part] = []
+    while (part := _Part.open(home / f"part-{len(parts):05d}.arrow", key)) is not None:
+        parts.append(part)
+    rows = iter(reader)
+    for _ in islice(rows, sum(part.taken for part in parts)):
+        pass  # read again, not encoded again
+    waiting: list[dict[str, Any]] = []
+    taken = size = 0
+
+    def flush() -> None:
+        nonlocal waiting, taken, size
+        path = home / f"part-{len(parts):05d}.arrow"
+        _write(path, key, _merge(waiting), taken)
+        part = _Part.open(path, key)
+        if part is None:
+            raise OSError(f"{path} cannot be read back after it was written")
+        parts.append(part)
+        waiting, taken, size = [], 0, 0
+
+    for batch in _batches(rows):
+        waiting.append(function(batch))
+        taken += len(batch)
+        size += sum(map(_size, batch))
+        if size >= PART_CHARS:
+            flush()
+    if waiting:
+        flush()
+    report = dict(getattr(reader, "report", {}))
+    aside = done.with_name(f".done.{os.getpid()}")
+    aside.write_text(json.dumps({"parts": len(parts), "report": report}), encoding="utf-8")
+    os.replace(aside, done)
+    return Encoded(key, parts, report)
+
+
+def _open(home: Path, key: str) -> Encoded | None:
+    """What an earlier run finished, if it is whole."""
+    try:
+        state = json.loads((home / "done.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    parts = [_Part.open(home / f"part-{i:05d}.arrow", key) for i in range(state["parts"])]
+    return None if None in parts else Encoded(key, [p for p in parts if p], state["report"])
