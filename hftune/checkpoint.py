@@ -1,0 +1,209 @@
+"""Checkpoints: written aside, synced, renamed; a manifest makes a half one visible. No pickle anywhere.
+
+A checkpoint holds what is trained (weights, optimizer moments) and a small JSON state. Order, masks and dropout are
+functions of the step and need no state.
+"""
+
+import errno
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def _hash(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON so that a reader sees the old file or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    _sync(aside)
+    os.replace(aside, path)
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Weights that training changes, and persistent buffers, under their names, shared ones once."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    frozen = {name for name, _ in model.named_parameters(remove_duplicate=False)} - trained
+    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    seen: set[int] = set()
+    kept: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name in frozen or tensor.data_ptr() in seen:
+            continue
+        if tensor.numel():
+            seen.add(tensor.data_ptr())
+        kept[name] = tensor.contiguous()
+    return kept
+
+
+def load_trained_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Put saved weights back; a name that the model does not have is a fault."""
+    own = model.state_dict(keep_vars=True)
+    if missing := set(state) - set(own):
+        raise UserError(f"the checkpoint holds weights that the model lacks: {sorted(missing)[:3]}", hint="start anew with --fresh")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            own[name].copy_(tensor)
+
+
+def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """An optimizer's state_dict as tensors and plain values."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for index, entries in state["state"].items():
+        for name, value in entries.items():
+            (tensors if isinstance(value, Tensor) else plain)[f"{index}.{name}"] = value
+    return {k: v.contiguous() for k, v in tensors.items()}, {"values": plain, "groups": state["param_groups"]}
+
+
+def _join(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[str, Any]:
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **plain["values"]}.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in plain["groups"]]
+    return {"state": state, "param_groups": groups}
+
+
+@dataclass
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done when it was written."""
+        return int(self.manifest["step"])
+
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Restore weights and optimizer in place; returns the JSON state."""
+        load_trained_state(model, load_file(self.path / "model.safetensors"))
+        plain = json.loads((self.path / "optimizer.json").read_text(encoding="utf-8"))
+        optimizer.load_state_dict(_join(load_file(self.path / "optimizer.safetensors"), plain))
+        state: dict[str, Any] = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+        return state
+
+
+def save(
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], facts: dict[str, Any]
+) -> Checkpoint:
+    """Write `folder/step-N` so that it is whole or not there.
+
+    Args:
+        folder: the run's `checkpoints/`.
+        step: optimizer steps done.
+        model: unwrapped model.
+        optimizer: unwrapped optimizer.
+        state: JSON-able state of the loop.
+        facts: what the manifest says besides (versions, world size, threads).
+
+    Raises:
+        UserError: the disk is full; earlier checkpoints are untouched.
+    """
+    final, aside = folder / f"step-{step}", folder / f".incomplete-{step}"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        save_file(trained_state(model), aside / "model.safetensors")
+        tensors, plain = _split(optimizer.state_dict())
+        save_file(tensors, aside / "optimizer.safetensors")
+        write_json(aside / "optimizer.json", plain)
+        write_json(aside / "state.json", state)
+        files = {file.name: {"size": file.stat().st_size, "xxh3": _hash(file)} for file in sorted(aside.iterdir())}
+        manifest = {"step": step, "files": files, **facts}
+        write_json(aside / MANIFEST, manifest)
+        for file in aside.iterdir():
+            _sync(file)
+        _sync(aside)
+        if final.exists():
+            shutil.rmtree(final)
+        os.rename(aside, final)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if not full:
+            raise
+        raise UserError(
+            f"no space left on the disk of {folder} while saving step {step}",
+            hint="make room and start the same command again: it goes on from the last checkpoint",
+            where=str(folder),
+        ) from error
+    return Checkpoint(final, manifest)
+
+
+def examine(path: Path) -> Checkpoint | str:
+    """The checkpoint, or in words why it is not whole."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its manifest is missing or broken"
+    for name, facts in files.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != facts["size"]:
+            return f"{name} is missing or cut short"
+        if _hash(file) != facts["xxh3"]:
+            return f"{name} has other content than was written"
+    return Checkpoint(path, manifest)
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    found = [(p.name.removeprefix("step-"), p) for p in folder.glob("step-*") if p.is_dir()] if folder.is_dir() else []
+    return sorted((int(number), path) for number, path in found if number.isdigit())
+
+
+def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint, and a line for each newer one that was passed over."""
+    passed: list[str] = []
+    for _, path in reversed(_numbered(folder)):
+        found = examine(path)
+        if isinstance(found, Checkpoint):
+            return found, passed
+        passed.append(f"passed over {path.name}: {found}")
+    return None, passed
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed save left."""
+    for path in folder.glob(".incomplete-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def rotate(folder: Path, keep: int, best: int | None) -> None:
+    """Remove the oldest checkpoints beyond `keep`, never the best nor the newest whole one."""
+    numbered = _numbered(folder)
+    for step, path in numbered[: max(0, len(numbered) - keep)]:
+        if step != best:
+            shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,359 @@
+"""The training loop. Read this first: `train_step` is the mathematics, `train` is its rhythm.
+
+Two rules carry it. The loss of a step is the sum over its targets divided by their number, counted once over
+all micro-batches and ranks. And everything random follows from (seed, step), so there is no state of chance to
+save: a run that was killed goes on bit for bit.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from . import batching, heads
+from .batching import Plan
+from .schema import Train
+from .task import IGNORE, Task
+
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class Rows:
+    """Encoded rows and how they become batches."""
+
+    data: Any  # store.Encoded, or anything with len(), [row] and .lengths
+    task: Task
+    tokenizer: Any
+    options: Any
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def batch(self, rows: Any, generators: list[np.random.Generator]) -> Batch:
+        """Rows by number to a dict of tensors of equal first dimension."""
+        arrays = self.task.collate([self.data[int(row)] for row in rows], self.tokenizer, self.options, generators)
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+    def silent(self, seed: int) -> Batch:
+        """A micro-batch that counts nothing, for a rank that has no rows of its own left."""
+        batch = self.batch([0], [batching.generator(seed, 0)])
+        return {k: torch.full_like(v, IGNORE) if k in {t.labels for t in self.task.terms} else v for k, v in batch.items()}
+
+
+@dataclass
+class Step:
+    """This rank's share of one optimizer step."""
+
+    number: int
+    epoch: int
+    rows: Any  # row numbers of the whole step, over all ranks
+    batches: list[Batch]
+    tokens: int  # of the whole step, over all ranks
+    padding: float  # share of padded positions in this rank's micro-batches
+
+
+@dataclass
+class Steps(Dataset[Step]):
+    """Step number to batches: a pure function, so any worker or rank may ask for any step."""
+
+    rows: Rows
+    plan: Plan
+    seed: int
+    budget: int
+    overhead: int = 64
+    rank: int = 0
+    ranks: int = 1
+
+    def __getitem__(self, number: int) -> Step:
+        """The batches of step `number` (counted from 0) for this rank."""
+        epoch, chosen = self.plan.rows(number)
+        lengths = self.plan.lengths[chosen]
+        cuts = batching.micro_batches(lengths, self.budget, self.rank, self.ranks, self.overhead)
+        batches = [
+            self.rows.batch(chosen[cut], [batching.generator(self.seed, epoch, int(r)) for r in chosen[cut]])
+            if len(cut)
+            else self.rows.silent(self.seed)
+            for cut in cuts
+        ]
+        padded = sum(len(cut) * int(lengths[cut].max()) for cut in cuts if len(cut))
+        own = sum(int(lengths[cut].sum()) for cut in cuts)
+        return Step(number, epoch, chosen, batches, int(lengths.sum()), 1 - own / max(1, padded))
+
+
+@dataclass
+class Progress:
+    """All that a resumed run needs besides weights and moments."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int | None = None
+    worse: int = 0  # evaluations since the best
+    skipped: int = 0  # steps whose gradient was not finite
+
+
+class NotFinite(RuntimeError):
+    """The loss or the gradient of a step is not finite."""
+
+
+def train_step(
+    model: torch.nn.Module,
+    batches: list[Batch],
+    accelerator: Any,
+    optimizer: Any,
+    task: Task,
+    options: Any,
+    *,
+    head: str = "full",
+    max_norm: float = 0.0,
+    smoothing: float = 0.0,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """One optimizer step: the same gradients however its rows were cut into micro-batches and dealt to ranks.
+
+    Args:
+        model: prepared by the accelerator.
+        batches: this rank's micro-batches.
+        accelerator: accelerate's Accelerator.
+        optimizer: prepared by the accelerator.
+        task: whose loss it is.
+        options: the task's options.
+        head: see heads.choose_head.
+        max_norm: gradient norm to clip at; 0 clips nothing.
+        smoothing: label smoothing.
+
+    Returns:
+        By term the sum of the losses over all ranks and the number of targets, and the gradient norm (scalar tensors).
+        The optimizer has not moved if the norm is not finite.
+    """
+    device, world = accelerator.device, accelerator.num_processes
+    batches = [{k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in batches]
+    counts = torch.stack([sum((b[term.labels] != IGNORE).sum() for b in batches) for term in task.terms])  # type: ignore[arg-type]
+    counts = accelerator.reduce(counts.to(device), "sum").clamp(min=1)
+    # DDP averages gradients over ranks; the loss is a sum over them
+    factors = {t.name: t.weight * world / n for t, n in zip(task.terms, counts.float(), strict=True)}
+    criterion = heads.Criterion(factors, smoothing, head=head)
+    totals = {term.name: torch.zeros((), device=device) for term in task.terms}
+    # ------------------------------------------------------------------ the training step
+    for batch in batches:
+        last = batch is batches[-1]
+        with nullcontext() if last else accelerator.no_sync(model):
+            with accelerator.autocast():
+                found = heads.losses(model, batch, task, options, criterion)
+                loss = sum(part.total for part in found.values())
+            accelerator.backward(loss)
+        for name, part in found.items():
+            totals[name] += part.total.detach()
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm or torch.inf)
+    if bool(torch.isfinite(norm)):
+        optimizer.step()
+    optimizer.zero_grad()
+    # -----------------------------------------------------------------------------------
+    sums = accelerator.reduce(torch.stack([totals[t.name] / factors[t.name] for t in task.terms]), "sum")
+    names = [term.name for term in task.terms]
+    return dict(zip(names, sums, strict=True)), dict(zip(names, counts, strict=True)), norm
+
+
+@dataclass
+class Job:
+    """What `train` needs: the prepared pieces, and what to do along the way."""
+
+    accelerator: Any
+    model: torch.nn.Module
+    optimizer: Any
+    schedule: Any
+    steps: Steps
+    recipe: Train
+    total: int
+    head: str = "full"
+    workers: int = 0
+    log: Callable[[dict[str, Any]], None] = lambda entry: None
+    evaluate: Callable[[Progress], bool] = lambda progress: False  # true: stop early
+    save: Callable[[Progress], None] = lambda progress: None
+    stop: Callable[[Progress], str | None] = lambda progress: None  # a reason to stop after this step
+    unfreeze: Callable[[int], None] = lambda step: None  # before each step
+    evaluate_every: int = 0
+    save_every: int = 0
+
+    def batches(self, start: int) -> Iterator[Step]:
+        """The steps from `start` on, prepared by workers where there are any."""
+        loader: DataLoader[Step] = DataLoader(
+            self.steps,
+            batch_size=None,
+            sampler=range(start, self.total),  # type: ignore[arg-type]
+            num_workers=self.workers,
+            collate_fn=_as_is,
+            generator=torch.Generator(),  # a loader without one draws from the global stream
+            pin_memory=False,
+        )
+        return iter(loader)
+
+
+def _as_is(step: Step) -> Step:
+    return step
+
+
+@dataclass
+class Window:
+    """Sums since the last line of the log."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    tokens: int = 0
+    padding: list[float] = field(default_factory=list)
+    started: float = field(default_factory=time.perf_counter)
+
+    def add(self, step: Step, sums: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
+        """Take in one step, without asking the device for a number."""
+        for name in sums:
+            self.sums[name] = self.sums.get(name, 0) + sums[name].double()
+            self.counts[name] = self.counts.get(name, 0) + counts[name]
+        self.tokens += step.tokens
+        self.padding.append(step.padding)
+
+    def entry(self, task: Task) -> dict[str, Any]:
+        """The losses since the last line, and the speed."""
+        means = {t.name: float(self.sums[t.name] / self.counts[t.name]) for t in task.terms}
+        found: dict[str, Any] = {"loss": sum(t.weight * means[t.name] for t in task.terms)}
+        if len(means) > 1:
+            found.update({f"{name}_loss": value for name, value in means.items()})
+        seconds = max(1e-9, time.perf_counter() - self.started)
+        return {**found, "tokens_per_second": self.tokens / seconds, "padding_fraction": float(np.mean(self.padding))}
+
+
+def train(job: Job, progress: Progress) -> str:
+    """Train until the steps are done, the job says stop, or it no longer helps.
+
+    Returns:
+        "finished", or the reason that `job.stop` gave.
+    """
+    recipe, task, options = job.recipe, job.steps.rows.task, job.steps.rows.options
+    if progress.step >= job.total:
+        return "finished"
+    if not recipe.gradual_unfreezing:
+        job.unfreeze = lambda step: None
+    job.model.train()
+    window = Window()
+    source = job.batches(progress.step)
+    while progress.step < job.total:
+        begin = time.perf_counter()
+        step = next(source)
+        # dropout follows from the step too: nothing of it needs saving, and evaluation cannot disturb it
+        torch.manual_seed(step_seed(recipe.seed, progress.step, job.steps.rank))
+        job.unfreeze(progress.step)
+        rate = job.schedule.get_last_lr()[0]
+        try:
+            sums, counts, norm = train_step(
+                job.model, step.batches, job.accelerator, job.optimizer, task, options,
+                head=job.head, max_norm=recipe.max_grad_norm, smoothing=recipe.label_smoothing_factor,
+            )  # fmt: skip
+        except torch.OutOfMemoryError:
+            if job.steps.ranks > 1 or job.steps.budget <= int(job.steps.plan.lengths.max()):
+                raise
+            job.optimizer.zero_grad()
+            job.steps.budget //= 2  # the same rows, in more pieces: the mathematics stays
+            torch.cuda.empty_cache()
+            job.log({"event": "out of memory", "step": progress.step + 1, "micro_batch_tokens": job.steps.budget})
+            source = job.batches(progress.step)
+            continue
+        job.schedule.step()
+        if not bool(torch.isfinite(norm)):
+            if recipe.on_nonfinite == "stop":
+                raise NotFinite(
+                    f"step {progress.step + 1}: loss {float(sum(sums.values())):.4g}, gradient norm {float(norm):.4g}; "
+                    f"rows {', '.join(map(str, step.rows[:16]))}{' ...' if len(step.rows) > 16 else ''}"
+                )
+            progress.skipped += 1
+        else:
+            window.add(step, sums, counts)
+        progress.step += 1
+        progress.tokens += step.tokens
+        progress.seconds += time.perf_counter() - begin
+        last = progress.step == job.total
+        if (progress.step % recipe.logging_steps == 0 or last) and window.sums:
+            job.log(
+                {
+                    "step": progress.step,
+                    "epoch": round(step.epoch + (job.steps.plan.locate(step.number)[1] + 1) / len(job.steps.plan.epoch(step.epoch)), 4),
+                    **window.entry(task),
+                    "learning_rate": rate,
+                    "grad_norm": float(norm),
+                    "tokens": progress.tokens,
+                }
+            )
+            window = Window()
+        enough = False
+        if job.evaluate_every and (progress.step % job.evaluate_every == 0 or last):
+            enough = job.evaluate(progress)
+            job.model.train()
+            window.started = time.perf_counter()
+        reason = job.stop(progress)
+        if reason or enough or last or (job.save_every and progress.step % job.save_every == 0):
+            job.save(progress)
+            window.started = time.perf_counter()
+        if reason:
+            return reason
+        if enough:
+            return "finished"
+    return "finished"
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of dropout in a step on a rank."""
+    return int(batching.generator(seed, step, rank, batching.DROPOUT).integers(2**62))
+
+
+@torch.no_grad()
+def evaluate_rows(
+    model: torch.nn.Module, rows: Rows, accelerator: Any, *, budget: int, head: str = "full", limit: int | None = None
+) -> dict[str, tuple[Any, Any]]:
+    """Each row's loss: the figures are the same at any batch size and number of processes.
+
+    Args:
+        model: unwrapped model.
+        rows: what to evaluate; masks are drawn once and for all by row number.
+        accelerator: accelerate's Accelerator.
+        budget: padded tokens at once.
+        head: see heads.choose_head.
+        limit: only the first rows.
+
+    Returns:
+        By term, (sums float64 [rows], counts int64 [rows]).
+    """
+    total = min(len(rows), limit or len(rows))
+    device, terms = accelerator.device, rows.task.terms
+    figures = torch.zeros(2 * len(terms), total, dtype=torch.float64, device=device)
+    criterion = heads.Criterion(by_row=True, head=head)
+    was = model.training
+    model.eval()
+    lengths = rows.data.lengths[:total]
+    for chosen in batching.evaluation_batches(lengths, budget, accelerator.process_index, accelerator.num_processes):
+        generators = [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen]
+        batch = rows.batch(chosen, generators) if len(chosen) else rows.silent(0)
+        batch = {k: v.to(device) for k, v in batch.items()}
+        with accelerator.autocast():
+            found = heads.losses(model, batch, rows.task, rows.options, criterion)
+        if not len(chosen):
+            continue
+        where = torch.as_tensor(chosen, device=device)
+        for i, term in enumerate(terms):
+            labels = batch[term.labels]
+            figures[2 * i, where] = found[term.name].rows  # type: ignore[assignment]
+            figures[2 * i + 1, where] = (labels != IGNORE).reshape(len(labels), -1).sum(1).double()
+    model.train(was)
+    gathered = accelerator.reduce(figures, "sum").cpu().numpy()
+    return {t.name: (gathered[2 * i], gathered[2 * i + 1].astype(np.int64)) for i, t in enumerate(terms)}
+
+
+def mean_loss(figures: dict[str, tuple[Any, Any]], task: Task) -> dict[str, float]:
+    """Losses from row sums: sum, count, divide, in float64."""
+    means = {t.name: float(figures[t.name][0].sum() / max(1, figures[t.name][1].sum())) for t in task.terms}
+    found = {"loss": sum(t.weight * means[t.name] for t in task.terms)}
+    return found if len(means) == 1 else {**found, **{f"{name}_loss": value for name, value in means.items()}}

@@ -1,0 +1,157 @@
+"""Sequence classification: one label, several labels, or a number, of a text or a pair of texts."""
+
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ..arrays import pad
+from ..errors import UserError
+from ..task import Options, Task
+
+
+class ClassifyOptions(Options):
+    """What a recipe may say under `task:` for classification. The columns are `text`, `text_pair` and `label`."""
+
+    kind: Literal["single", "multi", "regression"] = Field(
+        "single", description="one label a row; a list of labels (or a string with separators); or a number"
+    )
+    pair: bool = Field(False, description="classify pairs: the columns text and text_pair")
+    max_length: Annotated[int, Field(ge=4)] = Field(256, description="tokens of a row, special tokens included; longer text is cut")
+    label_names: tuple[str, ...] | None = Field(None, description="label names in order; default: those of the training rows, sorted")
+    separator: str = Field(",", description="between the labels of a row written as one string, for kind: multi")
+
+
+def _names(row: Any, options: ClassifyOptions) -> list[str]:
+    """Label names of a row, as text whatever the file's type."""
+    value = row["label"]
+    if options.kind != "multi":
+        if isinstance(value, (list, dict)) or value is None or value == "":
+            raise UserError(f"the label is {json.dumps(value)[:40]}, wanted one label", hint="for lists set task.kind: multi", where=row.where)
+        return [_name(value)]
+    values = value.split(options.separator) if isinstance(value, str) else value if isinstance(value, list) else [value]
+    return [_name(v) for v in values if v is not None and _name(v)]
+
+
+def _name(value: Any) -> str:
+    return (str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)).strip()
+
+
+def labels(rows: Iterable[Any], options: ClassifyOptions) -> ClassifyOptions:
+    """The options with the label names found in the rows: numbers in order of value, else by name."""
+    if options.kind == "regression" or options.label_names:
+        return options
+    found = {name for row in rows for name in _names(row, options)}
+    numeric = all(name.lstrip("-").isdigit() for name in found)
+    if len(found) < 2 and options.kind == "single":
+        raise UserError(f"all rows have the same label {found or ''}", hint="is data.columns.label the right column?", where="data.train")
+    if len(found) > 1000:
+        raise UserError(
+            f"{len(found)} different labels", hint="for numbers set task.kind: regression; else name them in task.label_names", where="data.train"
+        )
+    return options.model_copy(update={"label_names": tuple(sorted(found, key=int if numeric else str))})
+
+
+def _target(row: Any, options: ClassifyOptions, index: dict[str, int]) -> Any:
+    if options.kind == "regression":
+        try:
+            return float(row["label"])
+        except (TypeError, ValueError):
+            raise UserError(f"the label is {str(row['label'])[:40]!r}, wanted a number", where=row.where) from None
+    names = _names(row, options)
+    for name in names:
+        if name not in index:
+            known = ", ".join(list(index)[:12])
+            raise UserError(
+                f"label {name[:40]!r} is not one of the training labels ({known})",
+                hint="correct the row, or list all labels in task.label_names",
+                where=row.where,
+            )
+    return [float(i in {index[n] for n in names}) for i in range(len(index))] if options.kind == "multi" else index[names[0]]
+
+
+def encode(rows: list[Any], tokenizer: Any, options: ClassifyOptions) -> dict[str, Any]:
+    """Columns: `input_ids` (ragged), `token_type_ids` for pairs where the model has them, `target`, `text`, `text_pair`."""
+    texts = [[str(row["text"]) for row in rows]]
+    if options.pair:
+        texts.append([str(row["text_pair"]) for row in rows])
+    found = tokenizer(*texts, truncation=True, max_length=options.max_length)
+    columns: dict[str, Any] = {"input_ids": found["input_ids"], "text": texts[0]}
+    if options.pair:
+        columns["text_pair"] = texts[1]
+        if "token_type_ids" in found:
+            columns["token_type_ids"] = found["token_type_ids"]
+    index = {name: i for i, name in enumerate(options.label_names or ())}
+    if all("label" in row for row in rows):  # rows to predict may have none
+        columns["target"] = [_target(row, options, index) for row in rows]
+    return columns
+
+
+def collate(rows: list[dict[str, Any]], tokenizer: Any, options: ClassifyOptions, rngs: Any) -> dict[str, Any]:
+    """Pad to the longest; labels are int64 [B], or float32 [B] or [B, labels]."""
+    side = tokenizer.padding_side
+    batch = {
+        "input_ids": pad([row["input_ids"] for row in rows], tokenizer.pad_token_id, side),
+        "attention_mask": pad([np.ones(len(row["input_ids"])) for row in rows], 0, side),
+    }
+    if "token_type_ids" in tokenizer.model_input_names:
+        kinds = [row.get("token_type_ids", np.zeros(len(row["input_ids"]))) for row in rows]
+        batch["token_type_ids"] = pad(kinds, tokenizer.pad_token_type_id, side)
+    if "target" in rows[0]:
+        batch["labels"] = np.array([row["target"] for row in rows], np.int64 if options.kind == "single" else np.float32)
+    return batch
+
+
+def predict(model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: ClassifyOptions) -> list[dict[str, Any]]:
+    """A label with the probabilities of all, the labels above one half, or a number."""
+    logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.double()
+    names = options.label_names or ()
+    if options.kind == "regression":
+        found = [{"prediction": float(v)} for v in logits.reshape(-1).tolist()]
+    elif options.kind == "multi":
+        scores = logits.sigmoid().tolist()
+        found = [
+            {"prediction": [n for n, p in zip(names, s, strict=True) if p > 0.5], "scores": dict(zip(names, s, strict=True))} for s in scores
+        ]
+    else:
+        scores = logits.softmax(-1).tolist()
+        found = [{"prediction": names[int(np.argmax(s))], "scores": dict(zip(names, s, strict=True))} for s in scores]
+    for row, answer in zip(rows, found, strict=True):
+        if "target" in row:
+            answer["reference"] = _reference(row["target"], options)
+    return found
+
+
+def _reference(target: Any, options: ClassifyOptions) -> Any:
+    names = options.label_names or ()
+    if options.kind == "regression":
+        return float(target)
+    return [n for n, t in zip(names, target, strict=True) if t > 0.5] if options.kind == "multi" else names[int(target)]
+
+
+def config(options: ClassifyOptions, tokenizer: Any) -> dict[str, Any]:
+    """Label names and the kind of loss, saved with the model so that a pipeline shows the names."""
+    if options.kind == "regression":
+        return {"num_labels": 1, "problem_type": "regression"}
+    names = options.label_names or ()
+    problem = "single_label_classification" if options.kind == "single" else "multi_label_classification"
+    return {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}, "problem_type": problem}
+
+
+METRICS = {"single": ["accuracy", "f1"], "multi": ["f1", "accuracy"], "regression": ["pearson", "spearman", "mse"]}
+INPUTS = {"single": "label", "multi": "labels", "regression": "number"}
+
+TASK = Task(
+    head="AutoModelForSequenceClassification",
+    options=ClassifyOptions,
+    encode=encode,
+    collate=collate,
+    columns=lambda options: ["text", "text_pair", "label"] if options.pair else ["text", "label"],
+    metrics=lambda options: METRICS[options.kind],
+    inputs=lambda options: INPUTS[options.kind],
+    predict=predict,
+    labels=labels,
+    config=config,
+)

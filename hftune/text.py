@@ -1,0 +1,87 @@
+"""From documents to rows of ids: cutting, special tokens, all in whole-array operations."""
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .arrays import Ragged
+from .tokenizer import encode_batch
+
+PROBE = "a"
+
+
+def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special ids that the tokenizer puts before and after one text."""
+    inner = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    whole = tokenizer(PROBE, add_special_tokens=True)["input_ids"]
+    for at in range(len(whole) - len(inner) + 1):
+        if whole[at : at + len(inner)] == inner:
+            return list(whole[:at]), list(whole[at + len(inner) :])
+    return [], []
+
+
+def special_ids(tokenizer: Any) -> npt.NDArray[np.int64]:
+    """Ids that are never masked, corrupted or drawn."""
+    return _special_ids(tokenizer)
+
+
+@lru_cache(maxsize=4)
+def _special_ids(tokenizer: Any) -> npt.NDArray[np.int64]:
+    return np.array(sorted(set(tokenizer.all_special_ids)), np.int64)
+
+
+def pieces(lengths: npt.NDArray[np.int64], most: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Cut documents into the fewest pieces of at most `most` tokens, all of a document as equal as can be.
+
+    Returns:
+        For each piece the document it is of, and its length. Empty documents give none.
+    """
+    number = -(-lengths // most)
+    document = np.repeat(np.arange(len(lengths)), number)
+    first = np.repeat(np.cumsum(number) - number, number)
+    j = np.arange(len(document)) - first
+    total, parts = lengths[document], number[document]
+    return document, (j + 1) * total // parts - j * total // parts
+
+
+def chunk(
+    texts: list[str], tokenizer: Any, max_length: int, *, words: bool = False, special: bool = True
+) -> dict[str, Any]:
+    """Documents to rows of at most `max_length` ids, special tokens included; a row never holds two documents.
+
+    Args:
+        texts: documents.
+        tokenizer: a transformers tokenizer.
+        max_length: most ids of a row.
+        words: also give `word_starts`, 1 where a token begins a word.
+        special: put the tokenizer's special tokens around each row.
+
+    Returns:
+        `input_ids` (ragged int32), and where asked `word_starts` (ragged int8).
+    """
+    found = encode_batch(tokenizer, texts, word_starts=words)
+    ids, starts = found if words else (found, None)
+    before, after = frame(tokenizer) if special else ([], [])
+    _, inner = pieces(np.diff(ids.offsets), max_length - len(before) - len(after))
+    columns = {"input_ids": _framed(ids.values, inner, before, after)}
+    if starts is not None:
+        columns["word_starts"] = _framed(starts.values.astype(np.int8), inner, [0] * len(before), [0] * len(after))
+    return columns
+
+
+def _framed(values: Any, inner: npt.NDArray[np.int64], before: list[int], after: list[int]) -> Ragged:
+    """Put the same ids before and after each piece."""
+    k = len(before) + len(after)
+    offsets = np.concatenate([[0], np.cumsum(inner + k)]).astype(np.int64)
+    out = np.empty(offsets[-1], values.dtype)
+    body = np.ones(len(out), bool)
+    for i, value in enumerate(before):
+        out[offsets[:-1] + i] = value
+        body[offsets[:-1] + i] = False
+    for i, value in enumerate(after):
+        out[offsets[1:] - len(after) + i] = value
+        body[offsets[1:] - len(after) + i] = False
+    out[body] = values
+    return Ragged(out, offsets)
