@@ -1,0 +1,163 @@
+"""Measuring a model: losses by row, predictions streamed to disk, figures with intervals."""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import batching, heads, loop, metrics
+from .loop import Rows
+from .schema import Eval
+from .task import IGNORE
+
+
+@torch.no_grad()
+def stream_predictions(
+    model: torch.nn.Module, rows: Rows, accelerator: Any, path: Path, *, budget: int, limit: int | None = None
+) -> Path:
+    """Write one JSON object a row to `path`, in the order of the rows, holding one batch in memory.
+
+    Each rank writes what it computed; the first puts the lines in order. None is lost or doubled, since each row
+    belongs to exactly one batch of one rank.
+    """
+    assert rows.task.predict is not None
+    total = min(len(rows), limit or len(rows))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_name(f".{path.name}.{accelerator.process_index}")
+    was = model.training
+    model.eval()
+    lengths = rows.data.lengths[:total]
+    with own.open("w", encoding="utf-8") as file:
+        for chosen in batching.evaluation_batches(lengths, budget, accelerator.process_index, accelerator.num_processes):
+            if not len(chosen):
+                continue
+            batch = rows.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])
+            batch = {k: v.to(accelerator.device) for k, v in batch.items()}
+            raw = [rows.data[int(row)] for row in chosen]
+            with accelerator.autocast():
+                found = rows.task.predict(model, batch, raw, rows.tokenizer, rows.options)
+            for number, source, answer in zip(chosen, raw, found, strict=True):
+                texts = {k: v for k, v in source.items() if isinstance(v, str)}
+                file.write(f"{int(number)}\t{json.dumps({**texts, **answer}, ensure_ascii=False)}\n")
+    model.train(was)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _in_order([path.with_name(f".{path.name}.{rank}") for rank in range(accelerator.num_processes)], path, total)
+    accelerator.wait_for_everyone()
+    return path
+
+
+def _in_order(parts: list[Path], path: Path, total: int) -> None:
+    """Lines `number TAB json` of several files to one file in order of number."""
+    where = np.full((total, 2), -1, np.int64)  # file, offset
+    files = [part.open("rb") for part in parts]
+    for which, file in enumerate(files):
+        at = 0
+        for line in file:
+            where[int(line.split(b"\t", 1)[0])] = which, at
+            at += len(line)
+    assert (where[:, 0] >= 0).all(), "a row was lost between the ranks"
+    aside = path.with_name(f".{path.name}.ordered")
+    with aside.open("wb") as out:
+        for which, at in where.tolist():
+            files[which].seek(at)
+            out.write(files[which].readline().split(b"\t", 1)[1])
+    os.replace(aside, path)
+    for file, part in zip(files, parts, strict=True):
+        file.close()
+        part.unlink()
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a predictions file."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def unigram_loss(train: Rows, rows: Rows, *, targets: int = 2_000_000, limit: int | None = None) -> float:
+    """Cross-entropy in nats of the same targets under the training targets' own frequencies (add-one smoothed).
+
+    The floor for any model over a vocabulary: what knowing the word frequencies alone would score.
+    """
+    counts: Counter[int] = Counter()
+    seen = epoch = 0
+    order = batching.generator(0, 0, stream=batching.ORDER).permutation(len(train))
+    while seen < targets and epoch < 20:
+        for at in range(0, len(order), 256):
+            chosen = order[at : at + 256]
+            labels = train.batch(chosen, [batching.generator(0, epoch, int(r), batching.EVALUATION) for r in chosen])["labels"].numpy()
+            kept = labels[labels != IGNORE]
+            counts.update(dict(zip(*(a.tolist() for a in np.unique(kept, return_counts=True)), strict=True)))
+            seen += len(kept)
+            if seen >= targets:
+                break
+        epoch += 1
+    size = len(train.tokenizer)
+    total, nll, number = seen + size, 0.0, 0
+    count = min(len(rows), limit or len(rows))
+    for at in range(0, count, 256):
+        chosen = range(at, min(count, at + 256))
+        labels = rows.batch(chosen, [batching.generator(0, 0, r, batching.EVALUATION) for r in chosen])["labels"].numpy()
+        values, times = np.unique(labels[labels != IGNORE], return_counts=True)
+        nll -= sum(n * math.log((counts.get(int(v), 0) + 1) / total) for v, n in zip(values, times, strict=True))
+        number += int(times.sum())
+    return nll / max(1, number)
+
+
+def evaluate(
+    model: torch.nn.Module,
+    rows: Rows,
+    accelerator: Any,
+    settings: Eval,
+    *,
+    head: str,
+    predictions: Path | None = None,
+    intervals: bool = True,
+) -> dict[str, Any]:
+    """All figures of a model on a split: the loss, and the task's metrics with their intervals.
+
+    Args:
+        model: unwrapped model.
+        rows: the split.
+        accelerator: accelerate's Accelerator.
+        settings: the recipe's block `eval`.
+        head: see heads.choose_head.
+        predictions: where the predictions go; None: losses only.
+        intervals: bootstrap intervals beside the figures.
+
+    Returns:
+        Figure name -> {"value", "low", "high", "count", ...}, the same on every rank.
+    """
+    by_row = loop.evaluate_rows(model, rows, accelerator, budget=settings.batch_tokens, head=head, limit=settings.limit)
+    figures: dict[str, Any] = {
+        name: {"value": value, "count": int(sum(c.sum() for _, c in by_row.values()))}
+        for name, value in loop.mean_loss(by_row, rows.task).items()
+    }
+    over_vocabulary = heads.unwrap(model).get_output_embeddings() is not None
+    if over_vocabulary:
+        figures["perplexity"] = {"value": math.exp(min(700.0, figures["loss"]["value"])), "count": figures["loss"]["count"]}
+    if rows.task.predict is not None and predictions is not None:
+        stream_predictions(model, rows, accelerator, predictions, budget=settings.batch_tokens, limit=settings.limit)
+        names = settings.metrics if settings.metrics is not None else rows.task.metrics(rows.options)
+        figures.update(score_file(predictions, names, settings, intervals))
+    return figures
+
+
+def score_file(path: Path, names: list[str], settings: Eval, intervals: bool) -> dict[str, Any]:
+    """Metrics of a predictions file."""
+    lines = list(read_lines(path))
+    if not names or not lines or "reference" not in lines[0]:
+        return {}
+    scores = [line["scores"] for line in lines] if "scores" in lines[0] else None
+    found: dict[str, Any] = metrics.score(
+        names, [line["prediction"] for line in lines], [line["reference"] for line in lines],
+        confidence=settings.confidence, resamples=settings.resamples if intervals else 0, scores=scores,
+    )  # fmt: skip
+    return found

@@ -1,0 +1,207 @@
+"""The run folder: its lock, its state, and what may be started in it."""
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from . import __version__, recipe
+from .checkpoint import write_json
+from .errors import UserError
+from .recipe import Recipe
+
+STATE, RECIPE, LOG, METRICS, CHECKPOINTS = "run.json", "recipe.yaml", "log.jsonl", "metrics.json", "checkpoints"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a run's figures."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"hftune": __version__, "python": platform.python_version()}
+    for name in ("torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "evaluate", "sacrebleu"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores, memory and accelerators."""
+    import torch
+
+    model = next((x.split(":")[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")), platform.processor())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"processor": model, "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1), "gpus": gpus, "threads": torch.get_num_threads()}
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def git_commit() -> str | None:
+    """The commit of the working folder, with a + if it has changes; None outside a repository."""
+    try:
+        said = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=12"], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return said.stdout.strip() or None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or an empty one where there is none to be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a run."""
+    return (path / STATE).is_file() and (path / RECIPE).is_file()
+
+
+def newest(root: Path = Path("runs")) -> Path:
+    """The run under `root` that was worked on last.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [p.parent for p in root.glob(f"*/{STATE}") if is_run(p.parent)]
+    if not found:
+        raise UserError(f"no run under {root}/", hint="name a run, or make one: hftune pretrain RECIPE")
+    return max(found, key=lambda p: (p / STATE).stat().st_mtime)
+
+
+@dataclass
+class RunFolder:
+    """A run folder held by this process alone (rank 0 writes)."""
+
+    path: Path
+    main: bool = True
+    state: dict[str, Any] = field(default_factory=dict)
+    _lock: IO[str] | None = None
+
+    @classmethod
+    def claim(cls, wanted: Recipe, *, fresh: bool = False, allow: Sequence[str] = (), main: bool = True) -> "RunFolder":
+        """Take the folder that the recipe names, for this recipe.
+
+        Raises:
+            UserError: it cannot be written, another process holds it, it holds another recipe's run, or something
+                that is not a run.
+        """
+        path = Path(wanted.output.dir)
+        if not main:
+            return cls(path, main=False, state=read_json(path / STATE))
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = (path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {path}: {error.strerror}", hint="choose another folder with output.dir=DIR", where="output.dir"
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.seek(0)
+            raise UserError(
+                f"another run is at work in {path}: {lock.read().strip() or 'unknown'}",
+                hint="wait for it, or choose another folder with output.dir=DIR",
+                where="output.dir",
+            ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        lock.flush()
+        folder = cls(path, state=read_json(path / STATE), _lock=lock)
+        if fresh:
+            folder.clear()
+        elif folder.state:
+            folder._same_recipe(wanted, allow)
+        elif strange := [p.name for p in path.iterdir() if p.name != ".lock"]:
+            raise UserError(
+                f"{path} holds files that are not a run's: {', '.join(sorted(strange)[:4])}", hint="choose an empty or new folder", where="output.dir"
+            )
+        return folder
+
+    def _same_recipe(self, wanted: Recipe, allow: Sequence[str]) -> None:
+        before = recipe.load(self.path / RECIPE)
+        changed = [d for d in recipe.differences(before, wanted) if d[0] not in allow and not _extends(*d)]
+        if changed:
+            told = "; ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in changed[:6])
+            more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+            raise UserError(
+                f"{self.path} holds the run of another recipe ({told}{more})",
+                hint="choose another output.dir, start over with --fresh, or take the change with --allow " + changed[0][0],
+                where="output.dir",
+            )
+
+    def clear(self) -> None:
+        """Remove the run that is there."""
+        for item in self.path.iterdir():
+            if item.name == ".lock":
+                continue
+            shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
+        self.state = {}
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.path / CHECKPOINTS
+
+    def begin(self, wanted: Recipe, **facts: Any) -> None:
+        """Write the recipe and say that the run is at work."""
+        if self.main:
+            aside = self.path / f".{RECIPE}"
+            aside.write_text(recipe.dump(wanted), encoding="utf-8")
+            os.replace(aside, self.path / RECIPE)
+        self.set("running", command=" ".join(["hftune", *sys.argv[1:]]), versions=versions(), git=git_commit(), hardware=hardware(),
+                 directory=os.getcwd(), started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts)  # fmt: skip
+
+    def set(self, state: str, **facts: Any) -> None:
+        """Change the state in run.json."""
+        self.state = {**self.state, "state": state, **facts}
+        if self.main:
+            write_json(self.path / STATE, self.state)
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Append a line to log.jsonl."""
+        if self.main:
+            with (self.path / LOG).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_finite(entry), ensure_ascii=False, allow_nan=False) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the log's lines beyond a step: a resumed run writes them again."""
+        if self.main and (self.path / LOG).exists():
+            lines = (self.path / LOG).read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line).get("step", 0) <= step]
+            aside = self.path / f".{LOG}"
+            aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            os.replace(aside, self.path / LOG)
+
+
+def _extends(key: str, old: Any, new: Any) -> bool:
+    """More of the same training is no other training."""
+    return key in recipe.EXTENDABLE and (new is None or old is None or new >= old)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not finite is written as null."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))) else value

@@ -1,0 +1,153 @@
+"""From a recipe to what a run works with: tokenizer, options with label names, encoded rows, model.
+
+Everything that can be wrong in what the user gave is found here, before a weight is loaded.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import data, models, store, tokenizer
+from . import task as tasks
+from .errors import UserError
+from .loop import Rows
+from .recipe import Recipe
+from .report import Reporter
+from .task import Task
+
+
+@dataclass
+class Prepared:
+    """What a recipe comes to, short of the model."""
+
+    recipe: Recipe
+    task: Task
+    options: Any
+    tokenizer: Any
+    model_type: str
+    rows: dict[str, Rows] = field(default_factory=dict)
+    sources: dict[str, Any] = field(default_factory=dict)  # split -> data.Reader
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Content keys of the encoded splits: text, tokenizer, options and code in one."""
+        return {split: rows.data.key for split, rows in self.rows.items()}
+
+
+def open_split(recipe: Recipe, task: Task, options: Any, split: str, *, wanted: Sequence[str] | None = None) -> Any:
+    """The rows of a split, with the task's columns known to be there; None where the recipe has no such split."""
+    columns = list(task.columns(options) if wanted is None else wanted)
+    reader = data.open_split(recipe.data, split, text_columns=columns)
+    if reader is not None:
+        data.check_columns(reader, columns)
+    return reader
+
+
+def complete_options(task: Task, options: Any, model_type: str, reader: Any) -> Any:
+    """The task's options with the architecture's defaults and the label names of the training rows."""
+    given = options.model_fields_set
+    defaults = models.architecture(model_type).options
+    options = options.model_copy(update={k: v for k, v in defaults.items() if k in type(options).model_fields and k not in given})
+    return task.labels(reader, options) if task.labels and reader is not None else options
+
+
+def load_tokenizer(recipe: Recipe, model_type: str, task: Task, options: Any, reporter: Reporter, trust_remote_code: bool = False) -> Any:
+    """The recipe's tokenizer: trained from the training text (once, then cached by content), or loaded."""
+    block = recipe.tokenizer
+    if block.train:
+        reader = open_split(recipe, task, options, "train")
+        if reader is None:
+            raise UserError("a tokenizer is to be trained, but there is no training text", hint="name it in data.train", where="data.train")
+        length = getattr(options, "max_length", 512)
+        key = store.key_of("tokenizer", reader.fingerprint(), block.model_dump(), model_type, length)
+        folder = cache_folder(recipe) / "tokenizers" / key
+        if not (folder / "tokenizer.json").exists():
+            reporter.say(f"training a {block.train} tokenizer of {block.vocab_size:,} entries")
+            texts = (row[name] for row in reader for name in task.columns(options) if isinstance(row.get(name), str))
+            made = tokenizer.train(
+                texts, block.train, block.vocab_size, lowercase=block.lowercase, min_frequency=block.min_frequency,
+                model_type=model_type, max_length=length,
+            )  # fmt: skip
+            aside = folder.with_name(f".{key}.{os.getpid()}")
+            tokenizer.save(made, aside)
+            if not folder.exists():
+                os.rename(aside, folder)
+        found = tokenizer.load(str(folder))
+    elif block.path or recipe.model.path or recipe.model.encoder:
+        path = block.path or recipe.model.path or recipe.model.encoder or ""
+        found = tokenizer.load(path, block.revision or recipe.model.revision, trust_remote_code)
+    else:
+        raise UserError(
+            "a model from new weights needs a tokenizer",
+            hint="train one (tokenizer.train: wordpiece, bpe or unigram) or give tokenizer.path",
+            where="tokenizer",
+        )
+    if block.chat_template:
+        file = Path(block.chat_template)
+        found.chat_template = file.read_text(encoding="utf-8") if file.is_file() else block.chat_template
+    return models.prepare_tokenizer(found, model_type)
+
+
+def cache_folder(recipe: Recipe) -> Path:
+    """Where encoded rows and trained tokenizers are kept."""
+    return Path(recipe.data.cache_dir) if recipe.data.cache_dir else store.default_folder()
+
+
+def encode_split(recipe: Recipe, task: Task, options: Any, tok: Any, reader: Any, reporter: Reporter, split: str) -> Rows:
+    """Encoded rows of a split, from the cache where they are the same to the byte."""
+    key = store.key_of(
+        reader.fingerprint(), recipe.task.name, options.model_dump(mode="json"), tokenizer.fingerprint(tok)
+    )
+    folder = cache_folder(recipe)
+    if not (folder / key / "done.json").exists():
+        reporter.say(f"encoding {split}")
+    try:
+        found = store.encode(reader, lambda rows: task.encode(rows, tok, options), key, folder)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise UserError(f"cannot write to {folder}: {error.strerror}", hint="set data.cache_dir", where="data.cache_dir") from error
+    if not len(found):
+        raise UserError(f"{split} has no rows left to use", hint="; ".join(f"{k}: {v}" for k, v in found.report.items()) or None, where=f"data.{split}")
+    return Rows(found, task, tok, options)
+
+
+def prepare(
+    recipe: Recipe, splits: Sequence[str], reporter: Reporter, *, accelerator: Any = None, trust_remote_code: bool = False
+) -> Prepared:
+    """Everything but the model. With several ranks the first one encodes, the others read what it wrote.
+
+    Raises:
+        UserError: whatever is wrong with task, data, tokenizer or configuration.
+    """
+    task = tasks.load(recipe.task.name)
+    model_type = models.model_type_of(recipe.model, trust_remote_code)
+    readers = {split: open_split(recipe, task, recipe.task.options, split) for split in ("train", *splits)}
+    options = complete_options(task, recipe.task.options, model_type, readers["train"])
+    prepared = Prepared(recipe, task, options, None, model_type)
+    first = accelerator is None or accelerator.is_main_process
+    if not first:
+        accelerator.wait_for_everyone()
+    prepared.tokenizer = load_tokenizer(recipe, model_type, task, options, reporter, trust_remote_code)
+    for split in splits:
+        reader = readers[split]
+        if reader is None:
+            continue
+        prepared.sources[split] = reader
+        prepared.rows[split] = encode_split(recipe, task, options, prepared.tokenizer, reader, reporter, split)
+        if first and (removed := {k: v for k, v in prepared.rows[split].data.report.items() if v}):
+            reporter.say(f"{split}: " + ", ".join(f"{name} {count:,}" for name, count in removed.items()))
+    if first and accelerator is not None:
+        accelerator.wait_for_everyone()
+    return prepared
+
+
+def build_model(prepared: Prepared, *, trust_remote_code: bool = False) -> models.Built:
+    """The model that the recipe names, with the task's head and settings."""
+    settings = prepared.task.config(prepared.options, prepared.tokenizer)
+    return models.build(
+        prepared.recipe.model, prepared.task.head, prepared.tokenizer, settings=settings, seed=prepared.recipe.train.seed,
+        trust_remote_code=trust_remote_code, max_length=getattr(prepared.options, "max_length", None),
+    )  # fmt: skip

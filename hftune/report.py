@@ -1,0 +1,111 @@
+"""What a person sees: one live line while it trains, a table at its end; plain lines where there is no terminal."""
+
+import json
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Table
+
+
+def clean(text: str) -> str:
+    """Text of unknown origin for a terminal: control characters shown, not obeyed."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 45s, 12m05s or 3h20m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+class Reporter:
+    """Speaks for one run.
+
+    Args:
+        as_json: standard output carries JSON alone; everything else goes to standard error.
+        silent: say nothing (ranks other than the first).
+    """
+
+    def __init__(self, as_json: bool = False, silent: bool = False):
+        self.as_json, self.silent = as_json, silent
+        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._began = (0.0, 0)
+
+    def say(self, text: str) -> None:
+        """One line."""
+        if not self.silent:
+            self.console.print(escape(clean(text)))
+
+    def warn(self, text: str) -> None:
+        """One line of warning."""
+        if not self.silent:
+            self.console.print(f"[yellow]warning:[/] {escape(clean(text))}")
+
+    def begin(self, total: int, done: int = 0) -> None:
+        """Training starts (or goes on) at step `done` of `total`."""
+        self._began = (time.monotonic(), done)
+        if self.silent or not self.console.is_terminal:
+            return
+        self._bar = Progress(
+            SpinnerColumn(), BarColumn(24), TextColumn("{task.description}"), console=self.console, transient=True, refresh_per_second=4
+        )
+        self._task = self._bar.add_task("starting", total=total, completed=done)
+        self._bar.start()
+
+    def step(self, entry: dict[str, Any], total: int) -> None:
+        """A line of the log: step, loss, speed, padding, time left."""
+        if self.silent or "step" not in entry or "loss" not in entry:
+            return
+        began, done = self._began
+        left = (time.monotonic() - began) / max(1, entry["step"] - done) * (total - entry["step"])
+        line = (
+            f"step {entry['step']}/{total}  loss {entry['loss']:.4f}  {entry['tokens_per_second']:,.0f} tokens/s  "
+            f"padding {entry['padding_fraction']:.1%}  {duration(left)} left"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=entry["step"], description=line)
+        elif entry["step"] == total or entry["step"] % max(1, total // 20) < entry.get("every", 1):
+            self.say(line)
+
+    def end(self) -> None:
+        """Training stopped."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def table(self, title: str, rows: list[tuple[str, str]]) -> None:
+        """Names and values."""
+        if self.silent:
+            return
+        table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False, padding=(0, 3, 0, 0))
+        for name, value in rows:
+            table.add_row(escape(clean(name)), escape(clean(value)))
+        self.console.print(table)
+
+    def figures(self, title: str, figures: dict[str, Any]) -> None:
+        """Final figures with their intervals."""
+        rows = []
+        for name, figure in figures.items():
+            if not isinstance(figure, dict) or not isinstance(figure.get("value"), (int, float)):
+                continue
+            text = f"{figure['value']:.4f}"
+            if isinstance(figure.get("low"), (int, float)):
+                text += f"  [{figure['low']:.4f}, {figure['high']:.4f}]"
+            if figure.get("note"):
+                text += f"  {figure['note']}"
+            rows.append((name, text))
+        self.table(title, rows)
+
+    def json(self, value: Any) -> None:
+        """The answer for programs, on standard output."""
+        if self.as_json and not self.silent:
+            sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+            sys.stdout.flush()
