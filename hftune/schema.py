@@ -1,16 +1,36 @@
 """What a recipe may say: one pydantic model a block; each field's description is its documentation.
 
 Names are the ecosystem's own where the meaning is the same (`learning_rate`, `warmup_ratio`, ...). The block
-`task` is checked against the options of the task that it names (see task.Task.options).
+`task` is checked against the options of the task that it names (see task.Task.options). What a resumed run, an
+inheriting recipe or the environment may do to a field stands at the field, as one of the marks below.
 """
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_serializer, model_validator
+from pydantic.types import JsonDict
+
+FREE: JsonDict = {"free": True}  # does not decide the mathematics: a resumed run may change it
+EXTEND: JsonDict = {"extend": True}  # says how long to train: a resumed run may go on for longer
+PATH: JsonDict = {"path": True}  # may hold ${VARIABLE}
+
+
+def replaces(*names: str) -> JsonDict:
+    """Mark of a field that, given later (by the inheriting recipe, the command line), unsets its rivals."""
+    return {"replaces": list(names)}
+
+
+def _null_is_empty(value: Any) -> Any:
+    return {} if value is None else value
+
 
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+Settings = Annotated[dict[str, Any], BeforeValidator(_null_is_empty)]
+Names = Annotated[dict[str, str], BeforeValidator(_null_is_empty)]
 
 
 def _one_to_list(value: Any) -> Any:
@@ -20,20 +40,49 @@ def _one_to_list(value: Any) -> Any:
 
 
 class Block(BaseModel):
-    """Base of all blocks: unknown keys are faults; frozen, so a recipe cannot drift while it runs."""
+    """Base of all blocks: unknown keys and types that merely resemble the wanted one are faults; frozen,
+    so a recipe cannot drift while it runs.
+    """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class TaskBlock(Block):
+    """Name of a task, and its options as the task's own model has checked them."""
+
+    name: str
+    options: SerializeAsAny[BaseModel]
+
+    @model_serializer
+    def _flat(self) -> dict[str, Any]:
+        return {"name": self.name, **self.options.model_dump()}
 
 
 class Model(Block):
     """Where the weights come from: exactly one of `init`, `path`, or `encoder` with `decoder`."""
 
-    init: str | None = Field(None, description="architecture to start from random weights, e.g. bert, gpt2, t5")
-    path: str | None = Field(None, description="model folder or Hub id to start from")
-    encoder: str | None = Field(None, description="folder or Hub id that warm-starts the encoder of an encoder-decoder")
-    decoder: str | None = Field(None, description="folder or Hub id that warm-starts its decoder")
+    init: str | None = Field(
+        None,
+        description="architecture to start from random weights, e.g. bert, gpt2, t5",
+        json_schema_extra=replaces("path", "encoder", "decoder", "revision"),
+    )
+    path: str | None = Field(
+        None,
+        description="model folder or Hub id to start from",
+        json_schema_extra=PATH | replaces("init", "encoder", "decoder", "revision"),
+    )
+    encoder: str | None = Field(
+        None,
+        description="folder or Hub id that warm-starts the encoder of an encoder-decoder",
+        json_schema_extra=PATH | replaces("init", "path"),
+    )
+    decoder: str | None = Field(
+        None,
+        description="folder or Hub id that warm-starts its decoder",
+        json_schema_extra=PATH | replaces("init", "path"),
+    )
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
-    config: dict[str, Any] = Field({}, description="settings of the model's configuration to override")
+    config: Settings = Field({}, description="settings of the model's configuration to override")
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
         "auto", description="attention implementation; auto lets transformers choose"
     )
@@ -49,9 +98,17 @@ class Model(Block):
 class Tokenizer(Block):
     """Loaded from `path`, trained from the corpus by `train`, or (neither) taken from the model's folder."""
 
-    path: str | None = Field(None, description="tokenizer folder or Hub id; default: the model's own")
+    path: str | None = Field(
+        None,
+        description="tokenizer folder or Hub id; default: the model's own",
+        json_schema_extra=PATH | replaces("train", "revision"),
+    )
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
-    train: Literal["wordpiece", "bpe", "unigram"] | None = Field(None, description="kind to train from the training text")
+    train: Literal["wordpiece", "bpe", "unigram"] | None = Field(
+        None,
+        description="kind to train from the training text",
+        json_schema_extra=replaces("path", "revision"),
+    )
     vocab_size: Positive = Field(8000, description="size of a trained vocabulary, special tokens included")
     lowercase: bool = Field(False, description="fold case when training (and strip accents, as BERT's uncased does)")
     min_frequency: Positive = Field(2, description="least count of a pair to be merged when training")
@@ -67,7 +124,7 @@ class Tokenizer(Block):
 class Source(Block):
     """One set of rows: a file, glob or folder (json, jsonl, csv, tsv, parquet, txt; .gz .bz2 .xz .zst), or a Hub id."""
 
-    path: str = Field(description="file, glob, folder, or Hub id")
+    path: Text = Field(description="file, glob, folder, or Hub id", json_schema_extra=PATH)
     name: str | None = Field(None, description="configuration of a Hub data set")
     split: str | None = Field(None, description="split of a Hub data set")
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
@@ -75,9 +132,11 @@ class Source(Block):
         None, description="format where the file's name does not tell"
     )
     field: str | None = Field(None, description="key under which a JSON file holds its list of rows")
-    columns: dict[str, str] = Field({}, description="NAME: COLUMN pairs; the task's name for a column of this source")
+    columns: Names = Field({}, description="NAME: COLUMN pairs; the task's name for a column of this source")
     prefix: str = Field("", description="text put before each input of this source, as T5's multi-task mixture does")
-    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="how often each row of this source is seen in an epoch; 0.5: half of them, drawn anew")
+    weight: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="how often each row of this source is seen in an epoch; 0.5: half of them, drawn anew"
+    )
     limit: Positive | None = Field(None, description="take only the first rows")
 
 
@@ -92,25 +151,41 @@ class Clean(Block):
     deduplicate: bool = Field(False, description="drop rows whose text occurred before, exactly")
 
 
-Sources = Annotated[list[Source], BeforeValidator(_one_to_list)]
+Sources = Annotated[
+    list[Source],
+    BeforeValidator(_one_to_list, json_schema_input_type=Text | Source | list[Text | Source]),
+    Field(min_length=1),
+]
 
 
 class Data(Block):
     """The rows: where from, which columns, how cleaned."""
 
-    train: Sources | None = Field(None, description="source or list of sources to train on")
-    validation: Sources | None = Field(None, description="source or list of sources to validate on")
-    test: Sources | None = Field(None, description="source or list of sources for `hftune eval`")
-    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="share of the training rows held out, chosen by a hash of the row so that it never moves"
+    train: Sources | None = Field(None, description="source or list of sources to train on", json_schema_extra=PATH)
+    validation: Sources | None = Field(
+        None,
+        description="source or list of sources to validate on",
+        json_schema_extra=PATH | replaces("validation_fraction"),
     )
-    columns: dict[str, str] = Field({}, description="NAME: COLUMN pairs for all sources")
+    test: Sources | None = Field(
+        None, description="source or list of sources for `hftune eval`", json_schema_extra=PATH | FREE
+    )
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="share of the training rows held out, chosen by a hash of the row so that it never moves",
+        json_schema_extra=replaces("validation"),
+    )
+    columns: Names = Field({}, description="NAME: COLUMN pairs for all sources")
     clean: Clean = Field(Clean(), description="cleaning of text")
     encoding: str = Field("utf-8", description="encoding of text files")
     on_error: Literal["stop", "skip"] = Field("stop", description="what a broken row does")
     max_errors: Count = Field(100, description="with on_error: skip, how many broken rows are too many")
-    num_workers: Count = Field(0, description="processes that prepare batches beside the training process")
-    cache_dir: str | None = Field(None, description="where encoded rows are kept; default: ~/.cache/hftune")
+    num_workers: Count = Field(
+        0, description="processes that prepare batches beside the training process", json_schema_extra=FREE
+    )
+    cache_dir: str | None = Field(
+        None, description="where encoded rows are kept; default: ~/.cache/hftune", json_schema_extra=FREE | PATH
+    )
 
     @model_validator(mode="after")
     def _one_validation(self) -> "Data":
@@ -139,46 +214,76 @@ class Train(Block):
     batch_size: Positive = Field(32, description="rows of one optimizer step, over all processes")
     batch_tokens: Positive | None = Field(None, description="instead of batch_size: tokens of one optimizer step")
     micro_batch_tokens: Positive | None = Field(
-        None, description="padded tokens computed at once; changes speed and memory only; default: chosen by the program"
+        None,
+        description="padded tokens computed at once; changes speed and memory only; default: chosen by the program",
+        json_schema_extra=FREE,
     )
-    num_train_epochs: Annotated[float, Field(gt=0)] = Field(3.0, description="passes over the training rows")
-    max_steps: Positive | None = Field(None, description="optimizer steps; takes precedence over num_train_epochs")
-    max_tokens: Positive | None = Field(None, description="stop after this many training tokens")
-    max_time: str | None = Field(None, description="stop, after saving, when this much time has passed, e.g. 90s, 30m, 8h")
+    num_train_epochs: Annotated[float, Field(gt=0)] = Field(
+        3.0, description="passes over the training rows", json_schema_extra=EXTEND | replaces("max_steps")
+    )
+    max_steps: Positive | None = Field(
+        None, description="optimizer steps; takes precedence over num_train_epochs", json_schema_extra=EXTEND
+    )
+    max_tokens: Positive | None = Field(
+        None, description="stop after this many training tokens", json_schema_extra=EXTEND
+    )
+    max_time: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smhd]$", examples=["90s", "30m", "8h"])] | None = Field(
+        None, description="stop, after saving, when this much time has passed", json_schema_extra=FREE
+    )
     learning_rate: Annotated[float, Field(gt=0)] = Field(5e-5, description="peak learning rate")
     lr_scheduler_type: Literal[
-        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_min_lr", "warmup_stable_decay"
+        "linear",
+        "cosine",
+        "constant",
+        "constant_with_warmup",
+        "polynomial",
+        "inverse_sqrt",
+        "cosine_with_min_lr",
+        "warmup_stable_decay",
     ] = Field("linear", description="schedule of the learning rate")
-    lr_scheduler_kwargs: dict[str, Any] = Field({}, description="further arguments of the schedule")
-    warmup_ratio: Share = Field(0.0, description="share of the steps over which the rate rises")
+    lr_scheduler_kwargs: Settings = Field({}, description="further arguments of the schedule")
+    warmup_ratio: Share = Field(
+        0.0, description="share of the steps over which the rate rises", json_schema_extra=replaces("warmup_steps")
+    )
     warmup_steps: Count | None = Field(None, description="instead of warmup_ratio: number of steps")
     optim: Literal["adamw", "adafactor", "sgd"] = Field("adamw", description="optimizer")
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="decoupled weight decay; biases and norms are exempt")
-    adam_beta1: Share = Field(0.9, description="first moment's decay")
-    adam_beta2: Share = Field(0.999, description="second moment's decay")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="decoupled weight decay; biases and norms are exempt"
+    )
+    adam_beta1: Decay = Field(0.9, description="first moment's decay")
+    adam_beta2: Decay = Field(0.999, description="second moment's decay")
     adam_epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="added to the root of the second moment")
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="gradient norm to clip at; 0 clips nothing")
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="label smoothing")
     freeze: Literal["none", "body"] = Field("none", description="body: train the new head only (a linear probe)")
-    layerwise_lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="factor on the rate from each layer to the one below")
-    gradual_unfreezing: Count = Field(0, description="unfreeze one more layer, from the top, every so many steps; 0: all at once")
+    layerwise_lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="factor on the rate from each layer to the one below"
+    )
+    gradual_unfreezing: Count = Field(
+        0, description="unfreeze one more layer, from the top, every so many steps; 0: all at once"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic; auto: bf16 on a GPU that has it, else fp32"
     )
     matmul: Literal["auto", "highest"] = Field(
-        "auto", description="auto: the fastest product that is true fp32 here, by a short probe; highest: the default library"
+        "auto",
+        description="auto: the fastest product that is true fp32 here, by a short probe; highest: the default library",
     )
-    gradient_checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations instead of keeping them", json_schema_extra=FREE
+    )
     compile: bool = Field(False, description="torch.compile the model")
     group_by_length: bool = Field(False, description="rows of like length share a step; changes which rows share one")
     seed: Count = Field(42, description="seed of order, masks, dropout and new weights")
-    logging_steps: Positive = Field(10, description="steps between lines of log.jsonl")
+    logging_steps: Positive = Field(10, description="steps between lines of log.jsonl", json_schema_extra=FREE)
     eval_steps: Positive | None = Field(None, description="steps between evaluations; default: once an epoch")
     save_steps: Positive | None = Field(None, description="steps between checkpoints; default: as eval_steps")
-    save_total_limit: Positive = Field(2, description="checkpoints to keep, besides the best")
+    save_total_limit: Positive = Field(2, description="checkpoints to keep, besides the best", json_schema_extra=FREE)
     load_best_model_at_end: bool = Field(False, description="end with the best checkpoint instead of the last")
     metric_for_best_model: str = Field("loss", description="figure that says which checkpoint is best")
-    early_stopping_patience: Positive | None = Field(None, description="evaluations without a better figure before stopping")
+    early_stopping_patience: Positive | None = Field(
+        None, description="evaluations without a better figure before stopping"
+    )
     on_nonfinite: Literal["stop", "skip"] = Field("stop", description="what a loss or gradient that is not finite does")
 
     @model_validator(mode="after")
@@ -192,22 +297,26 @@ class Eval(Block):
     """How the model is measured."""
 
     metrics: list[str] | None = Field(None, description="metrics; default: those of the task")
-    batch_tokens: Positive = Field(4096, description="padded tokens evaluated at once; changes speed and memory only")
+    batch_tokens: Positive = Field(
+        4096, description="padded tokens evaluated at once; changes speed and memory only", json_schema_extra=FREE
+    )
     limit: Positive | None = Field(None, description="evaluate only the first rows")
-    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="level of the bootstrap intervals")
-    resamples: Count = Field(1000, description="bootstrap resamples; 0: no intervals")
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="level of the bootstrap intervals", json_schema_extra=FREE
+    )
+    resamples: Count = Field(1000, description="bootstrap resamples; 0: no intervals", json_schema_extra=FREE)
 
 
 class Output(Block):
     """Where the run goes."""
 
-    dir: str = Field(description="run folder")
+    dir: Text = Field(description="run folder", json_schema_extra=FREE | PATH)
 
 
 class Recipe(Block):
-    """A whole recipe. `task` holds the name of the task and its options."""
+    """A whole recipe. `recipe.task.name` names the task, `recipe.task.options` holds its options."""
 
-    task: Any = Field(description="name of the task and its options")
+    task: TaskBlock = Field(description="name of the task and its options")
     model: Model
     tokenizer: Tokenizer = Tokenizer()
     data: Data
