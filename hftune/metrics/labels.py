@@ -1,0 +1,66 @@
+"""Classes of a classification: their names and order, and rows as a sparse matrix of zeros and ones."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from ..errors import UserError
+from .base import ratio
+
+NAMES = (None, "all labels in order; those that occur, sorted, if not given")
+
+
+def as_sets(rows: Sequence[Any]) -> list[frozenset[Any]]:
+    """One set of labels a row, whether rows are single labels or lists of labels.
+
+    Raises:
+        UserError: a row lists a label twice, as 0/1 flags do.
+    """
+    sets = []
+    for row, value in enumerate(rows, start=1):
+        labels = frozenset(value) if isinstance(value, list | tuple | set | frozenset) else frozenset([value])
+        if isinstance(value, list | tuple) and len(labels) < len(value):
+            raise UserError(
+                f"row {row} lists a label twice: {value}", hint="list the labels that hold, not 0/1 flags for all"
+            )
+        sets.append(labels)
+    return sets
+
+
+def classes(given: Sequence[Any] | None, *sides: Sequence[frozenset[Any]]) -> list[Any]:
+    """Names of the classes in order: those given, or all that occur, sorted.
+
+    Raises:
+        UserError: texts and numbers are mixed, or a label is none of those given.
+    """
+    found = frozenset().union(*(labels for side in sides for labels in side))
+    if len({isinstance(label, str) for label in found}) > 1:
+        raise UserError(
+            "some labels are texts and some are numbers",
+            hint="write all of them the same way, an option `positive` too",
+        )
+    if given is None:
+        return sorted(found)
+    if unknown := found - set(given):
+        raise UserError(f"{sorted(unknown)[0]!r} is none of the {len(given)} labels given")
+    return list(given)
+
+
+def indicator(sets: Sequence[frozenset[Any]], names: Sequence[Any]) -> sparse.csr_array:
+    """Sparse zeros and ones [N, C]: which labels hold for which row."""
+    column = {name: i for i, name in enumerate(names)}
+    columns = [column[label] for labels in sets for label in labels]
+    starts = np.concatenate([[0], np.cumsum([len(labels) for labels in sets])])
+    return sparse.csr_array((np.ones(len(columns)), columns, starts), shape=(len(sets), len(names)))
+
+
+def precision_recall_f1(hits: np.ndarray, predicted: np.ndarray, true: np.ndarray) -> dict[str, np.ndarray]:
+    """F1, precision and recall of counts; zero where nothing was predicted or true, NaN where neither was."""
+    exists = np.where(predicted + true > 0, 1.0, np.nan)
+    return {
+        "f1": ratio(2 * hits, predicted + true),
+        "precision": exists * ratio(hits, predicted, 0.0),
+        "recall": exists * ratio(hits, true, 0.0),
+    }
