@@ -139,7 +139,7 @@ class RunFolder:
 
     def _same_recipe(self, wanted: Recipe, allow: Sequence[str]) -> None:
         before = recipe.load(self.path / RECIPE)
-        changed = [d for d in recipe.differences(before, wanted) if d[0] not in allow and not _extends(*d)]
+        changed = [d for d in recipe.differences(before, wanted) if d[0] not in allow and not _harmless(*d)]
         if changed:
             told = "; ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in changed[:6])
             more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
@@ -193,9 +193,10 @@ class RunFolder:
             os.replace(aside, self.path / LOG)
 
 
-def _extends(key: str, old: Any, new: Any) -> bool:
-    """More of the same training is no other training."""
-    return key in recipe.EXTENDABLE and (new is None or old is None or new >= old)
+def _harmless(key: str, old: Any, new: Any) -> bool:
+    """What does not decide the mathematics, more of the same training, and what the program itself filled in."""
+    more = recipe.mark(key) == "extend" and (new is None or old is None or new >= old)
+    return more or recipe.mark(key) == "free" or (key.startswith("task.") and new is None)
 
 
 def _finite(value: Any) -> Any:

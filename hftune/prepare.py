@@ -126,6 +126,7 @@ def prepare(
     model_type = models.model_type_of(recipe.model, trust_remote_code)
     readers = {split: open_split(recipe, task, recipe.task.options, split) for split in ("train", *splits)}
     options = complete_options(task, recipe.task.options, model_type, readers["train"])
+    recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"options": options})})
     prepared = Prepared(recipe, task, options, None, model_type)
     first = accelerator is None or accelerator.is_main_process
     if not first:

@@ -8,7 +8,7 @@ inheriting recipe or the environment may do to a field stands at the field, as o
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_serializer, model_validator
-from pydantic.types import JsonDict
+from pydantic.config import JsonDict
 
 FREE: JsonDict = {"free": True}  # does not decide the mathematics: a resumed run may change it
 EXTEND: JsonDict = {"extend": True}  # says how long to train: a resumed run may go on for longer
@@ -126,7 +126,9 @@ class Source(Block):
 
     path: Text = Field(description="file, glob, folder, or Hub id", json_schema_extra=PATH)
     name: str | None = Field(None, description="configuration of a Hub data set")
-    split: str | None = Field(None, description="split of a Hub data set")
+    split: str | None = Field(
+        None, description="split of a Hub data set or of a folder whose files are named for splits; default: as here"
+    )
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
     format: Literal["json", "jsonl", "csv", "tsv", "parquet", "text"] | None = Field(
         None, description="format where the file's name does not tell"
@@ -138,6 +140,13 @@ class Source(Block):
         1.0, description="how often each row of this source is seen in an epoch; 0.5: half of them, drawn anew"
     )
     limit: Positive | None = Field(None, description="take only the first rows")
+    quotes: bool = Field(True, description="csv, tsv: double quotes enclose fields; false: they are part of the text")
+    delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = Field(
+        None, description="csv, tsv: what separates fields; default: a comma, a tab"
+    )
+    sample_by: Literal["line", "paragraph", "document"] | None = Field(
+        None, description="text: what makes a row (paragraph: up to a blank line); default: line, of .md files document"
+    )
 
 
 class Clean(Block):

@@ -70,6 +70,7 @@ class Task:
         loss: `(model, batch, options) -> {term name: (sum, per-row sums)}`, for tasks whose loss is not
             cross-entropy, binary cross-entropy or squared error of the head's logits; see heads.loss_sums.
         columns: `(options) -> names` of the columns that a row must have, after the mapping.
+        answers: `(options) -> names` of those of them that rows to be predicted may lack.
         config: `(options, tokenizer) -> dict` of settings for the model's configuration (num_labels, id2label, ...).
     """
 
@@ -84,6 +85,7 @@ class Task:
     labels: Callable[..., Any] | None = None
     terms: tuple[Term, ...] = (Term(),)
     loss: Callable[..., dict[str, Any]] | None = None
+    answers: Callable[[Any], list[str]] = lambda options: []
     config: Callable[..., dict[str, Any]] = lambda options, tokenizer: {}
 
 

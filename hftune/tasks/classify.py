@@ -73,7 +73,7 @@ def _target(row: Any, options: ClassifyOptions, index: dict[str, int]) -> Any:
 
 
 def encode(rows: list[Any], tokenizer: Any, options: ClassifyOptions) -> dict[str, Any]:
-    """Columns: `input_ids` (ragged), `token_type_ids` for pairs where the model has them, `target`, `text`, `text_pair`."""
+    """Columns: `input_ids` (ragged), `token_type_ids` where the model has them, `target`, `text`, `text_pair`."""
     texts = [[str(row["text"]) for row in rows]]
     if options.pair:
         texts.append([str(row["text_pair"]) for row in rows])
@@ -81,8 +81,8 @@ def encode(rows: list[Any], tokenizer: Any, options: ClassifyOptions) -> dict[st
     columns: dict[str, Any] = {"input_ids": found["input_ids"], "text": texts[0]}
     if options.pair:
         columns["text_pair"] = texts[1]
-        if "token_type_ids" in found:
-            columns["token_type_ids"] = found["token_type_ids"]
+    if "token_type_ids" in found:
+        columns["token_type_ids"] = found["token_type_ids"]
     index = {name: i for i, name in enumerate(options.label_names or ())}
     if all("label" in row for row in rows):  # rows to predict may have none
         columns["target"] = [_target(row, options, index) for row in rows]
@@ -97,8 +97,7 @@ def collate(rows: list[dict[str, Any]], tokenizer: Any, options: ClassifyOptions
         "attention_mask": pad([np.ones(len(row["input_ids"])) for row in rows], 0, side),
     }
     if "token_type_ids" in tokenizer.model_input_names:
-        kinds = [row.get("token_type_ids", np.zeros(len(row["input_ids"]))) for row in rows]
-        batch["token_type_ids"] = pad(kinds, tokenizer.pad_token_type_id, side)
+        batch["token_type_ids"] = pad([row["token_type_ids"] for row in rows], tokenizer.pad_token_type_id, side)
     if "target" in rows[0]:
         batch["labels"] = np.array([row["target"] for row in rows], np.int64 if options.kind == "single" else np.float32)
     return batch
@@ -149,6 +148,7 @@ TASK = Task(
     encode=encode,
     collate=collate,
     columns=lambda options: ["text", "text_pair", "label"] if options.pair else ["text", "label"],
+    answers=lambda options: ["label"],
     metrics=lambda options: METRICS[options.kind],
     inputs=lambda options: INPUTS[options.kind],
     predict=predict,

@@ -1,0 +1,33 @@
+# Two commands are all a new machine needs: `make demo` and `make test`. Each sets up .venv first, quickly the second time.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+
+.PHONY: setup demo test test-slow check bench bench-quick clean
+
+setup: $(VENV)/.done
+
+$(VENV)/.done: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# The main job on real text: pretrain, fine-tune, measure.
+demo: setup
+	$(RUN)/hftune pretrain recipes/bert.yaml
+	$(RUN)/hftune finetune recipes/sentiment.yaml
+	$(RUN)/hftune eval runs/sentiment
+
+test: setup
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2
+
+test-slow: setup
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 -m slow
+
+check: setup
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,5 @@
+"""`python -m hftune`."""
+
+from .cli import main
+
+main()

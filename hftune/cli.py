@@ -1,0 +1,211 @@
+"""The command line: one function a command. Only typer and the standard library are imported here."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="From raw text to a trained, measured, shareable language model: one recipe file a run.",
+)
+tokenizers = typer.Typer(no_args_is_help=True, help="Train a tokenizer.")
+recipes = typer.Typer(help="List the recipes that come with hftune, show one, or lay one out with its data.")
+app.add_typer(tokenizers, name="tokenizer")
+app.add_typer(recipes, name="recipes")
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings that override the recipe's, e.g. train.learning_rate=3e-5", metavar="[KEY=VALUE]...", show_default=False)]
+Output = Annotated[str | None, typer.Option("--output", "-o", help="run folder, instead of the recipe's", show_default=False)]
+Processes = Annotated[int, typer.Option("--processes", help="processes on this machine")]
+Restarts = Annotated[int, typer.Option("--restarts", help="how often to start again from the checkpoint after a failure")]
+Fresh = Annotated[bool, typer.Option("--fresh/--resume", help="start over, or go on where an earlier start stopped")]
+Allow = Annotated[list[str] | None, typer.Option("--allow", help="take a changed setting when going on, e.g. train.learning_rate", show_default=False)]
+Dry = Annotated[bool, typer.Option("--dry-run", help="check everything, train nothing")]
+Json = Annotated[bool, typer.Option("--json", help="answer in JSON on standard output")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="let code that comes with a model run")]
+Limit = Annotated[int | None, typer.Option("--limit", help="only the first rows", show_default=False)]
+
+
+@app.callback(invoke_without_command=True)
+def about(version: Annotated[bool, typer.Option("--version", help="show the version and exit")] = False) -> None:
+    """From raw text to a trained, measured, shareable language model: one recipe file a run."""
+    if version:
+        typer.echo(f"hftune {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="recipe file, or the name of one that comes with hftune")],
+    overrides: Overrides = None,
+    output: Output = None,
+    processes: Processes = 1,
+    restarts: Restarts = 0,
+    fresh: Fresh = False,
+    allow: Allow = None,
+    dry_run: Dry = False,
+    as_json: Json = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Train a model on raw text as a recipe says; go on where an earlier start stopped."""
+    from . import commands
+
+    commands.train(recipe, overrides or [], output, processes, restarts, fresh, allow or [], dry_run, as_json, trust_remote_code)
+
+
+@app.command()
+def finetune(
+    recipe: Annotated[str | None, typer.Argument(help="recipe file, or the name of one that comes with hftune", show_default=False)] = None,
+    overrides: Overrides = None,
+    task: Annotated[str | None, typer.Option("--task", help="without a recipe: the task", show_default=False)] = None,
+    model: Annotated[str | None, typer.Option("--model", help="without a recipe: model folder, run or Hub id", show_default=False)] = None,
+    train: Annotated[str | None, typer.Option("--train", help="without a recipe: training rows", show_default=False)] = None,
+    validation: Annotated[str | None, typer.Option("--validation", help="without a recipe: validation rows; default: a tenth of the training rows", show_default=False)] = None,
+    output: Output = None,
+    processes: Processes = 1,
+    restarts: Restarts = 0,
+    fresh: Fresh = False,
+    allow: Allow = None,
+    dry_run: Dry = False,
+    as_json: Json = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Fine-tune a model, by a recipe or by --task, --model and --train; the recipe that ran is kept with the run."""
+    from . import commands
+
+    if recipe is not None and "=" in recipe and not Path(recipe).exists():
+        recipe, overrides = None, [recipe, *(overrides or [])]
+    given = {"--task": task, "--model": model, "--train": train, "--validation": validation}
+    source = commands.recipe_source(recipe, given, output)
+    commands.train(source, overrides or [], output, processes, restarts, fresh, allow or [], dry_run, as_json, trust_remote_code)
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Annotated[str | None, typer.Argument(help="run folder or recipe; default: the newest run", show_default=False)] = None,
+    overrides: Overrides = None,
+    metric: Annotated[list[str] | None, typer.Option("--metric", "-m", help="metric to report; may be repeated", show_default=False)] = None,
+    split: Annotated[str | None, typer.Option("--split", help="test, validation or train; default: test where there is one", show_default=False)] = None,
+    limit: Limit = None,
+    batch_tokens: Annotated[int | None, typer.Option("--batch-tokens", help="padded tokens at once; changes no figure", show_default=False)] = None,
+    processes: Processes = 1,
+    as_json: Json = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Measure a run on its test rows, with intervals."""
+    from . import commands
+
+    commands.evaluate(run, overrides or [], metric, split, limit, batch_tokens, processes, as_json, trust_remote_code)
+
+
+@app.command()
+def predict(
+    run: Annotated[str, typer.Argument(help="run folder")],
+    source: Annotated[str, typer.Argument(help="file of rows, or - for lines of text on standard input")] = "-",
+    overrides: Overrides = None,
+    output: Annotated[str | None, typer.Option("--output", "-o", help="where the jsonl goes; default: standard output", show_default=False)] = None,
+    limit: Limit = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Predict rows of a file or of standard input, as jsonl."""
+    from . import commands
+
+    commands.predict(run, source, overrides or [], output, limit, trust_remote_code)
+
+
+@app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(help="recipe file, or the name of one that comes with hftune")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Find what is wrong with a recipe and its data, all at once, before any weight is loaded."""
+    from . import commands
+
+    commands.check(recipe, overrides or [], as_json)
+
+
+@tokenizers.command(name="train")
+def train_tokenizer(
+    files: Annotated[list[str], typer.Argument(help="text to train on: files, folders, globs, Hub ids")],
+    output: Annotated[str, typer.Option("--output", "-o", help="folder to save it in")],
+    kind: Annotated[str, typer.Option("--kind", help="wordpiece, bpe or unigram")] = "wordpiece",
+    vocab_size: Annotated[int, typer.Option("--vocab-size", help="entries, special tokens included")] = 8000,
+    lowercase: Annotated[bool, typer.Option("--lowercase", help="fold case")] = False,
+    min_frequency: Annotated[int, typer.Option("--min-frequency", help="least count of a pair to be merged")] = 2,
+    column: Annotated[str, typer.Option("--column", help="column that holds the text")] = "text",
+    model: Annotated[str | None, typer.Option("--model", help="architecture that it is for, e.g. bert, gpt2, t5", show_default=False)] = None,
+    max_length: Annotated[int, typer.Option("--max-length", help="longest row of the model")] = 512,
+) -> None:
+    """Train a tokenizer and save it as a folder that AutoTokenizer loads."""
+    from . import commands
+
+    commands.train_tokenizer(files, output, kind, vocab_size, lowercase, min_frequency, column, model, max_length)
+
+
+@recipes.callback(invoke_without_command=True)
+def list_recipes(context: typer.Context) -> None:
+    """List the recipes that come with hftune, show one, or lay one out with its data."""
+    if context.invoked_subcommand is None:
+        from . import shipped
+
+        for name, summary in shipped.recipes():
+            typer.echo(f"{name:<28} {summary}")
+
+
+@recipes.command()
+def show(name: Annotated[str, typer.Argument(help="name of a recipe")]) -> None:
+    """Print a recipe."""
+    from . import commands
+
+    commands.show_recipe(name)
+
+
+@recipes.command()
+def copy(
+    name: Annotated[str, typer.Argument(help="name of a recipe")],
+    to: Annotated[Path, typer.Option("--to", help="folder to lay it out in")] = Path("."),
+) -> None:
+    """Copy a recipe and the data that it names into a folder."""
+    from . import commands
+
+    commands.copy_recipe(name, to)
+
+
+@app.command()
+def env(as_json: Json = False) -> None:
+    """Show versions and the machine, as a bug report needs them."""
+    from . import commands
+
+    commands.environment(as_json)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recipe, for editors."""
+    from . import commands
+
+    commands.schema()
+
+
+def main() -> None:
+    """Entry point: a fault of the user's is one line and exit status 2; a fault of ours keeps its traceback, status 1."""
+    from .errors import UserError
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

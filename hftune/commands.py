@@ -1,0 +1,238 @@
+"""What the commands do, once their words are parsed; each loads only what it needs."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import recipe as recipes
+from . import shipped
+from .errors import Faults, UserError
+from .folder import RECIPE, is_run, newest
+from .recipe import Recipe
+from .report import Reporter, duration
+
+
+def _path(name: str) -> Path:
+    """A recipe by its file, a run's recipe by its folder, or a shipped one by its name."""
+    path = Path(name)
+    if path.is_dir() and is_run(path):
+        return path / RECIPE
+    if path.exists() or path.suffix in {".yaml", ".yml"} and path.parent.is_dir():
+        return path
+    return shipped.find(name)
+
+
+def recipe_source(name: str | None, given: dict[str, str | None], output: str | None) -> Any:
+    """A recipe's file, or for `finetune` without one the recipe that its options come to.
+
+    Raises:
+        UserError: neither a recipe nor the options that stand for one, or both.
+    """
+    named = {option: value for option, value in given.items() if value is not None}
+    if name is not None:
+        if named:
+            raise UserError(f"{', '.join(named)} and a recipe were both given", hint="override the recipe: model.path=..., data.train=...")
+        return name
+    missing = [option for option in ("--task", "--model", "--train") if option not in named]
+    if missing:
+        raise UserError(f"without a recipe, {', '.join(missing)} must be given", hint="hftune recipes lists recipes to start from")
+    folder = output or f"runs/{given['--task']}-{Path(given['--train'] or '').stem}"
+    validation = {"validation": given["--validation"]} if given["--validation"] else {"validation_fraction": 0.1}
+    return {
+        "task": {"name": given["--task"]},
+        "model": {"path": given["--model"]},
+        "data": {"train": given["--train"], **validation},
+        "train": {"load_best_model_at_end": True},
+        "output": {"dir": folder},
+    }
+
+
+def load_recipe(source: Any, overrides: Sequence[str], output: str | None = None) -> Recipe:
+    """A recipe from a file, a name, a run or a dict, with overrides."""
+    changes = [*overrides, *([f"output.dir={json.dumps(output)}"] if output else [])]
+    return recipes.from_dict(source, changes) if isinstance(source, dict) else recipes.load(_path(source), changes)
+
+
+def train(
+    source: Any,
+    overrides: Sequence[str],
+    output: str | None,
+    processes: int,
+    restarts: int,
+    fresh: bool,
+    allow: Sequence[str],
+    dry_run: bool,
+    as_json: bool,
+    trust_remote_code: bool,
+) -> None:
+    """`hftune pretrain` and `hftune finetune`."""
+    recipe = load_recipe(source, overrides, output)
+    if dry_run:
+        return report_check(recipe, Reporter(as_json))
+    _launch(processes, restarts)
+    from . import run
+
+    reporter = Reporter(as_json, silent=_rank() > 0)
+    try:
+        reporter.json(run.train(recipe, reporter, fresh=fresh, allow=allow, trust_remote_code=trust_remote_code))
+    except run.Interrupted as stop:
+        raise SystemExit(stop.code) from None
+    return None
+
+
+def _rank() -> int:
+    import os
+
+    return int(os.environ.get("RANK", "0"))
+
+
+def _launch(processes: int, restarts: int = 0) -> None:
+    """Become several processes where that was asked for; does not return then."""
+    if processes != 1 or restarts:
+        from .launch import relaunch
+
+        status = relaunch(processes, restarts)
+        if status is not None:
+            raise SystemExit(status)
+
+
+def evaluate(
+    name: str | None,
+    overrides: Sequence[str],
+    metric: Sequence[str] | None,
+    split: str | None,
+    limit: int | None,
+    batch_tokens: int | None,
+    processes: int,
+    as_json: bool,
+    trust_remote_code: bool,
+) -> None:
+    """`hftune eval`."""
+    if name is not None and "=" in name and not Path(name).exists():
+        name, overrides = None, [name, *overrides]
+    path = Path(name) if name else newest()
+    if name and not path.is_dir():
+        path = Path(load_recipe(name, []).output.dir)
+    if not is_run(path):
+        raise UserError(f"{path} holds no run", hint="give a run folder, or train first: hftune pretrain RECIPE")
+    changes = [f"eval.{key}={value}" for key, value in (("limit", limit), ("batch_tokens", batch_tokens)) if value is not None]
+    changes += [f"eval.metrics=[{', '.join(metric)}]"] if metric else []
+    recipe = recipes.load(path / RECIPE, [*overrides, *changes])
+    _launch(processes)
+    from . import measure
+
+    reporter = Reporter(as_json, silent=_rank() > 0)
+    reporter.json(measure.evaluate_run(path, recipe, split, reporter, trust_remote_code=trust_remote_code))
+
+
+def predict(
+    name: str, source: str, overrides: Sequence[str], output: str | None, limit: int | None, trust_remote_code: bool
+) -> None:
+    """`hftune predict`."""
+    path = Path(name)
+    if not is_run(path):
+        raise UserError(f"{path} holds no run", hint="give the folder of a finished run")
+    recipe = recipes.load(path / RECIPE, overrides)
+    from . import measure
+
+    answers = measure.predict_rows(path, recipe, source, limit, trust_remote_code=trust_remote_code)
+    _write_lines(answers, output)
+
+
+def _write_lines(answers: Iterable[dict[str, Any]], output: str | None) -> None:
+    if output is None:
+        for answer in answers:
+            sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        return
+    try:
+        with Path(output).open("w", encoding="utf-8") as file:
+            for answer in answers:
+                file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error.strerror}", where="--output") from error
+
+
+def check(name: str, overrides: Sequence[str], as_json: bool) -> None:
+    """`hftune check`."""
+    try:
+        recipe = load_recipe(name, overrides)
+    except UserError as error:
+        if as_json:
+            faults = error.faults if isinstance(error, Faults) else [error]
+            Reporter(True).json({"ok": False, "faults": [{"where": f.where, "message": f.message, "hint": f.hint} for f in faults]})
+        raise
+    report_check(recipe, Reporter(as_json))
+
+
+def report_check(recipe: Recipe, reporter: Reporter) -> None:
+    """Everything that can be known before weights are loaded; the first thing wrong is raised, the rest is told."""
+    from . import inspection
+
+    found = inspection.check(recipe)
+    reporter.json({"ok": True, **found})
+    reporter.table("the recipe is sound", [(key, str(value)) for key, value in found.items()])
+
+
+def train_tokenizer(
+    files: Sequence[str],
+    output: str,
+    kind: str,
+    vocab_size: int,
+    lowercase: bool,
+    min_frequency: int,
+    column: str,
+    model: str | None,
+    max_length: int,
+) -> None:
+    """`hftune tokenizer train`."""
+    from . import data, tokenizer
+    from .schema import Data
+
+    kinds = ("wordpiece", "bpe", "unigram")
+    if kind not in kinds:
+        raise UserError(f"no kind of tokenizer named {kind!r}", hint=f"kinds: {', '.join(kinds)}", where="--kind")
+    block = Data.model_validate({"train": list(files), "columns": {} if column == "text" else {"text": column}})
+    reader = data.open_split(block, "train", text_columns=["text"])
+    assert reader is not None
+    data.check_columns(reader, ["text"])
+    made = tokenizer.train(
+        (row["text"] for row in reader), kind, vocab_size, lowercase=lowercase, min_frequency=min_frequency, model_type=model, max_length=max_length
+    )
+    try:
+        tokenizer.save(made, Path(output))
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error.strerror}", where="--output") from error
+    Reporter().say(f"{kind} tokenizer of {len(made):,} entries in {output}")
+
+
+def show_recipe(name: str) -> None:
+    """`hftune recipes show`."""
+    sys.stdout.write(shipped.find(name).read_text(encoding="utf-8"))
+
+
+def copy_recipe(name: str, to: Path) -> None:
+    """`hftune recipes copy`."""
+    for path in shipped.copy(name, to):
+        Reporter().say(str(path))
+
+
+def environment(as_json: bool) -> None:
+    """`hftune env`."""
+    from . import machine
+    from .folder import hardware, versions
+
+    found = {**versions(), **hardware(), **machine.choose_matmul("auto")}
+    reporter = Reporter(as_json)
+    reporter.json(found)
+    if not as_json:
+        reporter.table("environment", [(key, str(value)) for key, value in found.items()])
+
+
+def schema() -> None:
+    """`hftune schema`."""
+    sys.stdout.write(json.dumps(recipes.json_schema(), indent=2) + "\n")
+
+
+__all__ = ["duration"]

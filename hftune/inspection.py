@@ -1,0 +1,46 @@
+"""`hftune check`: what can be known of a recipe before any weight is loaded, and without torch."""
+
+from typing import Any
+
+from . import data
+from . import task as tasks
+from .errors import Faults, UserError
+from .recipe import Recipe
+
+
+def check(recipe: Recipe) -> dict[str, Any]:
+    """Read the task, the data's first rows and the metrics' names.
+
+    Returns:
+        What the recipe comes to, for a person to read.
+
+    Raises:
+        Faults: everything that is wrong, together.
+    """
+    task = tasks.load(recipe.task.name)
+    options = recipe.task.options
+    faults: list[UserError] = []
+    found: dict[str, Any] = {"task": recipe.task.name, "output": recipe.output.dir}
+    for split in ("train", "validation", "test"):
+        try:
+            reader = data.open_split(recipe.data, split, text_columns=task.columns(options))
+            if reader is None:
+                continue
+            data.check_columns(reader, task.columns(options))
+            found[split] = ", ".join(source.path for source in getattr(recipe.data, split) or []) or "a share of the training rows"
+        except Faults as several:
+            faults += several.faults
+        except UserError as error:
+            faults.append(error)
+    if recipe.eval.metrics:
+        from . import metrics
+
+        known = metrics.names()
+        faults += [
+            UserError(f"no metric named {name!r}", hint=f"metrics: {', '.join(known)}", where="eval.metrics")
+            for name in recipe.eval.metrics
+            if name not in known
+        ]
+    if faults:
+        raise faults[0] if len(faults) == 1 else Faults(faults)
+    return found

@@ -1,0 +1,113 @@
+"""The machine: processes, precision, and the matrix product that is fastest while exact."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+
+from .errors import UserError
+from .schema import Train
+
+
+def accelerator(recipe: Train | None = None) -> Any:
+    """accelerate's Accelerator for this process, with the world that the launcher asked for.
+
+    Raises:
+        UserError: the process group has another size than the launcher asked for.
+    """
+    from accelerate import Accelerator
+
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    gpu = torch.cuda.is_available()
+    made = Accelerator(cpu=not gpu, mixed_precision=precision(recipe))
+    if made.num_processes != wanted:
+        raise UserError(f"{wanted} processes were asked for, {made.num_processes} came together", hint="start with hftune ... --processes N")
+    return made
+
+
+def precision(recipe: Train | None) -> str:
+    """accelerate's name of the arithmetic: bf16 by itself on a GPU that has it, never by itself on a CPU."""
+    asked = recipe.precision if recipe else "fp32"
+    if asked == "auto":
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    return "no" if asked == "fp32" else asked
+
+
+def choose_matmul(asked: str) -> dict[str, Any]:
+    """Let torch use the faster matrix product where it is as exact as the default one.
+
+    On some processors "medium" means oneDNN in true float32 (measured: twice as fast as MKL, the same error), on others
+    bf16, which would be another arithmetic; on a GPU "high" is TF32. So it is tried, not assumed.
+
+    Returns:
+        What was measured and chosen, for run.json.
+    """
+    torch.set_float32_matmul_precision("highest")
+    if asked == "highest":
+        return {"matmul": "highest"}
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+        return {"matmul": "high (TF32)"}
+    drawn = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(512, 512, generator=drawn) for _ in range(2))
+    exact = a.double() @ b.double()
+    found: dict[str, tuple[float, float]] = {}
+    for name in ("highest", "medium"):
+        torch.set_float32_matmul_precision(name)
+        error = float(((a @ b).double() - exact).abs().max() / exact.abs().max())
+        best = min(_seconds(lambda: a @ b) for _ in range(5))
+        found[name] = (error, best)
+    exact_enough = found["medium"][0] <= 2 * max(found["highest"][0], 1e-7)
+    chosen = "medium" if exact_enough and found["medium"][1] < 0.95 * found["highest"][1] else "highest"
+    torch.set_float32_matmul_precision(chosen)
+    rates = {name: round(2 * 512**3 / seconds / 1e9, 1) for name, (_, seconds) in found.items()}
+    return {"matmul": chosen, "gflops": rates, "relative_error": {name: error for name, (error, _) in found.items()}}
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def micro_batch_tokens(asked: int | None) -> int:
+    """Padded tokens computed at once where the recipe does not say.
+
+    On a CPU small pieces stay in the caches; on a GPU large ones fill it, and memory running out halves them.
+    """
+    return asked or (16384 if torch.cuda.is_available() else 2048)
+
+
+class Signals:
+    """SIGTERM, SIGINT, SIGHUP: remember, stop at the next step boundary. A second SIGINT stops at once."""
+
+    CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        for number in self.CODES:
+            self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def agreed(self, acc: Any) -> int | None:
+        """The signal that any rank received, the same answer on all."""
+        if acc.num_processes == 1:
+            return self.received
+        told = acc.reduce(torch.tensor([self.received or 0], device=acc.device), "sum")
+        return self.received or (int(signal.SIGTERM) if int(told) else None)

@@ -1,0 +1,101 @@
+"""A finished run at work: evaluation on its test rows, and predictions of new ones."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import batching, data, evaluation, heads, machine, models, prepare, store
+from . import task as tasks
+from .checkpoint import write_json
+from .errors import UserError
+from .folder import METRICS, read_json
+from .loop import Rows
+from .recipe import Recipe
+from .report import Reporter
+from .schema import Data, Model, Tokenizer
+
+BATCH = 512  # rows that `predict` reads ahead, to sort them by length
+
+
+def trained(path: Path, recipe: Recipe) -> Recipe:
+    """The recipe of a run with the run itself as model and tokenizer."""
+    if not (path / "config.json").exists():
+        raise UserError(f"{path} is not finished: it has no model yet", hint="start its command again: it goes on where it stopped")
+    return recipe.model_copy(update={"model": Model(path=str(path), attention=recipe.model.attention), "tokenizer": Tokenizer()})
+
+
+def evaluate_run(path: Path, recipe: Recipe, split: str | None, reporter: Reporter, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Figures of a run on a split (default: test where there is one, else validation), kept in its metrics.json."""
+    accelerator = machine.accelerator(recipe.train)
+    machine.choose_matmul(recipe.train.matmul)
+    split = split or ("test" if recipe.data.test else "validation")
+    prepared = prepare.prepare(trained(path, recipe), [split], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code)
+    if split not in prepared.rows:
+        raise UserError(f"the recipe has no {split} rows", hint=f"give them: data.{split}=FILE", where=f"data.{split}")
+    model = prepare.build_model(prepared, trust_remote_code=trust_remote_code).model.to(accelerator.device)
+    rows = prepared.rows[split]
+    sample = {k: v.to(accelerator.device) for k, v in rows.batch([0], [batching.generator(0, 0)]).items()}
+    with accelerator.autocast():
+        head = heads.choose_head(model, sample, prepared.task, prepared.options)
+    figures = evaluation.evaluate(model, rows, accelerator, recipe.eval, head=head, predictions=path / "predictions" / f"{split}.jsonl")
+    if accelerator.is_main_process:
+        kept = read_json(path / METRICS)
+        write_json(path / METRICS, {**kept, **figures} if split == "validation" else {**kept, split: figures})
+    reporter.figures(f"{path}, {split}", figures)
+    return figures
+
+
+def predict_rows(path: Path, recipe: Recipe, source: str, limit: int | None, *, trust_remote_code: bool = False) -> Iterator[dict[str, Any]]:
+    """Predictions for the rows of a file, or for lines of text on standard input, in their order."""
+    task = tasks.load(recipe.task.name)
+    if task.predict is None:
+        raise UserError(f"the task {recipe.task.name} predicts nothing by itself", where="task.name")
+    own = trained(path, recipe)
+    machine.choose_matmul(recipe.train.matmul)
+    tokenizer = prepare.load_tokenizer(own, models.model_type_of(own.model), task, recipe.task.options, Reporter(silent=True))
+    options = recipe.task.options
+    prepared = prepare.Prepared(own, task, options, tokenizer, models.model_type_of(own.model))
+    model = prepare.build_model(prepared, trust_remote_code=trust_remote_code).model.eval()
+    if torch.cuda.is_available():
+        model = model.cuda()
+    batch: list[Any] = []
+    for row in _rows(source, recipe, task, options, limit):
+        batch.append(row)
+        if len(batch) == BATCH:
+            yield from _predict(model, prepared, batch, recipe.eval.batch_tokens)
+            batch = []
+    if batch:
+        yield from _predict(model, prepared, batch, recipe.eval.batch_tokens)
+
+
+def _rows(source: str, recipe: Recipe, task: Any, options: Any, limit: int | None) -> Iterator[Any]:
+    wanted = [name for name in task.columns(options) if name not in task.answers(options)]
+    if source == "-":
+        import sys
+
+        for number, line in enumerate(sys.stdin, 1):
+            if limit is not None and number > limit:
+                return
+            yield data.Row({wanted[0]: line.rstrip("\n")}, where=f"standard input:{number}")
+        return
+    block = Data.model_validate({"train": [{"path": source, "limit": limit}], "columns": recipe.data.columns, "encoding": recipe.data.encoding})
+    reader = data.open_split(block, "train", text_columns=wanted)
+    assert reader is not None
+    data.check_columns(reader, wanted)
+    yield from reader
+
+
+@torch.no_grad()
+def _predict(model: Any, prepared: prepare.Prepared, rows: list[Any], budget: int) -> list[dict[str, Any]]:
+    found = Rows(store.in_memory(prepared.task.encode(rows, prepared.tokenizer, prepared.options)), prepared.task, prepared.tokenizer, prepared.options)
+    answers: list[Any] = [None] * len(rows)
+    for chosen in batching.evaluation_batches(found.data.lengths, budget):
+        batch = found.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])
+        batch = {k: v.to(model.device) for k, v in batch.items()}
+        raw = [found.data[int(row)] for row in chosen]
+        given = prepared.task.predict(model, batch, raw, prepared.tokenizer, prepared.options)  # type: ignore[misc]
+        for number, source, answer in zip(chosen, raw, given, strict=True):
+            answers[int(number)] = {**{k: v for k, v in source.items() if isinstance(v, str)}, **answer}
+    return answers

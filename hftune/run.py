@@ -1,0 +1,306 @@
+"""From a recipe to a run, top to bottom. Read this second, after loop.py."""
+
+import math
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from . import checkpoint, evaluation, heads, loop, machine, optim, prepare
+from .batching import Plan, generator
+from .checkpoint import write_json
+from .errors import UserError
+from .folder import METRICS, RunFolder, versions
+from .loop import Job, Progress, Steps
+from .recipe import Recipe
+from .report import Reporter, duration
+
+
+class Interrupted(Exception):
+    """The run stopped before its end, after saving; `code` is the exit status."""
+
+    def __init__(self, code: int):
+        super().__init__(f"interrupted ({code})")
+        self.code = code
+
+
+def train(
+    recipe: Recipe,
+    reporter: Reporter,
+    *,
+    fresh: bool = False,
+    allow: Sequence[str] = (),
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Train as the recipe says, in the folder that it names; go on where an earlier start was stopped.
+
+    Returns:
+        The final figures, as metrics.json has them.
+
+    Raises:
+        UserError: something in the recipe, the data or the folder is wrong.
+        Interrupted: a signal or the deadline stopped it, after a checkpoint.
+    """
+    accelerator = machine.accelerator(recipe.train)
+    folder = RunFolder.claim(recipe, fresh=fresh, allow=allow, main=accelerator.is_main_process)
+    prepared = prepare.prepare(recipe, ["train", "validation"], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code)
+    if "train" not in prepared.rows:
+        raise UserError("there is nothing to train on", hint="name it in data.train", where="data.train")
+    return Run(prepared.recipe, prepared, accelerator, folder, reporter, trust_remote_code).execute()
+
+
+@dataclass
+class Run:
+    """One run at work."""
+
+    recipe: Recipe
+    prepared: prepare.Prepared
+    accelerator: Any
+    folder: RunFolder
+    reporter: Reporter
+    trust_remote_code: bool = False
+    progress: Progress = field(default_factory=Progress)
+    started: float = field(default_factory=time.monotonic)
+
+    def execute(self) -> dict[str, Any]:
+        """Build, resume, train, measure, save."""
+        train, rows = self.recipe.train, self.prepared.rows
+        matmul = machine.choose_matmul(train.matmul)
+        built = prepare.build_model(self.prepared, trust_remote_code=self.trust_remote_code)
+        self.reporter.say(f"model: {built.summary}")
+        plan = make_plan(self.recipe, rows["train"])
+        self.total = total_steps(self.recipe, plan)
+        if self._finished():
+            figures: dict[str, Any] = checkpoint_figures(self.folder)
+            return figures
+        model = built.model
+        dry_run_save(model)
+        if train.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        optimizer = optim.optimizer(optim.groups(model, train), train)
+        model, optimizer = self.accelerator.prepare(torch.compile(model) if train.compile else model, optimizer)
+        self.core = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        self.optimizer = optimizer
+        self._resume()
+        schedule = optim.schedule(optimizer.optimizer, train, self.total)
+        _advance(schedule, self.progress.step)
+        budget = machine.micro_batch_tokens(train.micro_batch_tokens)
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        steps = Steps(rows["train"], plan, train.seed, budget, rank=rank, ranks=ranks)
+        sample = {k: v.to(self.accelerator.device) for k, v in rows["train"].batch([0], [generator(0, 0)]).items()}
+        with self.accelerator.autocast():
+            self.head = heads.choose_head(self.core, sample, self.prepared.task, self.prepared.options)
+        per_epoch = len(plan.epoch(0))
+        every = train.eval_steps or per_epoch
+        self.folder.begin(
+            self.recipe, total_steps=self.total, seed=train.seed, world_size=ranks, data=self.prepared.fingerprints, head=self.head,
+            micro_batch_tokens=budget, precision=machine.precision(train), **matmul,
+        )  # fmt: skip
+        with machine.Signals() as self.signals:
+            job = Job(
+                self.accelerator, model, optimizer, schedule, steps, train, self.total, head=self.head, workers=self.recipe.data.num_workers,
+                log=self._log, evaluate=self._evaluate, save=self._save, stop=self._stop,
+                evaluate_every=every if "validation" in rows else 0, save_every=train.save_steps or every,
+            )  # fmt: skip
+            self.reporter.begin(self.total, self.progress.step)
+            try:
+                reason = loop.train(job, self.progress)
+            except loop.NotFinite as error:
+                raise UserError(
+                    f"training broke down at {error}",
+                    hint="lower train.learning_rate or set train.on_nonfinite=skip; the last good checkpoint is kept",
+                ) from error
+            finally:
+                self.reporter.end()
+                if self.folder.state.get("state") == "running":
+                    self.folder.set("failed", step=self.progress.step)
+        if reason != "finished":
+            self.folder.set("interrupted", step=self.progress.step, reason=reason)
+            self.reporter.say(f"stopped at step {self.progress.step} ({reason}); the same command goes on from there")
+            raise Interrupted(machine.Signals.CODES.get(self.signals.received, 0) if self.signals.received else 0)
+        return self._finish()
+
+    def _finished(self) -> bool:
+        if self.folder.state.get("state") != "finished" or self.folder.state.get("step", 0) < self.total:
+            return False
+        self.reporter.say(f"{self.folder.path} is finished ({self.folder.state['step']} steps); --fresh starts it over")
+        return True
+
+    def _resume(self) -> None:
+        checkpoint.sweep(self.folder.checkpoints) if self.folder.main else None
+        found, passed = checkpoint.newest(self.folder.checkpoints)
+        for line in passed:
+            self.reporter.warn(line)
+        if found is None:
+            return
+        if found.manifest["data"] != self.prepared.fingerprints.get("train"):
+            raise UserError(
+                f"the training data of {self.folder.path} changed since step {found.step} was saved",
+                hint="put the data back, start over with --fresh, or choose another output.dir",
+                where="data.train",
+            )
+        self.progress = Progress(**found.load(self.core, self.optimizer.optimizer))
+        self.folder.forget_after(found.step)
+        self.reporter.say(f"going on from step {found.step} of {self.total}")
+
+    def _log(self, entry: dict[str, Any]) -> None:
+        self.folder.log(entry)
+        self.reporter.step(entry, self.total)
+
+    def _evaluate(self, progress: Progress) -> bool:
+        """Measure; true if it is time to stop early."""
+        train, rows = self.recipe.train, self.prepared.rows["validation"]
+        path = self.folder.path / "predictions" / ".during-training.jsonl"
+        figures = evaluation.evaluate(
+            self.core, rows, self.accelerator, self.recipe.eval, head=self.head,
+            predictions=path if train.metric_for_best_model != "loss" else None, intervals=False,
+        )  # fmt: skip
+        plain = {name: f["value"] for name, f in figures.items() if isinstance(f.get("value"), (int, float))}
+        self._log({"step": progress.step, **{f"eval_{name}": value for name, value in plain.items()}})
+        self.reporter.say(f"step {progress.step}: " + "  ".join(f"{name} {value:.4f}" for name, value in plain.items()))
+        if train.metric_for_best_model not in plain:
+            raise UserError(
+                f"the evaluation gives no {train.metric_for_best_model}",
+                hint=f"it gives {', '.join(plain)}",
+                where="train.metric_for_best_model",
+            )
+        value = plain[train.metric_for_best_model]
+        lower = figures[train.metric_for_best_model].get("direction", "lower") == "lower"
+        if math.isfinite(value) and (progress.best is None or (value < progress.best) == lower and value != progress.best):
+            progress.best, progress.best_step, progress.worse = value, progress.step, 0
+        else:
+            progress.worse += 1
+        return train.early_stopping_patience is not None and progress.worse >= train.early_stopping_patience
+
+    def _save(self, progress: Progress) -> None:
+        if self.folder.main:
+            facts = {
+                "data": self.prepared.fingerprints.get("train"), "versions": versions(),
+                "world_size": self.accelerator.num_processes, "threads": torch.get_num_threads(),
+            }  # fmt: skip
+            checkpoint.save(self.folder.checkpoints, progress.step, self.core, self.optimizer.optimizer, vars(progress), facts)
+            checkpoint.rotate(self.folder.checkpoints, self.recipe.train.save_total_limit, progress.best_step)
+        self.accelerator.wait_for_everyone()
+
+    def _stop(self, progress: Progress) -> str | None:
+        train = self.recipe.train
+        limit = seconds(train.max_time)
+        if number := self.signals.agreed(self.accelerator):
+            return f"signal {number}"
+        if limit is not None and time.monotonic() - self.started >= limit:
+            return f"max_time {train.max_time}"
+        return None
+
+    def _finish(self) -> dict[str, Any]:
+        """Final figures and the model in the run folder."""
+        train, rows = self.recipe.train, self.prepared.rows
+        if train.load_best_model_at_end and self.progress.best_step not in (None, self.progress.step):
+            best = checkpoint.examine(self.folder.checkpoints / f"step-{self.progress.best_step}")
+            if isinstance(best, checkpoint.Checkpoint):
+                best.load(self.core, self.optimizer.optimizer)
+                self.reporter.say(f"the best was step {best.step}: {train.metric_for_best_model} {self.progress.best:.4f}")
+        if self.folder.main:
+            save_model(self.core, self.prepared, self.folder)
+        figures: dict[str, Any] = {}
+        if "validation" in rows:
+            figures = evaluation.evaluate(
+                self.core, rows["validation"], self.accelerator, self.recipe.eval, head=self.head,
+                predictions=self.folder.path / "predictions" / "validation.jsonl",
+            )  # fmt: skip
+            if self.core.get_output_embeddings() is not None:
+                floor = evaluation.unigram_loss(rows["train"], rows["validation"], limit=self.recipe.eval.limit)
+                figures["unigram_loss"] = {"value": floor, "count": figures["loss"]["count"], "note": "the floor: word frequencies alone"}
+        if self.folder.main:
+            write_json(self.folder.path / METRICS, figures)
+        self.accelerator.wait_for_everyone()
+        spent = self.progress.seconds
+        self.folder.set("finished", step=self.progress.step, tokens=self.progress.tokens, training_seconds=round(spent, 1))
+        self.reporter.figures(f"{self.folder.path}, validation", figures)
+        speed = self.progress.tokens / max(1e-9, spent)
+        self.reporter.say(f"{self.progress.step} steps, {self.progress.tokens:,} tokens in {duration(spent)} ({speed:,.0f} tokens/s); model in {self.folder.path}")
+        return figures
+
+
+def make_plan(recipe: Recipe, rows: loop.Rows) -> Plan:
+    """The batch plan of a recipe."""
+    train = recipe.train
+    repeats = None
+    weights = [source.weight for source in recipe.data.train or []]
+    if any(weight != 1 for weight in weights) and rows.data.has("source"):
+        import numpy as np
+
+        repeats = np.array(weights)[rows.data.column("source")]
+    return Plan(rows.data.lengths, train.seed, train.batch_size, train.batch_tokens, train.group_by_length, repeats)
+
+
+def total_steps(recipe: Recipe, plan: Plan) -> int:
+    """Optimizer steps of the run: by max_steps, or epochs, cut short by max_tokens."""
+    train = recipe.train
+    total = train.max_steps or plan.steps(train.num_train_epochs)
+    if train.max_tokens:
+        tokens = 0
+        for step in range(total):
+            tokens += int(plan.lengths[plan.rows(step)[1]].sum())
+            if tokens >= train.max_tokens:
+                return step + 1
+    return total
+
+
+def seconds(text: str | None) -> float | None:
+    """`90`, `90s`, `30m`, `8h` or `2d` in seconds.
+
+    Raises:
+        UserError: the text is none of these.
+    """
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
+    if not found:
+        raise UserError(f"{text!r} is not a time", hint="write 90s, 30m, 8h or 2d", where="train.max_time")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def _advance(schedule: torch.optim.lr_scheduler.LRScheduler, step: int) -> None:
+    """The rate is a function of the step: set it there, whatever an earlier start had planned."""
+    rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]  # type: ignore[attr-defined]
+    schedule.last_epoch = step
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates
+
+
+def dry_run_save(model: Any) -> None:
+    """Find now what save_pretrained would refuse at the first checkpoint.
+
+    Raises:
+        UserError: the generation settings contradict themselves.
+    """
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
+        return
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        raise UserError(
+            f"the model's generation settings cannot be saved: {str(error).splitlines()[0][:160]}",
+            hint="correct generation_config.json in the model's folder",
+            where="model.path",
+        ) from error
+
+
+def save_model(model: Any, prepared: prepare.Prepared, folder: RunFolder) -> None:
+    """Write model and tokenizer so that AutoModel, AutoTokenizer and pipeline load the run folder."""
+    from . import tokenizer
+
+    model.save_pretrained(folder.path)
+    tokenizer.save(prepared.tokenizer, folder.path)
+
+
+def checkpoint_figures(folder: RunFolder) -> dict[str, Any]:
+    """The figures of a finished run."""
+    from .folder import read_json
+
+    return read_json(folder.path / METRICS)
