@@ -37,6 +37,7 @@ def _is_answers(value: Any) -> bool:
 
 
 def _is_scores(value: Any) -> bool:
+    value = list(value.values()) if isinstance(value, dict) else value
     return _is_number(value) or (isinstance(value, list | tuple) and len(value) > 0 and all(map(_is_number, value)))
 
 
@@ -57,7 +58,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], Callable[[Any], bool], str, str]] 
     "spans": (_is_text, _is_answers, "a text", "a text or a list of texts"),
     "label": (_is_label, _is_label, "a label", "a label"),
     "labels": (_is_labels, _is_labels, "a list of labels", "a list of labels"),
-    "scores": (_is_scores, _either, "a finite score or a list of them", "a label or a list of labels"),
+    "scores": (_is_scores, _either, "a finite score, or one for each label", "a label or a list of labels"),
     "number": (_is_number, _is_number, "a finite number", "a finite number"),
     "tags": (_is_tags, _is_tags, "a list of tags", "a list of tags"),
     "nll": (_is_sums, lambda value: True, "an object with finite nll, tokens, bytes and words", ""),

@@ -22,31 +22,21 @@ class CalibrationError(base.Sums, base.Module):
     }
     options = {
         "bins": (15, "number of bins"),
-        "labels": (None, "classes in the order of the scores; sorted if not given"),
+        "labels": labels.IN_ORDER,
     }
     rowwise = False
 
     def statistics(self, predictions: base.Rows, references: base.Rows) -> base.Array:
         """Brier's score, then rows, confidence and hits by bin: [N, 1 + 3 * bins]."""
-        chances = np.array(predictions, dtype=np.float64).reshape(len(predictions), -1)
-        one = chances.shape[1] == 1
-        chances = np.hstack([1 - chances, chances]) if one else chances
-        if (chances < 0).any() or (abs(chances.sum(1) - 1) > 1e-3).any():
-            raise UserError("calibration_error: the scores of a row are no probabilities that add up to 1")
-        sets = labels.as_sets(references)
-        names = labels.classes(self.settings["labels"], sets)
-        if len(names) != chances.shape[1] or any(len(row) != 1 for row in sets):
-            raise UserError(
-                f"calibration_error: {chances.shape[1]} probabilities a row, but {len(names)} labels",
-                hint="one label a row; name all labels, in the order of the scores, by the option labels",
-            )
-        truth = labels.indicator(sets, names).toarray()
+        chances, truth, _ = labels.scored(predictions, references, self.settings["labels"])
+        if (truth.sum(1) != 1).any() or (chances < 0).any() or (abs(chances.sum(1) - 1) > 1e-3).any():
+            raise UserError("calibration_error needs one label a row, and probabilities that add up to 1")
         bins, rows = self.settings["bins"], np.arange(len(chances))
         chosen, confidence = chances.argmax(1), chances.max(1)
         table = np.zeros((len(rows), 3, bins))
         column = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
         table[rows, :, column] = np.column_stack([np.ones(len(rows)), confidence, truth[rows, chosen]])
-        brier = ((chances - truth) ** 2).sum(1) / (2 if len(names) == 2 else 1)
+        brier = ((chances - truth) ** 2).sum(1) / (2 if truth.shape[1] == 2 else 1)
         return np.column_stack([brier, table.reshape(len(rows), -1)])
 
     def figures(self, sums: np.ndarray) -> base.Figures:

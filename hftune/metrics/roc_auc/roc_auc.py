@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from hftune.errors import UserError
 from hftune.metrics import base, labels
 
 
@@ -20,24 +19,16 @@ class RocAuc(base.Scorer, base.Module):
         }
     }
     options = {
-        "labels": (None, "classes in the order of the scores; sorted if not given"),
+        "labels": labels.IN_ORDER,
         "per_class": (True, "with more than two classes, also the area of each as roc_auc[LABEL]"),
     }
 
     def statistics(self, predictions: base.Rows, references: base.Rows) -> base.Array:
         """Scores, then truth, of each class: [N, 2C]; of two exclusive classes the second alone, [N, 2]."""
-        scores = np.array(predictions, dtype=np.float64).reshape(len(predictions), -1)
-        sets = labels.as_sets(references)
-        self.classes = labels.classes(self.settings["labels"], sets)
-        truth = labels.indicator(sets, self.classes).toarray()
-        exclusive = all(len(row) == 1 for row in sets)
-        if scores.shape[1] == 1 or (exclusive and scores.shape[1] == 2):
-            scores, truth, self.classes = scores[:, -1:], truth[:, -1:], self.classes[-1:]
-        if scores.shape[1] != len(self.classes):
-            raise UserError(
-                f"roc_auc: {scores.shape[1]} scores a row, but {len(self.classes)} labels",
-                hint="name all labels, in the order of the scores, by the option labels",
-            )
+        scores, truth, self.classes = labels.scored(predictions, references, self.settings["labels"])
+        several = any(isinstance(row, list | tuple) for row in references)
+        if scores.shape[1] == 2 and not several:
+            scores, truth, self.classes = scores[:, 1:], truth[:, 1:], self.classes[1:]
         return np.hstack([scores, truth])
 
     def weighted(self, statistics: base.Array, counts: np.ndarray) -> base.Figures:
