@@ -1,4 +1,4 @@
-"""Cleaning of text: HTML, control characters, Unicode form, white space; and the fold under which texts count as equal."""
+"""Cleaning of text: HTML, control characters, Unicode, white space; and the fold under which texts count as equal."""
 
 import html
 import re
@@ -14,16 +14,16 @@ BLOCKS = (
     " optgroup option p pre section select summary table tbody td template tfoot th thead title tr ul"
 )
 INLINE = (
-    "a abbr acronym applet area audio b base basefont bdi bdo big button canvas cite code col colgroup data datalist del"
-    " dfn em embed font i iframe img input ins kbd label link map mark meta meter object output param picture progress q"
-    " rp rt ruby s samp script slot small source span strike strong style sub sup svg template textarea time track tt u"
-    " var video wbr"
+    "a abbr acronym applet area audio b base basefont bdi bdo big button canvas cite code col colgroup data datalist"
+    " del dfn em embed font i iframe img input ins kbd label link map mark meta meter object output param picture"
+    " progress q rp rt ruby s samp script slot small source span strike strong style sub sup svg template textarea"
+    " time track tt u var video wbr"
 )
 # Only HTML's own elements, so that vector<int> and <you@example.org> stay. No quoted value holds "<", so each try at a
 # tag ends at the next one and hostile text costs linear time.
 TAG = re.compile(
     rf"""</?(?:(?P<block>{"|".join(BLOCKS.split())})|{"|".join(INLINE.split())}|!doctype)"""
-    r"""(?=[\s/>])(?:[^<>"']|"[^"<]*"|'[^'<]*')*>""",
+    r"""(?=[\s/>])(?:[^<>"']++|"[^"<]*+"|'[^'<]*+')*+>""",
     re.IGNORECASE,
 )
 HIDDEN = re.compile(r"<!--|<(script|style)(?=[\s>])", re.IGNORECASE)
@@ -44,7 +44,8 @@ def _without_hidden(text: str) -> str:
     while start := HIDDEN.search(text, at):
         kept.append(text[at : start.start()])
         name = start[1].lower() if start[1] else ""
-        end = None if name in unclosed else re.compile(rf"</{name}\s*>" if name else "-->", re.I).search(text, start.end())
+        closing = re.compile(rf"</{name}\s*>" if name else "-->", re.IGNORECASE)
+        end = None if name in unclosed else closing.search(text, start.end())
         if end is None:  # looked for once a kind: many that are never closed would cost quadratic time
             unclosed.add(name)
             kept.append(start[0])
@@ -67,7 +68,7 @@ def normalize(form: str) -> Callable[[str], str]:
 
 
 def fold_space(text: str) -> str:
-    """Runs of white space become one space and runs of blank lines one; no space at the ends of lines or of the text."""
+    """Runs of white space to one space, of blank lines to one; none at the ends of lines or of the text."""
     lines = "\n".join([" ".join(line.split()) for line in text.split("\n")])
     return BLANK_LINES.sub("\n\n", lines).strip("\n")
 
@@ -81,7 +82,8 @@ class Cleaner:
     """The steps that the options name, over the strings in a value (text, a list of tokens, a dict of texts).
 
     Attributes:
-        counts: for each step that is on, the values it changed (`html_rows`) and the characters it took (`html_chars`).
+        counts: for each step that is on, the strings it changed (`html_changed`) and by how many characters it made
+            them shorter (`html_chars`).
     """
 
     def __init__(self, options: Clean):
@@ -92,9 +94,10 @@ class Cleaner:
             "whitespace": fold_space if options.whitespace else None,
         }
         self.steps = [(name, step) for name, step in steps.items() if step]
-        self.counts = {f"{name}_{what}": 0 for name, _ in self.steps for what in ("rows", "chars")}
+        self.counts = {f"{name}_{what}": 0 for name, _ in self.steps for what in ("changed", "chars")}
 
     def __call__(self, value: Any) -> Any:
+        """The value, cleaned; what is not text stays."""
         if isinstance(value, list):
             return [self(item) for item in value]
         if isinstance(value, dict):
@@ -104,7 +107,7 @@ class Cleaner:
         for name, step in self.steps:
             cleaned = step(value)
             if cleaned != value:
-                self.counts[f"{name}_rows"] += 1
+                self.counts[f"{name}_changed"] += 1
                 self.counts[f"{name}_chars"] += len(value) - len(cleaned)
                 value = cleaned
         return value

@@ -81,7 +81,9 @@ class Text:
                 stream = io.BufferedReader(_Narrowed(stream, encoding, self.undecodable), 1 << 20)
                 encoding = "utf-8"
             elif wide := _wide(head):
-                raise UserError(f"the text is {wide.upper()}, not {encoding}", hint=f"set data.encoding: {wide}", where=name)
+                raise UserError(
+                    f"the text is {wide.upper()}, not {encoding}", hint=f"set data.encoding: {wide}", where=name
+                )
             if stream.peek(3).startswith(codecs.BOM_UTF8):
                 stream.read(3)
         except DAMAGE as error:
@@ -136,7 +138,9 @@ class Text:
 
     def too_long(self, where: str) -> UserError:
         """The fault of a row that would fill the memory."""
-        return UserError(f"a row of more than {LONGEST >> 20} MiB", hint="is each row on a line of its own?", where=where)
+        return UserError(
+            f"a row of more than {LONGEST >> 20} MiB", hint="is each row on a line of its own?", where=where
+        )
 
 
 def _wide(head: bytes) -> str | None:
@@ -158,6 +162,7 @@ class Decoder:
         self.codec, self.fault, self.start, self.done = codecs.getincrementaldecoder(encoding)(), fault, start, False
 
     def __call__(self, raw: bytes) -> str:
+        """The characters that are whole by now."""
         pending, self.done = len(self.codec.getstate()[0]), not raw
         try:
             text = self.codec.decode(raw, final=self.done)

@@ -68,7 +68,9 @@ class File:
         if isinstance(error, OSError) and error.errno and error.strerror:
             return UserError(f"cannot be read: {error.strerror}", where=self.name)
         if isinstance(error, EOFError) or "Truncated" in str(error):
-            return UserError("the compressed file is cut short", hint="fetch it again; it did not arrive whole", where=where)
+            return UserError(
+                "the compressed file is cut short", hint="fetch it again; it did not arrive whole", where=where
+            )
         hint = "fetch it again, or correct its suffix if it is not compressed so"
         return UserError(f"not a whole {self.packing} file: {error}", hint=hint, where=where)
 
@@ -106,7 +108,9 @@ def find(path: str, format: str | None = None, split: str = "train", where: str 
         for file in files:
             _check(file, root)
         if len(formats := sorted({file.format for file in files})) > 1:
-            raise UserError(f"{shown(path)} mixes {' and '.join(formats)}", hint=f"name one kind by a glob: {path}/*.{formats[0]}")
+            raise UserError(
+                f"{shown(path)} mixes {' and '.join(formats)}", hint=f"name one kind by a glob: {path}/*.{formats[0]}"
+            )
     except UserError as fault:
         fault.where = where
         raise
@@ -118,7 +122,9 @@ def _check(file: File, root: str) -> None:
     if root and _leaves(file.path, root):
         raise UserError(f"{shown(file.path)} is a link that leaves the folder", hint="name the file itself")
     if not os.path.isfile(file.path):
-        raise UserError(f"{shown(file.path)} is not a plain file", hint="rows are read more than once; save them to a file")
+        raise UserError(
+            f"{shown(file.path)} is not a plain file", hint="rows are read more than once; save them to a file"
+        )
     if not file.format or (file.packing and file.format == "parquet"):
         hint = f"known: {' '.join(FORMATS)}, all but parquet also with {' '.join(PACKINGS)}; or set format"
         raise UserError(f"the name {shown(file.path)} does not tell a known format", hint=hint)
@@ -149,7 +155,9 @@ def _folder(folder: str, format: str | None, split: str) -> list[str]:
     if any(_kind(p)[0] != "text" for p in data):  # the README beside the data is not data
         data = [p for p in data if not os.path.basename(p).lower().startswith("readme.")]
     if not data:
-        raise UserError(f"the folder {shown(folder)} holds no data", hint=f"known suffixes: {' '.join(FORMATS)}; or set format")
+        raise UserError(
+            f"the folder {shown(folder)} holds no data", hint=f"known suffixes: {' '.join(FORMATS)}; or set format"
+        )
     return _of_split(folder, data, split)
 
 
@@ -168,7 +176,9 @@ def _of_split(folder: str, found: list[str], split: str) -> list[str]:
     chosen = [path for path in found if tags[path] == SPLITS.get(split, split)]
     if not chosen:
         exist = ", ".join(sorted({tag for tag in tags.values() if tag}))
-        raise UserError(f"the folder {shown(folder)} holds no {split} files", hint=f"it holds: {exist}; name a file, or set split")
+        raise UserError(
+            f"the folder {shown(folder)} holds no {split} files", hint=f"it holds: {exist}; name a file, or set split"
+        )
     return chosen
 
 
