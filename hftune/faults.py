@@ -19,6 +19,7 @@ from .schema import Recipe
 from .yaml import Node, shown
 
 Schema = dict[str, Any]
+MAX_FAULTS = 50  # shown at once
 
 # Names in other tools: the key here, or a sentence where there is no such key.
 FOREIGN = {
@@ -212,8 +213,9 @@ def word(errors: Iterable[Any], root: Node, schema: Schema) -> list[UserError]:
         if error["type"] == "extra_forbidden":
             name = str(error["loc"][-1])
             place = node.value[name].where if isinstance(node.value, dict) and name in node.value else node.where
-            fault = _unknown(f"{key}.{name}".lstrip("."), inner, schema, place)
-            key = f"{key}.{name}"
+            key = f"{key}.{name}".lstrip(".")
+            meant = _meant(key, inner, schema) if len(found) < MAX_FAULTS else None
+            fault = UserError(f"{shown(key)}: unknown key", hint=meant, where=place)
         elif error["type"] == "missing":
             description = inner.get("description")
             fault = UserError(
@@ -267,37 +269,35 @@ def _repair(node: Node, schema: Schema) -> str | None:
             return f"write {digits}, without quotes or separators"
     elif isinstance(value, float) and "integer" in types and value.is_integer() and abs(value) < 2**63:
         return f"write {int(value)}"
-    elif isinstance(value, (bool, int, float)) and any(
-        b.get("type") == "string" and "examples" not in b for b in branches(schema)
-    ):
+    elif isinstance(value, (bool, int, float)) and any(_any_text(branch) for branch in branches(schema)):
         return f'for text, write "{node.text or value}"'
     return None
 
 
-def _unknown(key: str, block: Schema, schema: Schema, where: str) -> UserError:
-    """An unknown key, with the key that was probably meant."""
-    message = f"{shown(key)}: unknown key"
+def _any_text(schema: Schema) -> bool:
+    return schema.get("type") == "string" and not {"enum", "pattern"} & schema.keys()
+
+
+def _meant(key: str, block: Schema, schema: Schema) -> str:
+    """What was probably meant by an unknown key."""
     parent, _, name = re.sub(r"\[\d+\]", "", key).rpartition(".")
     name = name.lower().replace("-", "_")
     known = dict.fromkeys(k for k, _ in keys(schema))
     here = [n for branch in branches(block) for n in branch.get("properties", {})]
     if (foreign := FOREIGN.get(name)) and (foreign in known or " " in foreign):
-        return UserError(message, hint=f"did you mean {foreign}?" if foreign in known else foreign, where=where)
+        return f"did you mean {foreign}?" if foreign in known else foreign
     if key in known:  # a dotted key, as the command line has them
-        return UserError(
-            message, hint=f"write {name} in the block {parent}, or {key}=... on the command line", where=where
-        )
+        return f"write {name} in the block {parent}, or {key}=... on the command line"
     prefix = f"{parent}." if parent else ""
     near = [k for k in known if k.rpartition(".")[2] == name]
-    near += [prefix + n for n in difflib.get_close_matches(name, here, n=1, cutoff=0.7)]
+    near += [prefix + n for n in difflib.get_close_matches(name, here, n=1)]
     if not near:
         last: dict[str, str] = {}
         for k in known:
             last.setdefault(k.rpartition(".")[2], k)
         near = [last[n] for n in difflib.get_close_matches(name, last, n=1, cutoff=0.75)]
     if near:
-        return UserError(message, hint=f"did you mean {' or '.join(dict.fromkeys(near[:3]))}?", where=where)
-    owners = [t for t in tasks.names() if name in tasks.load(t).options.model_fields]
-    if owners:
-        return UserError(message, hint=f"it is an option of the task {' and of '.join(owners)}", where=where)
-    return UserError(message, hint=f"the keys of {parent or 'a recipe'} are {', '.join(here)}", where=where)
+        return f"did you mean {' or '.join(dict.fromkeys(near[:3]))}?"
+    if owners := [t for t in tasks.names() if name in tasks.load(t).options.model_fields]:
+        return f"it is an option of the task {' and of '.join(owners)}"
+    return f"the keys of {parent or 'a recipe'} are {', '.join(here)}"

@@ -7,6 +7,7 @@ before any forward (loop.train_step), so a step has the same gradients however i
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from .task import IGNORE, Task
 
+PROBE = 32.0  # hidden states are magnified so while a head is tried: a cap on its logits shows
 CHUNK = 2**22  # logits held at once (16 MB in float32): fits a cache, and no figure depends on it
 
 
@@ -214,8 +216,16 @@ def model_inputs(model: nn.Module, batch: dict[str, Tensor], task: Task) -> dict
     core = unwrap(model)
     made = core.config.is_encoder_decoder and "decoder_input_ids" not in inputs and core.get_output_embeddings() is not None
     if made:
-        inputs["decoder_input_ids"] = core.prepare_decoder_input_ids_from_labels(labels=batch["labels"])
+        shift = getattr(core, "prepare_decoder_input_ids_from_labels", None) or partial(_shift_right, core.config)
+        inputs["decoder_input_ids"] = shift(labels=batch["labels"])
     return inputs
+
+
+def _shift_right(config: Any, labels: Tensor) -> Tensor:
+    """The decoder's inputs: its start token, then the labels but the last, padding where the loss does not look."""
+    start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
+    shifted = torch.cat([start, labels[:, :-1]], 1)
+    return shifted.masked_fill(shifted == IGNORE, config.pad_token_id)
 
 
 def losses(model: nn.Module, batch: dict[str, Tensor], task: Task, options: Any, criterion: Criterion) -> dict[str, Losses]:
@@ -250,7 +260,8 @@ def choose_head(model: nn.Module, batch: dict[str, Tensor], task: Task, options:
     for mode in modes:
         torch.set_rng_state(state)
         try:
-            sums = losses(model, batch, task, options, Criterion(head=mode))
+            with _before(decoder, lambda hidden: hidden * PROBE):
+                sums = losses(model, batch, task, options, Criterion(head=mode))
         except (RuntimeError, IndexError, AttributeError, TypeError, ValueError):
             if mode == "full":
                 raise
@@ -258,6 +269,6 @@ def choose_head(model: nn.Module, batch: dict[str, Tensor], task: Task, options:
         found[mode] = float(sum(loss.total.double() for loss in sums.values()))
     torch.set_rng_state(state)
     model.train(was)
-    slack = 2e-2 if torch.is_autocast_enabled(next(core.parameters()).device.type) else 1e-4
+    slack = 2e-2 if torch.is_autocast_enabled(next(core.parameters()).device.type) else 1e-5
     near = [m for m in modes[1:] if m in found and abs(found[m] - found["full"]) <= slack * max(1.0, abs(found["full"]))]
     return near[0] if near else "full"

@@ -23,7 +23,7 @@ def check(recipe: Recipe) -> dict[str, Any]:
     found: dict[str, Any] = {"task": recipe.task.name, "output": recipe.output.dir}
     for split in ("train", "validation", "test"):
         try:
-            reader = data.open_split(recipe.data, split, text_columns=task.columns(options))
+            reader = data.open_split(recipe.data, split, text_columns=task.text_columns(options), columns=task.columns(options))
             if reader is None:
                 continue
             data.check_columns(reader, task.columns(options))

@@ -20,7 +20,9 @@ def accelerator(recipe: Train | None = None) -> Any:
         UserError: the process group has another size than the launcher asked for.
     """
     from accelerate import Accelerator
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     gpu = torch.cuda.is_available()
     made = Accelerator(cpu=not gpu, mixed_precision=precision(recipe))

@@ -71,17 +71,19 @@ def predict_rows(path: Path, recipe: Recipe, source: str, limit: int | None, *, 
 
 
 def _rows(source: str, recipe: Recipe, task: Any, options: Any, limit: int | None) -> Iterator[Any]:
-    wanted = [name for name in task.columns(options) if name not in task.answers(options)]
+    wanted = task.inputs_only(options)
     if source == "-":
         import sys
 
         for number, line in enumerate(sys.stdin, 1):
             if limit is not None and number > limit:
                 return
-            yield data.Row({wanted[0]: line.rstrip("\n")}, where=f"standard input:{number}")
+            row = data.Row({wanted[0]: line.rstrip("\n")})
+            row.where, row.source, row.prefix = f"standard input:{number}", 0, ""
+            yield row
         return
     block = Data.model_validate({"train": [{"path": source, "limit": limit}], "columns": recipe.data.columns, "encoding": recipe.data.encoding})
-    reader = data.open_split(block, "train", text_columns=wanted)
+    reader = data.open_split(block, "train", text_columns=task.text_columns(options) if set(task.text_columns(options)) <= set(wanted) else wanted, columns=wanted)
     assert reader is not None
     data.check_columns(reader, wanted)
     yield from reader

@@ -4,10 +4,13 @@ Everything that can be wrong in what the user gave is found here, before a weigh
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from . import data, models, store, tokenizer
 from . import task as tasks
@@ -36,10 +39,10 @@ class Prepared:
         return {split: rows.data.key for split, rows in self.rows.items()}
 
 
-def open_split(recipe: Recipe, task: Task, options: Any, split: str, *, wanted: Sequence[str] | None = None) -> Any:
+def open_split(recipe: Recipe, task: Task, options: Any, split: str) -> Any:
     """The rows of a split, with the task's columns known to be there; None where the recipe has no such split."""
-    columns = list(task.columns(options) if wanted is None else wanted)
-    reader = data.open_split(recipe.data, split, text_columns=columns)
+    columns = task.columns(options)
+    reader = data.open_split(recipe.data, split, text_columns=task.text_columns(options), columns=columns)
     if reader is not None:
         data.check_columns(reader, columns)
     return reader
@@ -65,7 +68,7 @@ def load_tokenizer(recipe: Recipe, model_type: str, task: Task, options: Any, re
         folder = cache_folder(recipe) / "tokenizers" / key
         if not (folder / "tokenizer.json").exists():
             reporter.say(f"training a {block.train} tokenizer of {block.vocab_size:,} entries")
-            texts = (row[name] for row in reader for name in task.columns(options) if isinstance(row.get(name), str))
+            texts = (row[name] for row in reader for name in task.text_columns(options))
             made = tokenizer.train(
                 texts, block.train, block.vocab_size, lowercase=block.lowercase, min_frequency=block.min_frequency,
                 model_type=model_type, max_length=length,
@@ -104,7 +107,7 @@ def encode_split(recipe: Recipe, task: Task, options: Any, tok: Any, reader: Any
     if not (folder / key / "done.json").exists():
         reporter.say(f"encoding {split}")
     try:
-        found = store.encode(reader, lambda rows: task.encode(rows, tok, options), key, folder)
+        found = store.encode(reader, _by_source(task, tok, options), key, folder)
     except OSError as error:
         if error.errno is None:
             raise
@@ -112,6 +115,29 @@ def encode_split(recipe: Recipe, task: Task, options: Any, tok: Any, reader: Any
     if not len(found):
         raise UserError(f"{split} has no rows left to use", hint="; ".join(f"{k}: {v}" for k, v in found.report.items()) or None, where=f"data.{split}")
     return Rows(found, task, tok, options)
+
+
+def _by_source(task: Task, tok: Any, options: Any) -> Callable[[list[Any]], dict[str, Any]]:
+    """The task's encode with a further column, the source that each row is of, where there are several."""
+
+    def encode(rows: list[Any]) -> dict[str, Any]:
+        found = []
+        for source, group in groupby(rows, key=lambda row: row.source):
+            columns = task.encode(list(group), tok, options)
+            size = len(next(iter(columns.values())))
+            found.append({**columns, "source": np.full(size, source, np.int32)})
+        return store.merge(found)
+
+    return encode
+
+
+def _told(split: str, found: store.Encoded) -> str:
+    """One line: what became of the rows that were read."""
+    removed = {name: count for name, count in found.report.items() if count and name not in ("read", "rows")}
+    line = f"{split}: {found.report.get('read', 0):,} rows read"
+    if removed:
+        line += " (" + ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in removed.items()) + ")"
+    return f"{line}, {len(found):,} rows of {int(found.lengths.sum()):,} tokens encoded"
 
 
 def prepare(
@@ -138,8 +164,8 @@ def prepare(
             continue
         prepared.sources[split] = reader
         prepared.rows[split] = encode_split(recipe, task, options, prepared.tokenizer, reader, reporter, split)
-        if first and (removed := {k: v for k, v in prepared.rows[split].data.report.items() if v}):
-            reporter.say(f"{split}: " + ", ".join(f"{name} {count:,}" for name, count in removed.items()))
+        if first:
+            reporter.say(_told(split, prepared.rows[split].data))
     if first and accelerator is not None:
         accelerator.wait_for_everyone()
     return prepared

@@ -24,7 +24,6 @@ from .errors import Faults, UserError
 from .schema import Recipe, TaskBlock
 from .yaml import Node, shown
 
-MAX_FAULTS = 50
 COMMAND_LINE = "command line"
 _SECRET = re.compile(r"token|secret|passw|credential|api_?key|private", re.IGNORECASE)
 
@@ -93,6 +92,10 @@ def json_schema() -> dict[str, Any]:
     properties["extends"] = {"type": "string", "description": "recipe to inherit from, relative to this file"}
     schema["anyOf"] = [{"required": ["extends"]}, {"required": schema.pop("required")}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "hftune recipe"}
+
+
+class _NoOptions(BaseModel):
+    """Stands for the options of a task that is at fault."""
 
 
 @cache
@@ -234,15 +237,17 @@ def _finish(root: Node, overrides: Sequence[str], faults: list[UserError]) -> Re
     if recipe is not None and not faults:
         return recipe
     ordered = sorted(faults, key=_position)
-    if len(ordered) > MAX_FAULTS:
-        more = UserError(f"and {len(ordered) - MAX_FAULTS} faults more", hint="mend these first")
-        ordered = [*ordered[:MAX_FAULTS], more]
+    if len(ordered) > wording.MAX_FAULTS:
+        more = UserError(f"and {len(ordered) - wording.MAX_FAULTS} faults more", hint="mend these first")
+        ordered = [*ordered[: wording.MAX_FAULTS], more]
     raise Faults(ordered)
 
 
-def _position(fault: UserError) -> tuple[str, int, int]:
-    place = re.fullmatch(r"(.*):(\d+):(\d+)", fault.where or "", re.DOTALL)
-    return (place[1], int(place[2]), int(place[3])) if place else (fault.where or "", 0, 0)
+def _position(fault: UserError) -> tuple[bool, str, int, int]:
+    """Files first, from top to bottom, then the command line."""
+    where = fault.where or ""
+    place = re.fullmatch(r"(.*):(\d+):(\d+)", where, re.DOTALL)
+    return (False, place[1], int(place[2]), int(place[3])) if place else (True, where, 0, 0)
 
 
 def _expand(node: Node, key: str, faults: list[UserError]) -> Node:
@@ -291,7 +296,7 @@ def _validate(root: Node, faults: list[UserError]) -> Recipe | None:
 
 def _task(root: Node, plain: Any, faults: list[UserError]) -> tuple[TaskBlock, type[BaseModel] | None]:
     """The block `task` checked by the task that it names; an empty one where it is at fault."""
-    empty = TaskBlock.model_construct(name="")
+    empty = TaskBlock.model_construct(name="", options=_NoOptions())
     node = root.value.get("task", root)
     choices = f"tasks: {', '.join(tasks.names())}"
     if plain is None or (isinstance(plain, dict) and plain.get("name") is None):

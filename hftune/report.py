@@ -38,6 +38,7 @@ class Reporter:
         self._bar: Progress | None = None
         self._task: Any = None
         self._began = (0.0, 0)
+        self._next = 0
 
     def say(self, text: str) -> None:
         """One line."""
@@ -72,7 +73,8 @@ class Reporter:
         )
         if self._bar is not None:
             self._bar.update(self._task, completed=entry["step"], description=line)
-        elif entry["step"] == total or entry["step"] % max(1, total // 20) < entry.get("every", 1):
+        elif entry["step"] >= min(total, self._next):
+            self._next = entry["step"] + max(1, total // 20)  # about twenty lines a run where there is no live one
             self.say(line)
 
     def end(self) -> None:

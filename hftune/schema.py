@@ -210,7 +210,7 @@ class Peft(Block):
         description="the method"
     )
     r: Positive = Field(8, description="rank, for the LoRA family")
-    lora_alpha: Annotated[float, Field(gt=0)] = Field(16, description="scale, for the LoRA family")
+    lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="scale, for the LoRA family")
     lora_dropout: Share = Field(0.0, description="dropout on the adapter's input, for the LoRA family")
     target_modules: list[str] | str | None = Field(None, description="module names; default: by architecture")
     modules_to_save: list[str] = Field([], description="further modules to train and save whole")

@@ -111,7 +111,10 @@ def _write(path: Path, key: str, columns: dict[str, Any], taken: int) -> None:
     os.replace(aside, path)
 
 
-def _merge(columns: list[dict[str, Any]]) -> dict[str, Any]:
+def merge(columns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Columns of several batches as one."""
+    if len(columns) == 1:
+        return columns[0]
     merged: dict[str, Any] = {}
     for name in columns[0]:
         parts = [c[name] for c in columns]
@@ -203,7 +206,7 @@ def encode(reader: Iterable[Any], function: Any, key: str, folder: Path) -> Enco
     def flush() -> None:
         nonlocal waiting, taken, size
         path = home / f"part-{len(parts):05d}.arrow"
-        _write(path, key, _merge(waiting), taken)
+        _write(path, key, merge(waiting), taken)
         part = _Part.open(path, key)
         if part is None:
             raise OSError(f"{path} cannot be read back after it was written")

@@ -71,6 +71,7 @@ class Task:
             cross-entropy, binary cross-entropy or squared error of the head's logits; see heads.loss_sums.
         columns: `(options) -> names` of the columns that a row must have, after the mapping.
         answers: `(options) -> names` of those of them that rows to be predicted may lack.
+        texts: `(options) -> names` of those that hold text to be cleaned; default: all that are no answers.
         config: `(options, tokenizer) -> dict` of settings for the model's configuration (num_labels, id2label, ...).
     """
 
@@ -86,7 +87,18 @@ class Task:
     terms: tuple[Term, ...] = (Term(),)
     loss: Callable[..., dict[str, Any]] | None = None
     answers: Callable[[Any], list[str]] = lambda options: []
+    texts: Callable[[Any], list[str]] | None = None
     config: Callable[..., dict[str, Any]] = lambda options, tokenizer: {}
+
+    def text_columns(self, options: Any) -> list[str]:
+        """Columns that hold text."""
+        if self.texts is not None:
+            return self.texts(options)
+        return [name for name in self.columns(options) if name not in self.answers(options)]
+
+    def inputs_only(self, options: Any) -> list[str]:
+        """Columns that a row to be predicted must have."""
+        return [name for name in self.columns(options) if name not in self.answers(options)]
 
 
 @cache

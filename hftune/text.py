@@ -47,7 +47,7 @@ def pieces(lengths: npt.NDArray[np.int64], most: int) -> tuple[npt.NDArray[np.in
 
 
 def chunk(
-    texts: list[str], tokenizer: Any, max_length: int, *, words: bool = False, special: bool = True
+    texts: list[str], tokenizer: Any, max_length: int, *, word_starts: bool = False, special: bool = True, sizes: bool = False
 ) -> dict[str, Any]:
     """Documents to rows of at most `max_length` ids, special tokens included; a row never holds two documents.
 
@@ -55,19 +55,26 @@ def chunk(
         texts: documents.
         tokenizer: a transformers tokenizer.
         max_length: most ids of a row.
-        words: also give `word_starts`, 1 where a token begins a word.
+        word_starts: also give `word_starts`, 1 where a token begins a word.
         special: put the tokenizer's special tokens around each row.
+        sizes: also give `begins`, 1 for the first row of a document, and there its `bytes` (UTF-8) and `words`, else 0:
+            what a loss is divided by to be comparable across tokenizers.
 
     Returns:
-        `input_ids` (ragged int32), and where asked `word_starts` (ragged int8).
+        `input_ids` (ragged int32), and where asked `word_starts` (ragged int8) and the sizes (int64).
     """
-    found = encode_batch(tokenizer, texts, word_starts=words)
-    ids, starts = found if words else (found, None)
+    found = encode_batch(tokenizer, texts, word_starts=word_starts)
+    ids, starts = found if word_starts else (found, None)
     before, after = frame(tokenizer) if special else ([], [])
-    _, inner = pieces(np.diff(ids.offsets), max_length - len(before) - len(after))
-    columns = {"input_ids": _framed(ids.values, inner, before, after)}
+    document, inner = pieces(np.diff(ids.offsets), max_length - len(before) - len(after))
+    columns: dict[str, Any] = {"input_ids": _framed(ids.values, inner, before, after)}
     if starts is not None:
         columns["word_starts"] = _framed(starts.values.astype(np.int8), inner, [0] * len(before), [0] * len(after))
+    if sizes:
+        begins = np.diff(document, prepend=-1) != 0
+        columns["begins"] = begins.astype(np.int64)
+        for name, size in (("bytes", lambda t: len(t.encode())), ("words", lambda t: len(t.split()))):
+            columns[name] = np.where(begins, np.array([size(t) for t in texts], np.int64)[document], 0)
     return columns
 
 

@@ -36,7 +36,7 @@ def encode(rows: list[Any], tokenizer: Any, options: MlmOptions) -> dict[str, An
         raise UserError(
             "the tokenizer has no mask token", hint="masked language modelling needs a model such as BERT", where="task.name"
         )
-    return chunk([row["text"] for row in rows], tokenizer, options.max_length, words=options.whole_word)
+    return chunk([row["text"] for row in rows], tokenizer, options.max_length, word_starts=options.whole_word)
 
 
 def collate(rows: list[dict[str, Any]], tokenizer: Any, options: MlmOptions, rngs: list[np.random.Generator]) -> dict[str, Any]:

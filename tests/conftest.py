@@ -1,0 +1,39 @@
+"""Every test runs offline, on one thread, with a cache of its own."""
+
+import os
+import socket
+
+import pytest
+
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    os.environ["HFTUNE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Whatever reaches for another machine fails the test."""
+    connect = socket.socket.connect
+
+    def local_only(self, address):
+        if self.family == socket.AF_UNIX or (isinstance(address, tuple) and str(address[0]) in {"127.0.0.1", "::1", "localhost"}):
+            return connect(self, address)
+        raise OSError(f"the network is shut: {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory):
+    """A WordPiece tokenizer of 400 entries, trained on bundled text."""
+    import tiny
+
+    from hftune import tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    texts = [row["text"][:2000] for row in tiny.lines("docs-text", limit=40)]
+    tokenizer.save(tokenizer.train(texts, "wordpiece", 400, lowercase=True, min_frequency=2, model_type="bert", max_length=128), folder)
+    return folder

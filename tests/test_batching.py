@@ -1,0 +1,96 @@
+"""The batch plan: pure, complete, and the cheapest cut."""
+
+import itertools
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hftune import batching
+from hftune.batching import Plan
+
+lengths = st.lists(st.integers(1, 90), min_size=1, max_size=60).map(lambda v: np.array(v, np.int64))
+
+
+@given(lengths, st.integers(1, 9), st.booleans(), st.integers(0, 5))
+def test_an_epoch_has_every_row_once(sizes, batch, grouped, seed):
+    plan = Plan(sizes, seed, batch, group_by_length=grouped)
+    for epoch in (0, 3):
+        steps = plan.epoch(epoch)
+        assert sorted(np.concatenate(steps).tolist()) == list(range(len(sizes)))
+        assert all(len(step) <= batch for step in steps)
+    assert len(plan.epoch(0)) == -(-len(sizes) // batch)
+
+
+@given(lengths, st.integers(1, 200))
+def test_a_batch_of_tokens_keeps_its_bound(sizes, tokens):
+    plan = Plan(sizes, 0, 1, batch_tokens=tokens)
+    steps = plan.epoch(1)
+    assert sorted(np.concatenate(steps).tolist()) == list(range(len(sizes)))
+    assert all(len(step) == 1 or sizes[step].sum() <= tokens for step in steps)
+
+
+@given(lengths, st.integers(1, 7), st.integers(0, 40))
+def test_a_step_is_a_pure_function(sizes, batch, step):
+    one, other = Plan(sizes, 5, batch), Plan(sizes.copy(), 5, batch)
+    for earlier in range(step % 4):
+        other.rows(earlier)
+    assert one.rows(step)[0] == other.rows(step)[0]
+    assert np.array_equal(one.rows(step)[1], other.rows(step)[1])
+
+
+def test_orders_differ_between_epochs_and_seeds():
+    sizes = np.ones(40, np.int64)
+    orders = [tuple(np.concatenate(Plan(sizes, seed, 8).epoch(epoch))) for seed in (1, 2) for epoch in (0, 1)]
+    assert len(set(orders)) == 4
+
+
+def test_weights_say_how_often_a_row_is_seen():
+    plan = Plan(np.ones(300, np.int64), 0, 16, repeats=np.repeat([2.0, 0.5, 1.0], 100))
+    counts = np.bincount(np.concatenate([row for epoch in range(40) for row in plan.epoch(epoch)]), minlength=300).reshape(3, 100).mean(1) / 40
+    assert counts[0] == 2
+    assert counts[2] == 1
+    assert abs(counts[1] - 0.5) < 0.05
+    epoch, index = plan.locate(len(plan.epoch(0)) + 2)
+    assert (epoch, index) == (1, 2)
+
+
+@given(lengths, st.integers(1, 400), st.integers(1, 4))
+@settings(max_examples=60)
+def test_micro_batches_hold_every_row_once_and_ranks_keep_step(sizes, budget, ranks):
+    shares = [batching.micro_batches(sizes, budget, rank, ranks) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    assert sorted(itertools.chain(*(cut.tolist() for share in shares for cut in share))) == list(range(len(sizes)))
+    for share in shares:
+        assert all(len(cut) <= 1 or len(cut) * sizes[cut].max() <= budget for cut in share)
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=9).map(lambda v: np.array(v, np.int64)), st.integers(20, 120), st.integers(0, 30))
+def test_no_cut_of_neighbours_is_cheaper(sizes, budget, overhead):
+    def cost(groups):
+        return sum(len(g) * sizes[g].max() + overhead for g in groups)
+
+    tall = np.argsort(-sizes, kind="stable")
+    best = min(
+        cost(groups)
+        for cuts in itertools.product([0, 1], repeat=len(sizes) - 1)
+        for groups in [np.split(tall, [i + 1 for i, c in enumerate(cuts) if c])]
+        if all(len(g) == 1 or len(g) * sizes[g].max() <= budget for g in groups)
+    )
+    assert cost(batching.split(sizes, budget, overhead)) == best
+
+
+@given(lengths, st.integers(1, 300), st.integers(1, 3))
+def test_evaluation_takes_every_row_once(sizes, budget, ranks):
+    shares = [batching.evaluation_batches(sizes, budget, rank, ranks) for rank in range(ranks)]
+    assert sorted(itertools.chain(*(cut.tolist() for share in shares for cut in share))) == list(range(len(sizes)))
+    assert len({len(share) for share in shares}) == 1
+
+
+def test_row_generators_are_independent_and_repeatable():
+    draws = {
+        (seed, epoch, row, stream): tuple(batching.generator(seed, epoch, row, stream).random(4))
+        for seed in (0, 1) for epoch in (0, 1) for row in (0, 1, 2**31) for stream in (batching.CHANCE, batching.ORDER)
+    }  # fmt: skip
+    assert len(set(draws.values())) == len(draws)
+    assert tuple(batching.generator(1, 1, 2, batching.CHANCE).random(4)) == tuple(batching.generator(1, 1, 2, batching.CHANCE).random(4))

@@ -1,0 +1,124 @@
+"""The mathematics of a step: the same gradients at any split, the same figures at any batch size."""
+
+import copy
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from accelerate import Accelerator
+
+from hftune import heads, loop, optim, prepare, recipe
+from hftune.batching import Plan, generator
+from hftune.loop import Steps
+from hftune.report import Reporter
+
+
+def pieces(path, make, *more):
+    """(rows, model) of a tiny recipe, dropout off."""
+    prepared = prepare.prepare(recipe.from_dict(make(path, *more)), ["train", "validation"], Reporter(silent=True))
+    model = prepare.build_model(prepared).model
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return prepared, model
+
+
+@pytest.fixture(scope="module", params=["mlm", "classify"])
+def job(request, tmp_path_factory, tokenizer_folder):
+    path = tmp_path_factory.mktemp(request.param)
+    return pieces(path, tiny.mlm) if request.param == "mlm" else pieces(path, tiny.classify, str(tokenizer_folder))
+
+
+def gradients(prepared, model, budget, rows=slice(0, 8)):
+    """Gradients of one step cut under a budget, taken where the optimizer would use them."""
+    model = copy.deepcopy(model)
+    accelerator = Accelerator(cpu=True)
+    data = prepared.rows["train"]
+    steps = Steps(data, Plan(data.data.lengths, 0, 8), 0, budget, overhead=0)
+    taken = {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer.register_step_pre_hook(lambda *_: taken.update({n: p.grad.clone() for n, p in model.named_parameters()}))
+    head = heads.choose_head(model, data.batch([0], [generator(0, 0)]), prepared.task, prepared.options)
+    model.train()
+    step = steps[0]
+    sums, counts, norm = loop.train_step(model, step.batches, accelerator, optimizer, prepared.task, prepared.options, head=head)
+    return taken, {n: float(sums[n] / counts[n]) for n in sums}, len(step.batches)
+
+
+def test_gradients_are_the_same_at_every_split(job):
+    prepared, model = job
+    whole, loss, one = gradients(prepared, model, 10**6)
+    assert one == 1
+    seen = {1}
+    longest = int(prepared.rows["train"].data.lengths.max())
+    for rows in (4, 2, 1):
+        split, again, number = gradients(prepared, model, rows * longest if rows > 1 else 1)
+        seen.add(number)
+        assert again == pytest.approx(loss, abs=1e-6)
+        for name, gradient in whole.items():
+            torch.testing.assert_close(split[name], gradient, atol=1e-6, rtol=0)
+    assert 8 in seen, "the last split must be row by row"
+
+
+def test_a_step_divides_by_its_targets_not_by_its_micro_batches(job):
+    """Against the plainest formula: all rows at once, the model's whole logits, torch's own mean."""
+    prepared, model = job
+    model = copy.deepcopy(model).train()
+    data = prepared.rows["train"]
+    epoch, chosen = Plan(data.data.lengths, 0, 8).rows(0)
+    batch = data.batch(chosen, [generator(0, epoch, int(r)) for r in chosen])
+    logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
+    mean = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch["labels"].reshape(-1))
+    mean.backward()
+    split, loss, _ = gradients(prepared, model, 1)
+    assert loss["loss"] == pytest.approx(float(mean), abs=1e-6)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(split[name], parameter.grad, atol=1e-6, rtol=0)
+
+
+def test_evaluation_is_the_same_at_any_batch(job):
+    prepared, model = job
+    rows = prepared.rows["validation"]
+    longest = int(rows.data.lengths.max())
+    found = [
+        loop.mean_loss(loop.evaluate_rows(model, rows, Accelerator(cpu=True), budget=n * longest), prepared.task)["loss"] for n in (1, 7, 32)
+    ]
+    assert found == pytest.approx([found[0]] * 3, abs=1e-6)
+
+
+def test_evaluation_masks_are_fixed(job):
+    prepared, model = job
+    rows = prepared.rows["validation"]
+    found = {loop.mean_loss(loop.evaluate_rows(model, rows, Accelerator(cpu=True), budget=512), prepared.task)["loss"] for _ in range(3)}
+    assert len(found) == 1
+
+
+def test_dropout_follows_from_the_step():
+    seeds = {loop.step_seed(seed, step, rank) for seed in (0, 1) for step in range(20) for rank in (0, 1)}
+    assert len(seeds) == 80
+    assert loop.step_seed(0, 3, 1) == loop.step_seed(0, 3, 1)
+
+
+def test_every_parameter_is_in_one_group_and_norms_do_not_decay(job):
+    _, model = job
+    recipe_block = recipe.Recipe.model_fields["train"].default.model_copy(update={"layerwise_lr_decay": 0.5, "weight_decay": 0.1})
+    groups = optim.groups(model, recipe_block)
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in model.parameters())
+    rates = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    named = dict(model.named_parameters())
+    word = next(n for n in named if "word_embeddings" in n)
+    low, high = (next(n for n in named if f"layer.{i}.attention.self.query.weight" in n) for i in (0, 1))
+    assert rates[id(named[word])][0] < rates[id(named[low])][0] < rates[id(named[high])][0]
+    assert all(rates[id(p)][1] == 0 for n, p in named.items() if "LayerNorm" in n or n.endswith("bias"))
+    assert rates[id(named[low])][1] == 0.1
+
+
+def test_a_silent_batch_counts_nothing(job):
+    prepared, model = job
+    batch = prepared.rows["train"].silent(0)
+    found = heads.losses(model, batch, prepared.task, prepared.options, heads.Criterion({"loss": torch.tensor(1.0)}, head="fused"))
+    found["loss"].total.backward()
+    assert float(found["loss"].total) == 0
+    assert all(p.grad is None or not np.any(p.grad.numpy()) for p in model.parameters())
+    model.zero_grad()
