@@ -228,8 +228,9 @@ def word(errors: Iterable[Any], root: Node, schema: Schema) -> list[UserError]:
                 f"{key} is {given(node)}, wanted {wanted(inner)}", hint=_repair(node, inner), where=node.where
             )
         found.setdefault(key, fault)
-    # of a union's complaints the one that looked deepest into a list says most
-    return [fault for key, fault in found.items() if not any(other.startswith(f"{key}[") for other in found)]
+    # of a union's complaints those that looked into a list say most
+    lists = {key[: bracket.start()] for key in found for bracket in re.finditer(r"\[", key)}
+    return [fault for key, fault in found.items() if key not in lists]
 
 
 def _locate(root: Node, schema: Schema, location: tuple[str | int, ...]) -> tuple[str, Node, Schema]:
