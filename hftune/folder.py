@@ -135,6 +135,9 @@ class RunFolder:
             raise UserError(
                 f"{path} holds files that are not a run's: {', '.join(sorted(strange)[:4])}", hint="choose an empty or new folder", where="output.dir"
             )
+        if not folder.state:
+            folder._write_recipe(wanted)
+            folder.set("preparing")
         return folder
 
     def _same_recipe(self, wanted: Recipe, allow: Sequence[str]) -> None:
@@ -164,12 +167,15 @@ class RunFolder:
 
     def begin(self, wanted: Recipe, **facts: Any) -> None:
         """Write the recipe and say that the run is at work."""
+        self._write_recipe(wanted)
+        self.set("running", command=" ".join(["hftune", *sys.argv[1:]]), versions=versions(), git=git_commit(), hardware=hardware(),
+                 directory=os.getcwd(), started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts)  # fmt: skip
+
+    def _write_recipe(self, wanted: Recipe) -> None:
         if self.main:
             aside = self.path / f".{RECIPE}"
             aside.write_text(recipe.dump(wanted), encoding="utf-8")
             os.replace(aside, self.path / RECIPE)
-        self.set("running", command=" ".join(["hftune", *sys.argv[1:]]), versions=versions(), git=git_commit(), hardware=hardware(),
-                 directory=os.getcwd(), started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts)  # fmt: skip
 
     def set(self, state: str, **facts: Any) -> None:
         """Change the state in run.json."""

@@ -32,11 +32,7 @@ class Prepared:
     model_type: str
     rows: dict[str, Rows] = field(default_factory=dict)
     sources: dict[str, Any] = field(default_factory=dict)  # split -> data.Reader
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """Content keys of the encoded splits: text, tokenizer, options and code in one."""
-        return {split: rows.data.key for split, rows in self.rows.items()}
+    fingerprints: dict[str, str] = field(default_factory=dict)  # split -> text, tokenizer and options in one key
 
 
 def open_split(recipe: Recipe, task: Task, options: Any, split: str) -> Any:
@@ -56,15 +52,19 @@ def complete_options(task: Task, options: Any, model_type: str, reader: Any) -> 
     return task.labels(reader, options) if task.labels and reader is not None else options
 
 
-def load_tokenizer(recipe: Recipe, model_type: str, task: Task, options: Any, reporter: Reporter, trust_remote_code: bool = False) -> Any:
-    """The recipe's tokenizer: trained from the training text (once, then cached by content), or loaded."""
+def load_tokenizer(
+    recipe: Recipe, model_type: str, task: Task, options: Any, reporter: Reporter, trust_remote_code: bool = False, begun: Path | None = None
+) -> Any:
+    """The recipe's tokenizer: that of the run where it has begun, else trained from the training text, or loaded."""
     block = recipe.tokenizer
-    if block.train:
+    if begun is not None and (begun / "tokenizer_config.json").exists():
+        found = tokenizer.load(str(begun))
+    elif block.train:
         reader = open_split(recipe, task, options, "train")
         if reader is None:
             raise UserError("a tokenizer is to be trained, but there is no training text", hint="name it in data.train", where="data.train")
         length = getattr(options, "max_length", 512)
-        key = store.key_of("tokenizer", reader.fingerprint(), block.model_dump(), model_type, length)
+        key = store.key_of("tokenizer", store.code_fingerprint(), reader.fingerprint(), block.model_dump(), model_type, length)
         folder = cache_folder(recipe) / "tokenizers" / key
         if not (folder / "tokenizer.json").exists():
             reporter.say(f"training a {block.train} tokenizer of {block.vocab_size:,} entries")
@@ -98,11 +98,9 @@ def cache_folder(recipe: Recipe) -> Path:
     return Path(recipe.data.cache_dir) if recipe.data.cache_dir else store.default_folder()
 
 
-def encode_split(recipe: Recipe, task: Task, options: Any, tok: Any, reader: Any, reporter: Reporter, split: str) -> Rows:
-    """Encoded rows of a split, from the cache where they are the same to the byte."""
-    key = store.key_of(
-        reader.fingerprint(), recipe.task.name, options.model_dump(mode="json"), tokenizer.fingerprint(tok)
-    )
+def encode_split(recipe: Recipe, task: Task, options: Any, tok: Any, reader: Any, reporter: Reporter, split: str, fingerprint: str) -> Rows:
+    """Encoded rows of a split, from the cache where they are the same to the byte and the same code made them."""
+    key = store.key_of(fingerprint, store.code_fingerprint())
     folder = cache_folder(recipe)
     if not (folder / key / "done.json").exists():
         reporter.say(f"encoding {split}")
@@ -141,9 +139,23 @@ def _told(split: str, found: store.Encoded) -> str:
 
 
 def prepare(
-    recipe: Recipe, splits: Sequence[str], reporter: Reporter, *, accelerator: Any = None, trust_remote_code: bool = False
+    recipe: Recipe,
+    splits: Sequence[str],
+    reporter: Reporter,
+    *,
+    accelerator: Any = None,
+    trust_remote_code: bool = False,
+    begun: Path | None = None,
 ) -> Prepared:
     """Everything but the model. With several ranks the first one encodes, the others read what it wrote.
+
+    Args:
+        recipe: the recipe.
+        splits: which of train, validation and test to encode.
+        reporter: told what is done.
+        accelerator: accelerate's Accelerator, where there may be several ranks.
+        trust_remote_code: whether code that comes with a checkpoint may run.
+        begun: folder of a run that keeps its tokenizer from its first start to its last.
 
     Raises:
         UserError: whatever is wrong with task, data, tokenizer or configuration.
@@ -157,13 +169,18 @@ def prepare(
     first = accelerator is None or accelerator.is_main_process
     if not first:
         accelerator.wait_for_everyone()
-    prepared.tokenizer = load_tokenizer(recipe, model_type, task, options, reporter, trust_remote_code)
+    prepared.tokenizer = load_tokenizer(recipe, model_type, task, options, reporter, trust_remote_code, begun)
+    if first and begun is not None and not (begun / "tokenizer_config.json").exists():
+        tokenizer.save(prepared.tokenizer, begun)
     for split in splits:
         reader = readers[split]
         if reader is None:
             continue
         prepared.sources[split] = reader
-        prepared.rows[split] = encode_split(recipe, task, options, prepared.tokenizer, reader, reporter, split)
+        prepared.fingerprints[split] = fingerprint = store.key_of(
+            reader.fingerprint(), recipe.task.name, options.model_dump(mode="json"), tokenizer.fingerprint(prepared.tokenizer)
+        )
+        prepared.rows[split] = encode_split(recipe, task, options, prepared.tokenizer, reader, reporter, split, fingerprint)
         if first:
             reporter.say(_told(split, prepared.rows[split].data))
     if first and accelerator is not None:

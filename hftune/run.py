@@ -46,7 +46,7 @@ def train(
     """
     accelerator = machine.accelerator(recipe.train)
     folder = RunFolder.claim(recipe, fresh=fresh, allow=allow, main=accelerator.is_main_process)
-    prepared = prepare.prepare(recipe, ["train", "validation"], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code)
+    prepared = prepare.prepare(recipe, ["train", "validation"], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code, begun=folder.path)
     if "train" not in prepared.rows:
         raise UserError("there is nothing to train on", hint="name it in data.train", where="data.train")
     return Run(prepared.recipe, prepared, accelerator, folder, reporter, trust_remote_code).execute()
@@ -203,7 +203,7 @@ class Run:
                 best.load(self.core, self.optimizer.optimizer)
                 self.reporter.say(f"the best was step {best.step}: {train.metric_for_best_model} {self.progress.best:.4f}")
         if self.folder.main:
-            save_model(self.core, self.prepared, self.folder)
+            self.core.save_pretrained(self.folder.path)  # beside the tokenizer, which lies there since the start
         figures: dict[str, Any] = {}
         if "validation" in rows:
             figures = evaluation.evaluate(
@@ -289,14 +289,6 @@ def dry_run_save(model: Any) -> None:
             hint="correct generation_config.json in the model's folder",
             where="model.path",
         ) from error
-
-
-def save_model(model: Any, prepared: prepare.Prepared, folder: RunFolder) -> None:
-    """Write model and tokenizer so that AutoModel, AutoTokenizer and pipeline load the run folder."""
-    from . import tokenizer
-
-    model.save_pretrained(folder.path)
-    tokenizer.save(prepared.tokenizer, folder.path)
 
 
 def checkpoint_figures(folder: RunFolder) -> dict[str, Any]:

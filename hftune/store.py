@@ -42,7 +42,7 @@ def code_fingerprint() -> str:
 
 def key_of(*parts: Any) -> str:
     """Content key of JSON-able parts."""
-    return xxhash.xxh3_128_hexdigest(json.dumps([code_fingerprint(), *parts], sort_keys=True, default=str).encode())
+    return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True, default=str).encode())
 
 
 def _size(row: dict[str, Any]) -> int:

@@ -1,0 +1,157 @@
+"""A run from end to end: repeatable, resumable to the bit, loadable by transformers."""
+
+import json
+import random
+import signal
+
+import children
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from hftune import folder, recipe
+from hftune.errors import UserError
+
+
+def weights(path):
+    return load_file(path / "run" / "model.safetensors")
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, tokenizer_folder):
+    """An uninterrupted run with dropout, masking and a worker, three epochs and a bit."""
+    path = tmp_path_factory.mktemp("straight")
+    source = tiny.mlm(path, max_steps=11, save_steps=2, eval_steps=100)
+    source["data"]["num_workers"] = 1
+    source["tokenizer"] = {"path": str(tokenizer_folder)}
+    assert children.child(children.train, source) == 0
+    return path, source
+
+
+@pytest.mark.parametrize("step", random.Random().sample(range(1, 11), 2))
+def test_a_killed_run_goes_on_to_the_same_bits(straight, tmp_path, step):
+    path, source = straight
+    again = {**source, "output": {"dir": str(tmp_path / "run")}}
+    assert children.child(children.train_and_die, again, step) == -signal.SIGKILL
+    assert children.child(children.train, again) == 0
+    assert_same(weights(path), weights(tmp_path))
+    steps = [entry["step"] for entry in map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines()) if "loss" in entry]
+    assert steps == list(range(1, 12)), "each step is logged once"
+
+
+def test_evaluating_in_between_changes_nothing(straight, tmp_path):
+    path, source = straight
+    often = {**source, "output": {"dir": str(tmp_path / "run")}, "train": {**source["train"], "eval_steps": 2}}
+    assert children.child(children.train, often) == 0
+    assert_same(weights(path), weights(tmp_path))
+
+
+def test_workers_change_nothing(straight, tmp_path):
+    path, source = straight
+    alone = {**source, "output": {"dir": str(tmp_path / "run")}, "data": {**source["data"], "num_workers": 0}}
+    assert children.child(children.train, alone) == 0
+    assert_same(weights(path), weights(tmp_path))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_stops_after_a_checkpoint(straight, tmp_path, number, status):
+    path, source = straight
+    again = {**source, "output": {"dir": str(tmp_path / "run")}}
+
+    def work():
+        from hftune.run import Interrupted
+
+        try:
+            children.train_and_die(again, 3, number)
+        except Interrupted as stop:
+            raise SystemExit(stop.code) from None
+
+    assert children.child(work) == status
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["state"] == "interrupted"
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    assert (tmp_path / "run" / "checkpoints" / "step-3").is_dir()
+    assert children.child(children.train, again) == 0
+    assert_same(weights(path), weights(tmp_path))
+
+
+def test_two_ranks_compute_the_same_step(tokenizer_folder, tmp_path):
+    """One step of plain descent without dropout: the weights say whether the gradients agree."""
+    found = []
+    for number in (1, 2):
+        place = tmp_path / str(number)
+        place.mkdir()
+        source = tiny.mlm(place, max_steps=1, optim="sgd", adam_beta1=0.0, learning_rate=0.1, max_grad_norm=0, weight_decay=0.0)
+        config = {**tiny.MODEL["config"], "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        source = {**source, "model": {"init": "bert", "config": config}, "tokenizer": {"path": str(tokenizer_folder)}}
+        statuses = [children.child(children.train, source)] if number == 1 else children.ranks(2, children.train, source)
+        assert statuses == [0] * number
+        found.append((load_file(place / "run" / "model.safetensors"), json.loads((place / "run" / "metrics.json").read_text())))
+    (one, figures), (two, again) = found
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=1e-7, rtol=0)  # 0.1 times 1e-6
+    assert again["loss"]["value"] == pytest.approx(figures["loss"]["value"], abs=1e-6)
+    assert again["loss"]["count"] == figures["loss"]["count"]
+
+
+def test_transformers_loads_the_run(straight):
+    from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+    path, source = straight
+    model, info = AutoModelForMaskedLM.from_pretrained(path / "run", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    tokenizer = AutoTokenizer.from_pretrained(path / "run")
+    assert len(tokenizer) <= model.config.vocab_size
+    assert tokenizer.model_max_length <= 128
+    saved = recipe.load(path / "run" / "recipe.yaml")
+    assert recipe.differences(saved, recipe.from_dict(source)) == []
+
+
+def test_a_pipeline_shows_the_label_names(tmp_path, tokenizer_folder):
+    from transformers import pipeline
+
+    assert children.child(children.train, tiny.classify(tmp_path, str(tokenizer_folder))) == 0
+    (answer,) = pipeline("text-classification", str(tmp_path / "run"))("What a day")
+    assert answer["label"] in {"negative", "neutral", "positive"}
+    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    lines = (tmp_path / "run" / "predictions" / "validation.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["text"] for row in rows] == [row["text"] for row in tiny.lines("sentiment-tweets", limit=60)[40:]]
+    assert figures["accuracy"]["value"] == pytest.approx(sum(r["prediction"] == r["reference"] for r in rows) / len(rows))
+
+
+def test_a_finished_run_is_not_run_again_but_extended(straight, tmp_path):
+    source = {**straight[1], "output": {"dir": str(tmp_path / "run")}}
+    assert children.child(children.train, source) == 0
+    before = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    assert children.child(children.train, source) == 0
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
+    longer = {**source, "train": {**source["train"], "max_steps": 14}}
+    assert children.child(children.train, longer) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["step"] == 14
+
+
+def test_another_recipe_is_refused(straight):
+    path, source = straight
+    other = recipe.from_dict({**source, "train": {**source["train"], "learning_rate": 5e-3}})
+    with pytest.raises(UserError, match=r"train\.learning_rate: 0\.001 -> 0\.005"):
+        folder.RunFolder.claim(other)
+    folder.RunFolder.claim(other, allow=["train.learning_rate"])
+    free = recipe.from_dict({**source, "train": {**source["train"], "logging_steps": 5, "micro_batch_tokens": 64}})
+    folder.RunFolder.claim(free)
+
+
+def test_a_second_start_names_the_first(straight):
+    path, source = straight
+    held = folder.RunFolder.claim(recipe.from_dict(source))
+    with pytest.raises(UserError, match="another run is at work"):
+        folder.RunFolder.claim(recipe.from_dict(source))
+    del held
