@@ -2,6 +2,7 @@ import random
 import subprocess
 import sys
 import types
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -36,6 +37,7 @@ class NeedyOptions(task.Options):
 
 
 TASKS = {"fill": FillOptions, "sort": SortOptions, "needy": NeedyOptions}
+REAL = (task.names, task.load)
 NAME = "recipe.yaml"
 GOOD = """\
 task: {name: sort, max_length: 64}
@@ -285,6 +287,13 @@ def test_all_faults_come_at_once_in_the_order_of_the_file(here):
     assert len(faults_of(SMALL + "".join(f"x{i}: 1\n" for i in range(5000)))) == 51
 
 
+def test_a_union_complains_once_and_where_it_hurts(here):
+    (fault,) = faults_of(SMALL + "peft: {method: lora, target_modules: [q, 3]}")
+    assert fault.message == "peft.target_modules[1] is 3, wanted text"
+    (fault,) = faults_of(SMALL + "peft: {method: lora, target_modules: 3}")
+    assert fault.message == "peft.target_modules is 3, wanted a list of texts or text"
+
+
 # The environment
 
 
@@ -407,6 +416,17 @@ def test_data_of_a_command_line_is_checked_alike():
         "output is missing",
         "a\\x00b holds a NUL or half a surrogate pair",
     }
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parent.parent.glob("recipes/*.yaml")), ids=lambda path: path.stem
+)
+def test_shipped_recipes_are_read_with_the_real_tasks_and_survive_a_dump(here, monkeypatch, path):
+    monkeypatch.setattr(task, "names", REAL[0])
+    monkeypatch.setattr(task, "load", REAL[1])
+    found = recipe.load(path)
+    assert read(recipe.dump(found)) == found
+    assert found.task.name in str(recipe.json_schema()["properties"]["task"])
 
 
 # Resuming, and editors
