@@ -73,6 +73,12 @@ class Task:
         answers: `(options) -> names` of those of them that rows to be predicted may lack.
         texts: `(options) -> names` of those that hold text to be cleaned; default: all that are no answers.
         config: `(options, tokenizer) -> dict` of settings for the model's configuration (num_labels, id2label, ...).
+        combine: `(answers, options) -> answer`; joins what `predict` gave for the encoded rows of one row. A task that has
+            it makes of each row one or more consecutive encoded rows (windows of a long text) and marks the first of
+            them by 1, the others by 0, in the column `begins`.
+        baseline: `(train, rows, options) -> predictions`, one a row: the answers of a trivial method that has seen the
+            training rows, scored by the same metrics. Both are iterables of rows, not yet encoded. Its docstring's
+            first line says what the method is.
     """
 
     head: str
@@ -89,6 +95,8 @@ class Task:
     answers: Callable[[Any], list[str]] = lambda options: []
     texts: Callable[[Any], list[str]] | None = None
     config: Callable[..., dict[str, Any]] = lambda options, tokenizer: {}
+    combine: Callable[[list[dict[str, Any]], Any], dict[str, Any]] | None = None
+    baseline: Callable[..., list[Any]] | None = None
 
     def text_columns(self, options: Any) -> list[str]:
         """Columns that hold text."""
