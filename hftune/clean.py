@@ -1,4 +1,4 @@
-"""Cleaning of text: HTML, control characters, Unicode, white space; and the fold under which texts count as equal."""
+"""Cleaning of text (HTML, control characters, Unicode, white space), and what makes two texts the same."""
 
 import html
 import re
@@ -28,7 +28,10 @@ TAG = re.compile(
 )
 HIDDEN = re.compile(r"<!--|<(script|style)(?=[\s>])", re.IGNORECASE)
 LINE_ENDS = re.compile(r"\r\n?|[\x0b\x0c\x1c-\x1e\x85]")
-CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+WIDE_SPACE = (
+    "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
 BLANK_LINES = re.compile(r"\n{3,}")
 
 
@@ -55,7 +58,7 @@ def _without_hidden(text: str) -> str:
 
 def strip_control(text: str) -> str:
     """Without control characters (Unicode category Cc) but newline and tab; other line ends become newlines."""
-    return CONTROL.sub("", LINE_ENDS.sub("\n", text))
+    return CONTROL.sub("", LINE_ENDS.sub("\n", text)) if CONTROL.search(text) else text
 
 
 def normalize(form: str) -> Callable[[str], str]:
@@ -73,9 +76,13 @@ def fold_space(text: str) -> str:
     return BLANK_LINES.sub("\n\n", lines).strip("\n")
 
 
-def fold(text: str) -> str:
-    """The form in which two texts count as the same: NFC, all white space one space."""
-    return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split())
+def essence(text: str) -> bytes:
+    """What two texts must share to count as the same: all but white space, in NFC, as UTF-8."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+        if any(space in text for space in WIDE_SPACE):
+            text = "".join(text.split())
+    return text.encode().translate(None, b"\t\n\v\f\r\x1c\x1d\x1e\x1f ")
 
 
 class Cleaner:

@@ -10,7 +10,7 @@ from typing import Any
 
 import xxhash
 
-from .clean import Cleaner, fold, length
+from .clean import Cleaner, essence, length
 from .errors import UserError
 from .lines import Rejects, check_encoding
 from .paths import shown
@@ -104,7 +104,7 @@ class Reader:
             if side is None and not clean.deduplicate:
                 return ""
             content = _content(row, texts)
-            if side is not None and (xxhash.xxh3_64_intdigest(fold(content).encode()) < bound) != side:
+            if side is not None and (xxhash.xxh3_64_intdigest(essence(content)) < bound) != side:
                 return "held_out"
             if clean.deduplicate:
                 before = len(seen)

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from .clean import fold
+from .clean import essence
 
 N = 13  # words; Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C
 PIECE = 1 << 18  # words looked at together
@@ -19,8 +20,8 @@ U64 = npt.NDArray[np.uint64]
 def overlap(train: Iterable[Any], test: Iterable[Any], text_columns: Sequence[str]) -> dict[str, int]:
     """Counts of test rows: `rows`, all; `exact`, texts equal to a training row's; `ngram13`, 13 words in a row shared.
 
-    Texts are compared in NFC with all white space as one space; the words of an n-gram also without regard to case.
-    One pass over each; memory grows with the test set only: 8 bytes an n-gram. n-grams are compared by 64-bit hash.
+    Texts are equal if they are so but for white space and Unicode form; words are what white space separates, without
+    regard to case. One pass over each; memory grows with the test set only. n-grams are compared by 64-bit hash.
     """
     hashes, grams, owners = _of_test(test, text_columns)
     known, inverse = np.unique(grams, return_inverse=True)
@@ -66,15 +67,15 @@ def _of_test(test: Iterable[Any], columns: Sequence[str]) -> tuple[list[bytes], 
 
 
 def _texts(row: Any, columns: Sequence[str]) -> Iterator[str]:
-    """The folded texts of a row: a list is one text of its tokens, a dict as many texts as it has values."""
+    """The texts of a row: a list is one text of its tokens, a dict as many texts as it has values."""
     for name in columns:
         value = row[name]
         for part in value.values() if isinstance(value, dict) else [value]:
-            yield fold(" ".join(map(str, part)) if isinstance(part, list) else str(part))
+            yield " ".join(map(str, part)) if isinstance(part, list) else str(part)
 
 
 def _key(texts: list[str]) -> bytes:
-    return xxhash.xxh3_128_digest("\0".join(texts).encode())
+    return xxhash.xxh3_128_digest(b"\0".join(map(essence, texts)))
 
 
 def _grams(texts: Iterable[str]) -> Iterator[tuple[U64, npt.NDArray[np.int64]]]:
@@ -82,7 +83,7 @@ def _grams(texts: Iterable[str]) -> Iterator[tuple[U64, npt.NDArray[np.int64]]]:
     words: list[list[str]] = []
     size, first = 0, 0
     for text in texts:
-        words.append(text.casefold().split(" "))
+        words.append(normalize("NFC", text).casefold().split())
         size += len(words[-1])
         if size >= PIECE:
             yield _hashed(words, first)
