@@ -37,7 +37,9 @@ class Seqeval(base.Sums, base.Module):
         for row, (left, right) in enumerate(zip(predictions, references, strict=True), start=1):
             if len(left) != len(right):
                 raise UserError(f"seqeval: {len(left)} predicted tags for {len(right)} words", where=f"row {row}")
-        found = [[self.entities(tags) for tags in side] for side in (predictions, references)]
+        found = [
+            [self.entities(row, tags) for row, tags in enumerate(side, start=1)] for side in (predictions, references)
+        ]
         self.classes = sorted({kind for side in found for row in side for kind, *_ in row})
         column = {kind: i for i, kind in enumerate(self.classes)}
         counts = np.zeros((len(predictions), 3, len(column)))
@@ -47,14 +49,17 @@ class Seqeval(base.Sums, base.Module):
         tags = [(sum(map(str.__eq__, *pair)), len(pair[0])) for pair in zip(predictions, references, strict=True)]
         return np.hstack([np.array(tags, dtype=np.float64), counts.reshape(len(predictions), -1)])
 
-    def entities(self, tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    def entities(self, row: int, tags: Sequence[str]) -> set[tuple[str, int, int]]:
         """The set of (type, start, end) in one row of tags."""
         import seqeval.scheme
         from seqeval.metrics.sequence_labeling import get_entities
 
         if self.settings["scheme"] is None:
             return set(get_entities(list(tags)))
-        found = seqeval.scheme.Entities([list(tags)], getattr(seqeval.scheme, self.settings["scheme"]))
+        try:
+            found = seqeval.scheme.Entities([list(tags)], getattr(seqeval.scheme, self.settings["scheme"]))
+        except ValueError as fault:
+            raise UserError(f"seqeval: {fault}", where=f"row {row}") from None
         return {(one.tag, one.start, one.end) for one in found.entities[0]}
 
     def figures(self, sums: np.ndarray) -> base.Figures:

@@ -1,0 +1,137 @@
+"""Names, options, errors, and what other programs see."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+
+from hftune import metrics
+from hftune.errors import UserError
+
+
+def python(code: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_importing_is_cheap_and_scoring_does_not_import_evaluate():
+    heavy = "print([m for m in ('numpy', 'torch', 'evaluate', 'transformers') if m in sys.modules])"
+    printed = python(
+        f"import sys; from hftune import metrics; metrics.names(); {heavy}\n"
+        f"[metrics.describe(name) for name in metrics.names()]; metrics.score('bleu', ['a'], ['a']); {heavy}"
+    )
+    assert printed.splitlines() == ["[]", "['numpy']"]
+
+
+def test_every_metric_describes_itself_in_json():
+    figures = {}
+    for name in metrics.names():
+        about = json.loads(json.dumps(metrics.describe(name), allow_nan=False))
+        assert about["summary"]
+        assert about["source"]
+        assert set(about["inputs"]) <= {"text", "label", "labels", "scores", "number", "tags", "spans", "nll"}
+        for figure, report in about["figures"].items():
+            assert report["direction"] in ("higher", "lower", None)
+            assert len(report["range"]) == 2
+            assert figures.setdefault(figure, name) == name, "one name, one figure"
+            assert metrics.find(figure) == (figure if figure in metrics.names() else name)
+        for option in about["options"].values():
+            assert option["meaning"]
+            assert option["default"] in option.get("choices", [option["default"]])
+
+
+@pytest.mark.parametrize(
+    ("call", "message", "hint"),
+    [
+        (lambda: metrics.load("rogue"), "no metric named 'rogue'", "did you mean 'rouge'"),
+        (lambda: metrics.load("rogueL"), "no metric named 'rogueL'", "did you mean 'rougeL'"),
+        (lambda: metrics.load("zzz"), "no metric named 'zzz'", "metrics: accuracy"),
+        (lambda: metrics.load("chrf", wordorder=2), "chrf has no option 'wordorder'", "word_order"),
+        (lambda: metrics.load("chrf", word_order="2"), "chrf: word_order='2' is no int", None),
+        (lambda: metrics.load("chrf", beta=True), "chrf: beta=True is no int", None),
+        (lambda: metrics.load("rouge", stem=1), "rouge: stem=1 is no bool", None),
+        (lambda: metrics.load("f1", average="mean"), "f1: average='mean' is none of macro, micro", None),
+        (lambda: metrics.score("bleu", [], []), "bleu: there are no rows to score", None),
+        (lambda: metrics.score("bleu", ["a"], ["a", "b"]), "bleu: 1 predictions but 2 references", None),
+        (lambda: metrics.score("bleu", ["a"]), "bleu needs references, and there are none", None),
+        (lambda: metrics.score("bleu", None, ["a"]), "bleu needs predictions, and there are none", None),
+        (lambda: metrics.score("bleu", ["a", None], ["a", "b"]), "bleu: prediction 2 is None, not a text", None),
+        (lambda: metrics.score("bleu", ["a"], [[]]), r"bleu: reference 1 is \[\], not a text or a list", None),
+        (lambda: metrics.score("mse", ["x"], [1]), "mse: prediction 1 is 'x', not a finite number", None),
+        (lambda: metrics.score("mse", [float("inf")], [1]), "mse: prediction 1 is inf", None),
+        (lambda: metrics.score("roc_auc", ["pos"], ["pos"]), "roc_auc: prediction 1 is 'pos'", None),
+    ],
+)
+def test_faults_are_one_line_that_says_what_to_do(call, message, hint):
+    with pytest.raises(UserError, match=message) as caught:
+        call()
+    assert "\n" not in caught.value.message
+    assert hint is None or hint in caught.value.hint
+
+
+def test_a_single_figure_can_be_asked_for():
+    predictions, references = ["a b", "c"], ["a b", "d"]
+    assert set(metrics.score(["rougeL", "bleu"], predictions, references)) == {"rougeL", "bleu"}
+    assert set(metrics.score("recall", predictions, references)) == {
+        "recall",
+        *(f"recall[{x}]" for x in ("a b", "c", "d")),
+    }
+    assert set(metrics.row_scores({"rouge2": {"stem": True}}, predictions, references)) == {"rouge2"}
+    assert set(metrics.compare("mae", {"x": [1, 2], "y": [2, 3]}, [1, 1], trials=9)) == {"mae"}
+
+
+def test_numbers_are_plain_and_json_is_strict():
+    found = metrics.score(["accuracy", "f1", "confusion_matrix"], np.array([0, 1, 1]), np.array([0, 1, 0]))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert type(found["accuracy"]["value"]) is float
+    assert set(found["accuracy"]) == {"value", "low", "high", "count", "direction", "signature"}
+    empty = metrics.score("seqeval", [["O"]], [["O"]])
+    assert json.loads(json.dumps(empty, allow_nan=False))["entity_f1"]["value"] is None
+
+
+def test_every_metric_is_an_evaluate_module_that_needs_no_network(tmp_path):
+    """What `evaluate.load` gives, in a process that can reach nothing and write only to a cache of its own."""
+    code = f"""
+import os, socket
+os.environ.update(HF_HOME={str(tmp_path)!r}, HF_HUB_OFFLINE="1")
+def refuse(*address): raise OSError("the network is shut")
+socket.socket.connect = refuse
+import evaluate
+from hftune import metrics
+at = {{name: evaluate.load(str(metrics.HERE / name)) for name in metrics.names()}}
+for name, metric in at.items():
+    assert isinstance(metric, evaluate.Metric) and metric.name == name and metric.module_type == "metric"
+    assert isinstance(metrics.load(name), evaluate.Metric)
+assert not os.path.exists(os.path.join({str(tmp_path)!r}, "metrics")), "loading writes nothing but the module"
+text = {{"predictions": ["the cat sat on it", "yes"], "references": ["the cat sat on a mat", "yes"]}}
+several = {{**text, "references": [[one, "x"] for one in text["references"]]}}
+labels = {{"predictions": ["a", "b", "b"], "references": ["a", "b", "a"]}}
+for name, rows in {{
+    "bleu": text, "chrf": several, "ter": text, "rouge": several, "exact_match": text, "squad": several,
+    "accuracy": labels, "f1": labels, "matthews": labels, "confusion_matrix": labels,
+    "pearson": {{"predictions": [1.0, 2.0, 4.0], "references": [1, 2, 3]}},
+    "seqeval": {{"predictions": [["B-X", "O"]], "references": [["B-X", "O"]]}},
+    "roc_auc": {{"predictions": [[0.2, 0.8], [0.6, 0.4]], "references": [1, 0]}},
+}}.items():
+    found = at[name].compute(**rows)
+    assert found == at[name].compute(**rows)
+    again = metrics.score(name, rows["predictions"], rows["references"], resamples=0)
+    assert found == {{figure: entry["value"] for figure, entry in again.items()}}, name
+for prediction, reference in ((["x"], ["x"]), ([], ["y"]), (["x", "y"], ["y", "x"])):
+    at["f1"].add(prediction=prediction, reference=reference)
+assert at["f1"].compute(average="micro")["f1"] == 6 / 7
+assert at["distinct"].compute(predictions=["a b", "a"])["distinct1"] == 2 / 3
+assert at["perplexity"].compute(predictions=[dict(nll=2.0, tokens=2, bytes=8, words=None)])["loss"] == 1
+assert evaluate.load(str(metrics.HERE / "chrf"), word_order=2).compute(**text)["chrf"] != at["chrf"].compute(**text)["chrf"]
+both = evaluate.combine([at["bleu"], at["chrf"]]).compute(**text)
+assert set(both) == {{"bleu", "chrf"}}
+try:
+    evaluate.load(str(metrics.HERE / "chrf"), wordorder=2)
+except Exception as fault:
+    print(fault)
+"""
+    assert "chrf has no option 'wordorder'" in python(code)
