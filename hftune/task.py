@@ -12,10 +12,10 @@ import ast
 import importlib
 import pkgutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -29,6 +29,13 @@ class Options(BaseModel):
     """Base of every task's options: unknown keys are faults, and nothing changes after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def at(self, done: float) -> Self:
+        """The options when that share of the run is done: what changes on the way is a function of the step.
+
+        Evaluation is at 1. Only `collate` sees the difference.
+        """
+        return self
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,13 @@ class Task:
             metrics beyond the loss. `model` is in eval mode, `batch` holds tensors on its device.
         labels: `(rows, options) -> options`; reads an iterable of rows and returns the options completed
             with the label names; only for tasks with labels.
-        terms: the summands of the loss.
-        loss: `(model, batch, options) -> {term name: (sum, per-row sums)}`, for tasks whose loss is not
-            cross-entropy, binary cross-entropy or squared error of the head's logits; see heads.loss_sums.
+        terms: the summands of the loss. Where the model has a vocabulary head, the first is the loss over it.
+        loss: `(model, batch, options, criterion) -> {term name: heads.Losses}`, for tasks of several terms, or whose
+            loss is not cross-entropy, binary cross-entropy or squared error of the head's logits; see heads.Criterion.
+        varies: `(options) -> fields of the task` that are others with these options (head, terms, predict, ...).
+        network: `(built, source, options, build) -> models.Built`, for tasks that train several networks as one:
+            `built` is the model of the recipe's block `source` with the task's head, `build(source, head)` builds
+            another; together they are a networks.Networks.
         columns: `(options) -> names` of the columns that a row must have, after the mapping.
         answers: `(options) -> names` of those of them that rows to be predicted may lack.
         texts: `(options) -> names` of those that hold text to be cleaned; default: all that are no answers.
@@ -92,11 +103,17 @@ class Task:
     labels: Callable[..., Any] | None = None
     terms: tuple[Term, ...] = (Term(),)
     loss: Callable[..., dict[str, Any]] | None = None
+    varies: Callable[[Any], dict[str, Any]] = lambda options: {}
+    network: Callable[..., Any] | None = None
     answers: Callable[[Any], list[str]] = lambda options: []
     texts: Callable[[Any], list[str]] | None = None
     config: Callable[..., dict[str, Any]] = lambda options, tokenizer: {}
     combine: Callable[[list[dict[str, Any]], Any], dict[str, Any]] | None = None
     baseline: Callable[..., list[Any]] | None = None
+
+    def under(self, options: Any) -> "Task":
+        """The task as these options make it."""
+        return replace(self, **self.varies(options))
 
     def text_columns(self, options: Any) -> list[str]:
         """Columns that hold text."""
