@@ -1,0 +1,69 @@
+"""The model card: README.md of a run, with the metadata that the Hub reads."""
+
+from pathlib import Path
+from typing import Any
+
+from .folder import METRICS, read_json
+from .recipe import Recipe, dump
+from .report import clean, duration
+
+LIBRARY = "transformers"
+
+
+def write(path: Path, recipe: Recipe, model_type: str) -> None:
+    """Write README.md from what the run folder says; a card that a person wrote is left alone.
+
+    Args:
+        path: the run folder.
+        recipe: the recipe as resolved.
+        model_type: name of the architecture.
+    """
+    from huggingface_hub import EvalResult, ModelCardData
+
+    card = path / "README.md"
+    if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
+        return
+    figures, state = read_json(path / METRICS), read_json(path / "run.json")
+    shown = {name: f for name, f in figures.items() if isinstance(f, dict) and isinstance(f.get("value"), (int, float))}
+    sources = ", ".join(source.path for source in recipe.data.train or [])
+    results = [
+        EvalResult(
+            task_type=recipe.task.name, dataset_type="local", dataset_name=sources or "unknown", metric_type=name, metric_value=figure["value"]
+        )
+        for name, figure in shown.items()
+        if "[" not in name
+    ]
+    metadata = ModelCardData(
+        library_name=LIBRARY, tags=["hftune", recipe.task.name, model_type], base_model=_hub_id(recipe.model.path), model_name=path.name,
+        eval_results=results or None,
+    )  # fmt: skip
+    rows = [f"| {name} | {figure['value']:.4f} | {_interval(figure)} | {figure.get('count', '')} |" for name, figure in shown.items()]
+    spent = duration(state.get("training_seconds", 0))
+    hardware = state.get("hardware", {})
+    machine = f"{hardware.get('cores')} cores ({hardware.get('processor')})" if not hardware.get("gpus") else ", ".join(hardware["gpus"])
+    text = [
+        f"---\n{metadata.to_yaml()}\n---",
+        MARK,
+        f"# {path.name}",
+        f"A {model_type} model trained by hftune {state.get('versions', {}).get('hftune', '')} for the task `{recipe.task.name}` on `{clean(sources)}`.",
+        "## Figures",
+        "| figure | value | interval | count |\n|---|---|---|---|\n" + "\n".join(rows) if rows else "No evaluation was made.",
+        "## Training",
+        f"{state.get('step', 0):,} steps, {state.get('tokens', 0):,} tokens in {spent} on {machine}.",
+        "`hftune pretrain recipe.yaml` repeats it with this recipe:",
+        f"```yaml\n{dump(recipe)}```",
+    ]
+    card.write_text("\n\n".join(text) + "\n", encoding="utf-8")
+
+
+MARK = "<!-- written by hftune; a card without this line is left alone -->"
+
+
+def _interval(figure: dict[str, Any]) -> str:
+    low, high = figure.get("low"), figure.get("high")
+    return f"{low:.4f} to {high:.4f}" if isinstance(low, (int, float)) and isinstance(high, (int, float)) else ""
+
+
+def _hub_id(path: str | None) -> str | None:
+    """A model's name on the Hub; a local path is nobody else's business."""
+    return path if path and path.count("/") == 1 and not Path(path).exists() else None

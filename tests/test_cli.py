@@ -1,0 +1,130 @@
+"""The command line: help without heavy imports, faults in one line, answers for programs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+from hftune import cli, shipped, task
+from hftune.errors import UserError
+
+HEAVY = {"torch", "transformers", "datasets", "numpy", "accelerate", "tokenizers", "evaluate", "pyarrow"}
+
+
+def every_command(group=None, words=()):
+    from typer.main import get_command
+
+    group = group or get_command(cli.app)
+    yield words
+    for name, command in getattr(group, "commands", {}).items():
+        yield from every_command(command, (*words, name))
+
+
+def test_help_imports_nothing_heavy():
+    """In one process, every help there is; then what was imported."""
+    commands = [list(words) for words in every_command()]
+    assert len(commands) > 8
+    code = f"""
+import sys
+from hftune import cli
+for words in {commands!r}:
+    try:
+        cli.app([*words, "--help"])
+    except SystemExit as stop:
+        assert not stop.code, words
+print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tiny.ROOT)
+    assert done.stderr.strip() == "[]"
+    assert done.stdout.count("Usage:") == len(commands)
+
+
+def test_check_does_not_load_torch(tmp_path):
+    source = tiny.ROOT / "recipes" / "bert.yaml"
+    code = f"import sys; from hftune.cli import app; sys.argv=['hftune','check',{str(source)!r}]\ntry:\n app()\nexcept SystemExit as s:\n assert not s.code\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tiny.ROOT)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def hftune(*words, cwd=None, stdin=None):
+    """(exit status, standard output, standard error) of a command in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "hftune", *map(str, words)], capture_output=True, text=True, cwd=cwd, env=environment, input=stdin, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_fault_is_one_line_and_a_hint(tmp_path):
+    recipe = tmp_path / "broken.yaml"
+    recipe.write_text("task: mlm\nmodel: {init: bert}\ndata: {train: missing.jsonl}\ntrain: {learning_rat: 3}\noutput: {dir: run}\n")
+    status, out, err = hftune("check", recipe, cwd=tmp_path)
+    assert status == 2
+    assert "Traceback" not in err
+    assert f"{recipe}:4" in err
+    assert "learning_rate" in err
+
+
+def test_recipes_are_found_by_name_and_laid_out(tmp_path):
+    names = [name for name, _ in shipped.recipes()]
+    assert {"bert", "sentiment"} <= set(names)
+    shipped.copy("bert", tmp_path)
+    assert (tmp_path / "recipes" / "bert.yaml").read_bytes() == (tiny.ROOT / "recipes" / "bert.yaml").read_bytes()
+    assert (tmp_path / "data" / "docs-text" / "train.jsonl").exists()
+    (tmp_path / "recipes" / "bert.yaml").write_text("mine")
+    with pytest.raises(UserError, match="other content"):
+        shipped.copy("bert", tmp_path)
+    with pytest.raises(UserError, match="no recipe named"):
+        shipped.find("brt")
+
+
+def test_every_task_has_a_summary_and_documented_options():
+    for name in task.names():
+        assert task.summary(name).endswith("."), name
+        for field, facts in task.load(name).options.model_fields.items():
+            assert facts.description, f"{name}.{field}"
+
+
+def test_finetune_without_a_recipe_writes_the_one_it_ran(tmp_path, tokenizer_folder):
+    import children
+
+    from hftune import commands, recipe
+
+    assert children.child(children.train, tiny.mlm(tmp_path, max_steps=1)) == 0
+    rows = tiny.write_rows(tmp_path / "tweets.jsonl", tiny.lines("sentiment-tweets", limit=40))
+    source = commands.recipe_source(None, {"--task": "classify", "--model": str(tmp_path / "run"), "--train": str(rows), "--validation": None}, str(tmp_path / "tuned"))
+
+    def work():
+        commands.train(source, ["train.max_steps=2"], None, 1, 0, False, [], False, True, False)
+
+    assert children.child(work) == 0
+    ran = recipe.load(tmp_path / "tuned" / "recipe.yaml")
+    assert ran.task.options.label_names == ("negative", "neutral", "positive")
+    assert ran.train.max_steps == 2
+    # and the recipe it wrote runs by itself, to the same figures
+    again = recipe.load(tmp_path / "tuned" / "recipe.yaml", [f"output.dir={tmp_path / 'again'}"])
+
+    def repeat():
+        from hftune import run
+        from hftune.report import Reporter
+
+        run.train(again, Reporter(silent=True))
+
+    assert children.child(repeat) == 0
+    first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("tuned", "again"))
+    assert first == second
+
+
+def test_options_without_a_recipe_must_be_whole():
+    from hftune import commands
+
+    with pytest.raises(UserError, match="--model, --train must be given"):
+        commands.recipe_source(None, {"--task": "classify", "--model": None, "--train": None, "--validation": None}, None)
+
+
+def test_version():
+    done = CliRunner().invoke(cli.app, ["--version"])
+    assert done.exit_code == 0
+    assert done.stdout.startswith("hftune ")
