@@ -46,3 +46,14 @@ def pad(rows: Sequence[Any], fill: float, side: str = "right", dtype: Any = np.i
         if side == "left" and len(row) < width:
             line[:] = np.roll(line, width - len(row))
     return out
+
+
+def inputs(rows: Sequence[dict[str, Any]], tokenizer: Any) -> dict[str, Any]:
+    """The model's inputs: int64 [rows, longest] `input_ids`, `attention_mask`, and `token_type_ids` where it has them."""
+    side, ids = tokenizer.padding_side, [row["input_ids"] for row in rows]
+    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0  # never attended to
+    batch = {"input_ids": pad(ids, filler, side), "attention_mask": pad([np.ones(len(row)) for row in ids], 0, side)}
+    if "token_type_ids" in tokenizer.model_input_names:
+        types = [row["token_type_ids"] if "token_type_ids" in row else np.zeros(len(row["input_ids"])) for row in rows]
+        batch["token_type_ids"] = pad(types, tokenizer.pad_token_type_id, side)
+    return batch

@@ -136,18 +136,41 @@ def evaluate(
         Figure name -> {"value", "low", "high", "count", ...}, the same on every rank.
     """
     by_row = loop.evaluate_rows(model, rows, accelerator, budget=settings.batch_tokens, head=head, limit=settings.limit)
-    figures: dict[str, Any] = {
-        name: {"value": value, "count": int(sum(c.sum() for _, c in by_row.values()))}
-        for name, value in loop.mean_loss(by_row, rows.task).items()
-    }
-    over_vocabulary = heads.unwrap(model).get_output_embeddings() is not None
-    if over_vocabulary:
-        figures["perplexity"] = {"value": math.exp(min(700.0, figures["loss"]["value"])), "count": figures["loss"]["count"]}
+    if heads.unwrap(model).get_output_embeddings() is not None and len(rows.task.terms) == 1:
+        figures = language_figures(by_row[rows.task.terms[0].name], rows, settings, intervals)
+    else:
+        figures = {
+            name: {"value": value, "count": int(sum(count.sum() for _, count in by_row.values())), "direction": "lower"}
+            for name, value in loop.mean_loss(by_row, rows.task).items()
+        }
     if rows.task.predict is not None and predictions is not None:
         stream_predictions(model, rows, accelerator, predictions, budget=settings.batch_tokens, limit=settings.limit)
         names = settings.metrics if settings.metrics is not None else rows.task.metrics(rows.options)
         figures.update(score_file(predictions, names, settings, intervals))
     return figures
+
+
+def documents(by_row: tuple[Any, Any], rows: Rows) -> list[dict[str, float]]:
+    """Sums of each document (each row, where the task does not say which rows are of one document).
+
+    Returns:
+        `nll` in nats and `tokens`, and where the rows know them `bytes` and `words`.
+    """
+    nll, tokens = by_row
+    if not rows.data.has("begins"):
+        return [{"nll": float(n), "tokens": float(t)} for n, t in zip(nll, tokens, strict=True)]
+    first = np.flatnonzero(rows.data.column("begins")[: len(nll)])
+    sums = {"nll": nll, "tokens": tokens, **{name: rows.data.column(name)[: len(nll)] for name in ("bytes", "words")}}
+    columns = {name: np.add.reduceat(np.asarray(values, np.float64), first).tolist() for name, values in sums.items()}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def language_figures(by_row: tuple[Any, Any], rows: Rows, settings: Eval, intervals: bool) -> dict[str, Any]:
+    """Loss and perplexity over all targets, bits per byte and word perplexity where the rows know their size."""
+    found = metrics.score(
+        ["perplexity"], documents(by_row, rows), confidence=settings.confidence, resamples=settings.resamples if intervals else 0
+    )
+    return {name: figure for name, figure in found.items() if figure["value"] is not None}
 
 
 def score_file(path: Path, names: list[str], settings: Eval, intervals: bool) -> dict[str, Any]:

@@ -126,11 +126,11 @@ class Criterion:
         targets = labels[keep]
         if self.head == "full":
             outputs = model(**inputs)
-            return outputs, self._reduce(F.cross_entropy, outputs.logits[keep].float(), targets, keep, term)
+            return outputs, self._reduce(F.cross_entropy, _vocabulary(outputs)[keep].float(), targets, keep, term)
         if self.head == "kept":
             with _before(decoder, lambda hidden: hidden[keep]):
                 outputs = model(**inputs)
-            return outputs, self._reduce(F.cross_entropy, outputs.logits.float(), targets, keep, term)
+            return outputs, self._reduce(F.cross_entropy, _vocabulary(outputs).float(), targets, keep, term)
         seen: list[Tensor] = []
 
         def take(hidden: Tensor) -> Tensor:
@@ -182,6 +182,12 @@ class Criterion:
         return Losses(losses.sum(), torch.zeros(len(keep), dtype=losses.dtype, device=losses.device).index_add_(0, row, losses))
 
 
+def _vocabulary(outputs: Any) -> Tensor:
+    """Logits over the vocabulary; models with two heads call them `prediction_logits`."""
+    logits: Tensor = outputs.logits if hasattr(outputs, "logits") else outputs.prediction_logits
+    return logits
+
+
 def _token_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
     """Cross-entropy of each row [N], a chunk of logits at a time; no gradient."""
     step = max(1, CHUNK // len(weight))
@@ -200,6 +206,13 @@ def _before(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[N
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def without_vocabulary(model: nn.Module) -> Iterator[None]:
+    """Within, the vocabulary head computes nothing: for whoever needs the model's other outputs alone."""
+    with _before(unwrap(model).get_output_embeddings(), lambda hidden: hidden[..., :0, :]):
+        yield
 
 
 def unwrap(model: nn.Module) -> Any:

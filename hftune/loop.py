@@ -36,9 +36,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.data)
 
-    def batch(self, rows: Any, generators: list[np.random.Generator]) -> Batch:
-        """Rows by number to a dict of tensors of equal first dimension."""
-        arrays = self.task.collate([self.data[int(row)] for row in rows], self.tokenizer, self.options, generators)
+    def batch(self, rows: Any, generators: list[np.random.Generator], done: float = 1.0) -> Batch:
+        """Rows by number to a dict of tensors of equal first dimension, when that share of the run is done."""
+        arrays = self.task.collate([self.data[int(row)] for row in rows], self.tokenizer, self.options.at(done), generators)
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
     def silent(self, seed: int) -> Batch:
@@ -70,14 +70,16 @@ class Steps(Dataset[Step]):
     overhead: int = 64
     rank: int = 0
     ranks: int = 1
+    total: int | None = None  # steps of the run
 
     def __getitem__(self, number: int) -> Step:
         """The batches of step `number` (counted from 0) for this rank."""
         epoch, chosen = self.plan.rows(number)
+        done = number / self.total if self.total else 1.0
         lengths = self.plan.lengths[chosen]
         cuts = batching.micro_batches(lengths, self.budget, self.rank, self.ranks, self.overhead)
         batches = [
-            self.rows.batch(chosen[cut], [batching.generator(self.seed, epoch, int(r)) for r in chosen[cut]])
+            self.rows.batch(chosen[cut], [batching.generator(self.seed, epoch, int(r)) for r in chosen[cut]], done)
             if len(cut)
             else self.rows.silent(self.seed)
             for cut in cuts

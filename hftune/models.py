@@ -18,24 +18,32 @@ class Architecture:
     Attributes:
         padding_side: side on which batches are padded.
         token_type_ids: the tokenizer must give them.
+        position_offset: rows of the position table that no token can use.
+        decoder_start: the special token that a decoder begins with, "pad" or "eos"; for new configurations.
         config: settings of the configuration that differ from transformers' own defaults.
         options: defaults of task options (only those that the task has and the recipe does not name).
     """
 
     padding_side: str = "right"
     token_type_ids: bool = False
+    position_offset: int = 0
+    decoder_start: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
 
 DEFAULT = Architecture()
+ROBERTA = Architecture(position_offset=2)  # positions count from the padding index on
 ARCHITECTURES: dict[str, Architecture] = {
+    **dict.fromkeys(["roberta", "xlm-roberta", "camembert", "roberta-prelayernorm"], ROBERTA),
     "bert": Architecture(token_type_ids=True),
     "albert": Architecture(token_type_ids=True),
     "electra": Architecture(token_type_ids=True),
     "deberta-v2": Architecture(token_type_ids=True),
     # without segment ids some of XLNet's parameters get no gradient, and DDP averages wrongly
     "xlnet": Architecture(padding_side="left", token_type_ids=True),
+    **dict.fromkeys(["t5", "mt5", "umt5", "longt5", "switch_transformers", "marian", "pegasus"], Architecture(decoder_start="pad")),
+    **dict.fromkeys(["bart", "led", "m2m_100"], Architecture(decoder_start="eos")),
 }
 
 
@@ -168,8 +176,12 @@ def build(
     attention = None if recipe.attention == "auto" else recipe.attention
     if recipe.init:
         vocabulary = {"vocab_size": -(-len(tokenizer) // 8) * 8}  # a multiple of 8 suits the matrix kernels
+        if start := architecture(recipe.init).decoder_start:
+            special["decoder_start_token_id"] = getattr(tokenizer, f"{start}_token_id")
+        if getattr(configuration(recipe), "forced_eos_token_id", None) is not None:
+            special["forced_eos_token_id"] = tokenizer.eos_token_id
         config = configuration(recipe, **vocabulary, **special, **settings)
-        _check_fit(config, tokenizer, max_length)
+        check_fit(config, tokenizer, max_length)
         try:
             model = cls.from_config(config, attn_implementation=attention, dtype=torch.float32)
         except ValueError as error:
@@ -194,7 +206,6 @@ def build(
         if "Unrecognized configuration class" in str(error):
             raise _no_head(config.model_type, head, error) from error
         raise UserError(f"cannot load {recipe.path}: {str(error).splitlines()[0][:200]}", where="model.path") from error
-    _check_fit(model.config, tokenizer, max_length)
     return Built(model, _origin(recipe.path or "", model, info))
 
 
@@ -206,19 +217,30 @@ def _no_head(model_type: str, head: str, error: Exception) -> UserError:
     )
 
 
-def _check_fit(config: Any, tokenizer: Any, max_length: int | None) -> None:
+def positions(config: Any) -> int | None:
+    """The longest row that the model can take; None where it has no such bound."""
     text = config.get_text_config()
-    rows, positions = text.vocab_size, getattr(text, "max_position_embeddings", None)
+    found = getattr(text, "max_position_embeddings", None)
+    return found - architecture(config.model_type).position_offset if isinstance(found, int) and found > 0 else None
+
+
+def check_fit(config: Any, tokenizer: Any, max_length: int | None) -> None:
+    """That a tokenizer and rows of a length suit a model, known from its configuration alone.
+
+    Raises:
+        UserError: the tokenizer has more entries than the embedding, or rows are longer than the positions.
+    """
+    rows, bound = config.get_text_config().vocab_size, positions(config)
     if len(tokenizer) > rows:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} entries, the model's embedding {rows} rows",
             hint="use the tokenizer that belongs to the model, or start from new weights with model.init",
             where="tokenizer",
         )
-    if max_length and isinstance(positions, int) and 0 < positions < max_length:
+    if max_length and bound and bound < max_length:
         raise UserError(
-            f"rows of {max_length} tokens, but the model has {positions} positions",
-            hint=f"set task.max_length to {positions} or less" + (", or model.config.max_position_embeddings" if not text._name_or_path else ""),
+            f"rows of {max_length} tokens, but the model has {bound} positions",
+            hint=f"set task.max_length to {bound} or less",
             where="task.max_length",
         )
 

@@ -44,10 +44,12 @@ def open_split(recipe: Recipe, task: Task, options: Any, split: str) -> Any:
     return reader
 
 
-def complete_options(task: Task, options: Any, model_type: str, reader: Any) -> Any:
-    """The task's options with the architecture's defaults and the label names of the training rows."""
+def complete_options(task: Task, options: Any, config: Any, reader: Any) -> Any:
+    """The task's options with what the recipe leaves open: the architecture's defaults, the label names found."""
     given = options.model_fields_set
-    defaults = models.architecture(model_type).options
+    defaults = dict(models.architecture(config.model_type).options)
+    if (bound := models.positions(config)) and getattr(options, "max_length", 0) > bound:
+        defaults["max_length"] = bound
     options = options.model_copy(update={k: v for k, v in defaults.items() if k in type(options).model_fields and k not in given})
     return task.labels(reader, options) if task.labels and reader is not None else options
 
@@ -161,9 +163,10 @@ def prepare(
         UserError: whatever is wrong with task, data, tokenizer or configuration.
     """
     task = tasks.load(recipe.task.name)
-    model_type = models.model_type_of(recipe.model, trust_remote_code)
+    config = models.configuration(recipe.model, trust_remote_code)
+    model_type = str(config.model_type)
     readers = {split: open_split(recipe, task, recipe.task.options, split) for split in ("train", *splits)}
-    options = complete_options(task, recipe.task.options, model_type, readers["train"])
+    options = complete_options(task, recipe.task.options, config, readers["train"])
     recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"options": options})})
     prepared = Prepared(recipe, task, options, None, model_type)
     first = accelerator is None or accelerator.is_main_process
@@ -172,6 +175,8 @@ def prepare(
     prepared.tokenizer = load_tokenizer(recipe, model_type, task, options, reporter, trust_remote_code, begun)
     if first and begun is not None and not (begun / "tokenizer_config.json").exists():
         tokenizer.save(prepared.tokenizer, begun)
+    if not recipe.model.init:
+        models.check_fit(config, prepared.tokenizer, getattr(options, "max_length", None))
     for split in splits:
         reader = readers[split]
         if reader is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import checkpoint, evaluation, heads, loop, machine, optim, prepare
+from . import card, checkpoint, evaluation, heads, loop, machine, optim, prepare
 from .batching import Plan, generator
 from .checkpoint import write_json
 from .errors import UserError
@@ -89,7 +89,7 @@ class Run:
         _advance(schedule, self.progress.step)
         budget = machine.micro_batch_tokens(train.micro_batch_tokens)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        steps = Steps(rows["train"], plan, train.seed, budget, rank=rank, ranks=ranks)
+        steps = Steps(rows["train"], plan, train.seed, budget, rank=rank, ranks=ranks, total=self.total)
         sample = {k: v.to(self.accelerator.device) for k, v in rows["train"].batch([0], [generator(0, 0)]).items()}
         with self.accelerator.autocast():
             self.head = heads.choose_head(self.core, sample, self.prepared.task, self.prepared.options)
@@ -218,6 +218,8 @@ class Run:
         self.accelerator.wait_for_everyone()
         spent = self.progress.seconds
         self.folder.set("finished", step=self.progress.step, tokens=self.progress.tokens, training_seconds=round(spent, 1))
+        if self.folder.main:
+            card.write(self.folder.path, self.recipe, self.prepared.model_type)
         self.reporter.figures(f"{self.folder.path}, validation", figures)
         speed = self.progress.tokens / max(1e-9, spent)
         self.reporter.say(f"{self.progress.step} steps, {self.progress.tokens:,} tokens in {duration(spent)} ({speed:,.0f} tokens/s); model in {self.folder.path}")

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Ragged
-from .tokenizer import encode_batch
+from .encoding import encode_batch
 
 PROBE = "a"
 

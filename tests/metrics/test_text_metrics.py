@@ -92,6 +92,15 @@ def test_edges_equal_sacrebleu(name, edge):
     assert value(name, predictions, references) == pytest.approx(expected, abs=1e-9)
 
 
+def test_counting_in_pieces_changes_nothing(monkeypatch):
+    predictions, references = noisy.translations(limit=50)
+    several = [[text, "x", text.lower()][: 1 + i % 3] for i, text in enumerate(references)]
+    whole = metrics.score(["bleu", "chrf", "ter"], predictions, several, resamples=0)
+    monkeypatch.setattr("hftune.metrics.sacre.CHUNK", 7)
+    assert metrics.score(["bleu", "chrf", "ter"], predictions, several, resamples=0) == whole
+    assert all("nrefs:var" in figure["signature"] for figure in whole.values())
+
+
 def test_equals_the_sacrebleu_command_line(tmp_path):
     predictions, references = noisy.translations(limit=100)
     second = [noisy.broken(text, random.Random(7)) or "x" for text in references]

@@ -1,0 +1,176 @@
+"""Span corruption (T5), with UL2's mixture of denoisers as an option.
+
+Raffel et al. 2020, section 3.1.4: spans of 3 tokens on average, 15 % of a row, are each replaced by a sentinel; the
+target is the spans behind their sentinels. Tay et al. 2022, section 3.1: several such denoisers, one drawn a row.
+"""
+
+from functools import lru_cache
+from itertools import count, takewhile
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ..arrays import Ragged, inputs, pad
+from ..encoding import encode_batch
+from ..errors import UserError
+from ..spans import corrupt, noise_counts, noise_spans, ordinary, suffix, suffix_limit
+from ..task import IGNORE, Options, Task
+from ..text import pieces
+
+Rate = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Denoiser(BaseModel):
+    """One way to corrupt a row."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mean_span: Annotated[float, Field(ge=1)] | None = Field(
+        3.0, description="mean length of a span, in tokens; null: one span that reaches the row's end (prefix LM)"
+    )
+    rate: Rate = Field(0.15, description="share of the tokens to be corrupted")
+    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="how often it is drawn, relative to the others")
+    prefix: str = Field("", description="text put before the input, UL2's mode token")
+
+
+# Tay et al. 2022, table 1: R, S and X denoisers
+UL2 = (
+    *(Denoiser(mean_span=mean, rate=0.15, prefix="[R]") for mean in (3, 8)),
+    Denoiser(mean_span=None, rate=0.25, prefix="[S]"),
+    *(Denoiser(mean_span=mean, rate=rate, prefix="[X]") for mean, rate in ((3, 0.5), (8, 0.5), (64, 0.15), (64, 0.5))),
+)
+
+
+class SpanOptions(Options):
+    """What a recipe may say under `task:` for span corruption."""
+
+    max_length: Annotated[int, Field(ge=8)] = Field(
+        128, description="most tokens of a corrupted input and of its target; a row of text is longer by what the sentinels save"
+    )
+    rate: Rate = Field(0.15, description="share of the tokens to be corrupted")
+    mean_span: Annotated[float, Field(ge=1)] = Field(3.0, description="mean length of a span, in tokens")
+    denoisers: Literal["ul2", "ul2-plain"] | tuple[Denoiser, ...] | None = Field(
+        None,
+        description="instead of rate and mean_span: a list of {mean_span, rate, weight, prefix}, one drawn for each row; "
+        "ul2: the seven of that paper behind its mode tokens [R], [S] and [X]; ul2-plain: without these",
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "SpanOptions":
+        if self.denoisers is not None:
+            if not self.denoisers:
+                raise ValueError("denoisers is empty; leave it out, or list at least one")
+            plain = {name: type(self).model_fields[name].default for name in ("rate", "mean_span")}
+            if any(getattr(self, name) != value for name, value in plain.items()):
+                raise ValueError("give rate and mean_span, or denoisers with their own, not both")
+        return self
+
+    def mixture(self) -> tuple[Denoiser, ...]:
+        """The denoisers, by whichever way they were given."""
+        if self.denoisers is None:
+            return (Denoiser(mean_span=self.mean_span, rate=self.rate),)
+        if isinstance(self.denoisers, tuple):
+            return self.denoisers
+        return UL2 if self.denoisers == "ul2" else tuple(d.model_copy(update={"prefix": ""}) for d in UL2)
+
+
+@lru_cache(maxsize=4)
+def sentinels(tokenizer: Any) -> Any:
+    """Ids of <extra_id_0>, <extra_id_1>, ..., int64, as many as the tokenizer has (mT5's are pieces of its vocabulary)."""
+    vocabulary = tokenizer.get_vocab()
+    mark = "" if "<extra_id_0>" in vocabulary else "▁"
+    found = takewhile(lambda id: id is not None, (vocabulary.get(f"{mark}<extra_id_{i}>") for i in count()))
+    return np.array(list(found), np.int64)
+
+
+def prefix_ids(tokenizer: Any, denoiser: Denoiser) -> list[int]:
+    """Ids of the text before the input."""
+    ids: list[int] = tokenizer(denoiser.prefix, add_special_tokens=False)["input_ids"] if denoiser.prefix else []
+    return ids
+
+
+def lengths(length: int, denoiser: Denoiser, prefix: int) -> tuple[int, int]:
+    """Most tokens of the input and of the target that a row can become, end of sequence included."""
+    if denoiser.mean_span is None:
+        longest = min(suffix_limit(length, denoiser.rate), max(1, length - 1))
+        return prefix + length + 1, longest + 2
+    noise, number = noise_counts(length, denoiser.rate, denoiser.mean_span)
+    return prefix + length - noise + number + 1, noise + number + 1
+
+
+def row_lengths(tokenizer: Any, options: SpanOptions) -> tuple[int, int]:
+    """Tokens of text that a row may hold so that input and target fit max_length, however it is corrupted.
+
+    The first is T5's own figure (its `random_spans_helper`), the least over the denoisers. Special tokens within a text
+    stay where they are and may cut a span in two, each with its sentinel: rows that could hold some get the second.
+
+    Raises:
+        UserError: the tokenizer has too few sentinels or no end of sequence, or the prefix leaves no room.
+    """
+    kinds = [(d, len(prefix_ids(tokenizer, d))) for d in options.mixture()]
+    plain = options.max_length - 1 - max(prefix for _, prefix in kinds)
+    most = 0
+    while all(max(lengths(most + 1, *kind)) <= options.max_length for kind in kinds):
+        most += 1
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer has no end-of-sequence token", hint="span corruption needs a model such as T5", where="task.name")
+    if most < 2 or plain < 2:
+        raise UserError("the prefix leaves no room for text", hint="raise task.max_length or shorten the prefix", where="task.max_length")
+    needed = max(noise_counts(most, d.rate, d.mean_span)[1] if d.mean_span else 1 for d, _ in kinds)
+    have = len(sentinels(tokenizer))
+    if needed > have:
+        raise UserError(
+            f"rows of {most} tokens need {needed} sentinels, the tokenizer has {have or 'none'} (<extra_id_0>, <extra_id_1>, ...)",
+            hint="lower task.max_length, or raise the mean span" if have else "use a tokenizer of T5, mT5 or UL2, or train one for t5",
+            where="task.max_length" if have else "tokenizer",
+        )
+    return most, min(most, plain)
+
+
+def encode(rows: list[Any], tokenizer: Any, options: SpanOptions) -> dict[str, Any]:
+    """Documents to rows that come to at most max_length tokens when corrupted; no row holds text of two documents.
+
+    Columns: `input_ids` ragged int32, the text alone, without special tokens.
+    """
+    most, plain = row_lengths(tokenizer, options)
+    ids = encode_batch(tokenizer, [row["text"] for row in rows])
+    special = np.concatenate([[0], np.cumsum(~ordinary(tokenizer)[ids.values])])[ids.offsets]
+    _, sizes = pieces(np.diff(ids.offsets), np.where(np.diff(special) > 0, plain, most))
+    return {"input_ids": Ragged(ids.values, np.concatenate([[0], np.cumsum(sizes)]))}
+
+
+def collate(rows: list[dict[str, Any]], tokenizer: Any, options: SpanOptions, rngs: list[np.random.Generator]) -> dict[str, Any]:
+    """Corrupt each row by its own generator; `input_ids`, `attention_mask` [B, T], `labels` [B, U], all int64."""
+    mixture, free, marks, end = options.mixture(), ordinary(tokenizer), sentinels(tokenizer), [tokenizer.eos_token_id]
+    prefixes = [prefix_ids(tokenizer, denoiser) for denoiser in mixture]
+    shares = np.cumsum([denoiser.weight for denoiser in mixture])
+    given, targets = [], []
+    for row, rng in zip(rows, rngs, strict=True):
+        which = int(np.searchsorted(shares, rng.random() * shares[-1], side="right")) if len(mixture) > 1 else 0
+        ids = row["input_ids"].astype(np.int64)
+        kept, taken = corrupt(ids, noise_row(free[ids], mixture[which], rng), marks)
+        given.append({"input_ids": np.concatenate([prefixes[which], kept, end])})
+        targets.append(np.concatenate([taken, end]))
+    return {**inputs(given, tokenizer), "labels": pad(targets, IGNORE)}
+
+
+def noise_row(free: Any, denoiser: Denoiser, rng: np.random.Generator) -> Any:
+    """Which tokens of a row are corrupted, bool [T]; never a special one."""
+    noise = np.zeros(len(free), bool)
+    text = np.flatnonzero(free)
+    if len(text) and denoiser.mean_span is None:
+        noise[text] = suffix(len(text), denoiser.rate, rng)
+    elif len(text):
+        noise[text] = noise_spans(len(text), denoiser.rate, denoiser.mean_span or 1, rng)
+    return noise
+
+
+TASK = Task(
+    head="AutoModelForSeq2SeqLM",
+    options=SpanOptions,
+    encode=encode,
+    collate=collate,
+    columns=lambda options: ["text"],
+    metrics=lambda options: ["perplexity"],
+)

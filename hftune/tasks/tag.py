@@ -1,0 +1,193 @@
+"""Token classification: a tag for each word of a text (named entities, parts of speech, parts of an address).
+
+A word's tag is predicted at its first token, as in Devlin et al. 2019, section 5.3. A text longer than the model's rows is
+cut into overlapping windows, and each word belongs to the one window in which it stands further from the cut.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from ..arrays import inputs, pad
+from ..errors import UserError
+from ..task import IGNORE, Options, Task
+from ..windows import Window, windows
+
+OUTSIDE = "O"  # the tag of words that are no part of anything
+
+
+class TagOptions(Options):
+    """What a recipe may say under `task:` for token classification. The columns are `tokens` and `ner_tags`."""
+
+    max_length: Annotated[int, Field(ge=16)] = Field(256, description="tokens of a window, special tokens included")
+    stride: Annotated[int, Field(ge=0)] = Field(32, description="tokens that neighbouring windows of a long row share")
+    label_names: tuple[str, ...] | None = Field(
+        None, description="tag names in order, needed where the rows hold numbers; default: those of the training rows, O first"
+    )
+
+    @model_validator(mode="after")
+    def _windows_advance(self) -> "TagOptions":
+        if self.stride > self.max_length // 2:
+            raise ValueError(f"stride must be at most half of max_length, {self.max_length // 2}")
+        return self
+
+
+def _words(row: Any) -> list[str]:
+    """The words of a row; a text is split at white space."""
+    tokens = row["tokens"]
+    if isinstance(tokens, str):
+        return tokens.split()
+    if not isinstance(tokens, list) or not all(isinstance(word, str) for word in tokens):
+        raise UserError(f"tokens is {str(tokens)[:40]!r}, wanted a list of words", hint="map it: data.columns.tokens", where=row.where)
+    return tokens
+
+
+def _tags(row: Any, options: TagOptions) -> list[str]:
+    """The tags of a row by name."""
+    tags, names = row["ner_tags"], options.label_names
+    tags = tags.split() if isinstance(tags, str) else tags
+    if not isinstance(tags, list) or len(tags) != len(_words(row)):
+        given = f"{len(tags)} tags" if isinstance(tags, list) else f"ner_tags is {str(tags)[:40]!r}"
+        raise UserError(f"{given} for {len(_words(row))} words", hint="each word has one tag", where=row.where)
+    for tag in tags:
+        if isinstance(tag, str):
+            continue
+        if not isinstance(tag, int) or names is None or not 0 <= tag < len(names):
+            why = "a number without a name" if isinstance(tag, int) else "no tag"
+            raise UserError(f"tag {str(tag)[:40]} is {why}", hint="name all tags in order: task.label_names: [O, B-PER, I-PER]", where=row.where)
+    return [tag if isinstance(tag, str) else (names or ())[tag] for tag in tags]
+
+
+def labels(rows: Iterable[Any], options: TagOptions) -> TagOptions:
+    """The options with the tag names found in the rows, O first, the others by name."""
+    if options.label_names:
+        return options
+    found = {tag for row in rows for tag in _tags(row, options)}
+    if len(found) < 2:
+        raise UserError(f"all words have the same tag {found or ''}", hint="is data.columns.ner_tags the right column?", where="data.train")
+    return options.model_copy(update={"label_names": tuple(sorted(found, key=lambda name: (name != OUTSIDE, name)))})
+
+
+def encode(rows: list[Any], tokenizer: Any, options: TagOptions) -> dict[str, Any]:
+    """Windows of rows; see Task.combine.
+
+    The words are joined by spaces and tokenized as text: so each tokenizer sees what it has seen in pretraining, whether it
+    counts the space before a word to the word (RoBERTa, GPT-2) or not, and offsets say which word a token is of.
+
+    Columns: `begins`; `input_ids`, `token_type_ids` (ragged); of the words that the window tags `words` (texts), `firsts`
+    (ragged int64, the position of each word's first token, -1 for a word that the tokenizer drops) and `tags` (ragged int64).
+    """
+    words = [_words(row) for row in rows]
+    labelled = all("ner_tags" in row for row in rows)  # rows to predict may have none
+    tags = [_indices(row, options) for row in rows] if labelled else []
+    columns: dict[str, list[Any]] = defaultdict(list)
+    for window, first, last, firsts in _dealt(words, tokenizer, options):
+        columns["begins"].append(int(window.begins))
+        columns["input_ids"].append(window.ids)
+        if window.types is not None:
+            columns["token_type_ids"].append(window.types)
+        columns["words"].append(words[window.row][first:last])
+        columns["firsts"].append(firsts)
+        if labelled:
+            columns["tags"].append(tags[window.row][first:last])
+    return dict(columns)
+
+
+def _indices(row: Any, options: TagOptions) -> Any:
+    index = {name: i for i, name in enumerate(options.label_names or ())}
+    tags = _tags(row, options)
+    for tag in tags:
+        if tag not in index:
+            hint = "correct the row, or list all tags in task.label_names"
+            raise UserError(f"tag {tag[:40]!r} is not one of the training tags ({', '.join(list(index)[:12])})", hint=hint, where=row.where)
+    return np.array([index[tag] for tag in tags], np.int64)
+
+
+def _dealt(words: list[list[str]], tokenizer: Any, options: TagOptions) -> Iterator[tuple[Window, int, int, Any]]:
+    """Each window with the range of words it tags and their first tokens: of a row, each word in just one window."""
+    starts = [np.cumsum([0, *(len(word) + 1 for word in row)])[:-1] for row in words]
+    done = 0
+    for window in windows(tokenizer, [" ".join(row) for row in words], options.max_length, options.stride):
+        begin, done = (0, 0) if window.begins else (done, done)
+        firsts = np.full(len(words[window.row]), -1, np.int64)
+        place = np.flatnonzero(window.spans[:, 1])
+        word = np.searchsorted(starts[window.row], window.spans[place, 0], side="right") - 1
+        firsts[word[::-1]] = place[::-1]  # the first of several stays
+        if window.ends:
+            done = len(firsts)
+        else:  # of the tokens shared with the next window, the second half is that one's
+            mine = word[place < window.stop - (options.stride - options.stride // 2)]
+            done = max(begin, int(mine[-1]) + 1) if len(mine) else begin
+        yield window, begin, done, firsts[begin:done]
+
+
+def collate(rows: list[dict[str, Any]], tokenizer: Any, options: TagOptions, rngs: Any) -> dict[str, Any]:
+    """Pad to the longest; labels are int64 [B, T], -100 but at the first token of each word that the window tags."""
+    batch = inputs(rows, tokenizer)
+    if "tags" in rows[0]:
+        batch["labels"] = pad([_targets(row) for row in rows], IGNORE, tokenizer.padding_side)
+    return batch
+
+
+def _targets(row: dict[str, Any]) -> Any:
+    targets = np.full(len(row["input_ids"]), IGNORE, np.int64)
+    there = row["firsts"] >= 0
+    targets[row["firsts"][there]] = row["tags"][there]
+    return targets
+
+
+def predict(model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: TagOptions) -> list[dict[str, Any]]:
+    """The likeliest tag of each word that the window tags; the first of all tags (O) for one without tokens."""
+    best = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.argmax(-1).cpu().numpy()
+    names, found = options.label_names or (), []
+    for row, line in zip(rows, best, strict=True):
+        own = line[len(line) - len(row["input_ids"]) :] if tokenizer.padding_side == "left" else line
+        answer = {"tokens": row["words"], "prediction": [names[own[at]] if at >= 0 else names[0] for at in row["firsts"]]}
+        if "tags" in row:
+            answer["reference"] = [names[tag] for tag in row["tags"]]
+        found.append(answer)
+    return found
+
+
+def combine(answers: list[dict[str, Any]], options: TagOptions) -> dict[str, Any]:
+    """The words of all windows of a row, one after the other."""
+    return {key: [item for answer in answers for item in answer[key]] for key in answers[0]}
+
+
+def baseline(train: Iterable[Any], rows: Iterable[Any], options: TagOptions) -> list[list[str]]:
+    """The tag that each word has most often in training; for a new word the most frequent of all."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    total: Counter[str] = Counter()
+    for row in train:
+        for word, tag in zip(_words(row), _tags(row, options), strict=True):
+            counts[word][tag] += 1
+            total[tag] += 1
+    common = total.most_common(1)[0][0]
+    best = {word: tags.most_common(1)[0][0] for word, tags in counts.items()}
+    return [[best.get(word, common) for word in _words(row)] for row in rows]
+
+
+def config(options: TagOptions, tokenizer: Any) -> dict[str, Any]:
+    """Tag names, saved with the model so that a pipeline shows them."""
+    names = options.label_names or ()
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+
+
+TASK = Task(
+    head="AutoModelForTokenClassification",
+    options=TagOptions,
+    encode=encode,
+    collate=collate,
+    columns=lambda options: ["tokens", "ner_tags"],
+    answers=lambda options: ["ner_tags"],
+    metrics=lambda options: ["seqeval"],
+    inputs=lambda options: "tags",
+    predict=predict,
+    labels=labels,
+    config=config,
+    combine=combine,
+    baseline=baseline,
+)
