@@ -77,13 +77,14 @@ def noise_spans(length: int, rate: float, mean_span: float, rng: np.random.Gener
 
 
 def suffix(length: int, rate: float, rng: np.random.Generator) -> Flags:
-    """One span that reaches the row's end, its length uniform about `length * rate` (Tay et al. 2022, section 3.1.1)."""
-    return np.arange(length) >= length - min(rng.integers(1, suffix_limit(length, rate) + 1), max(1, length - 1))
+    """One span that reaches the row's end, its length uniform about the rate (Tay et al. 2022, section 3.1.1)."""
+    size = int(rng.integers(1, suffix_limit(length, rate) + 1))
+    return np.arange(length) >= length - size
 
 
 def suffix_limit(length: int, rate: float) -> int:
-    """The longest span that `suffix` draws."""
-    return 2 * max(1, round(length * rate)) - 1
+    """The longest span that `suffix` draws: twice the mean, but some of the row is kept."""
+    return max(1, min(2 * max(1, round(length * rate)) - 1, length - 1))
 
 
 def corrupt(ids: Ids, noise: Flags, sentinels: Ids) -> tuple[Ids, Ids]:
@@ -170,4 +171,5 @@ def shuffle(ids: Ids, starts: Flags, rng: np.random.Generator) -> Ids:
     lengths = np.diff(begins, append=len(ids))
     order = rng.permutation(len(begins))
     lengths = lengths[order]
-    return ids[np.repeat(begins[order] - np.cumsum(lengths) + lengths, lengths) + np.arange(len(ids))]
+    found: Ids = ids[np.repeat(begins[order] - np.cumsum(lengths) + lengths, lengths) + np.arange(len(ids))]
+    return found

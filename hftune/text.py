@@ -32,7 +32,9 @@ def _special_ids(tokenizer: Any) -> npt.NDArray[np.int64]:
     return np.array(sorted(set(tokenizer.all_special_ids)), np.int64)
 
 
-def pieces(lengths: npt.NDArray[np.int64], most: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def pieces(
+    lengths: npt.NDArray[np.int64], most: int | npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Cut documents into the fewest pieces of at most `most` tokens, all of a document as equal as can be.
 
     Returns:

@@ -36,36 +36,54 @@ def encode(rows: list[Any], tokenizer: Any, options: DenoiseOptions) -> dict[str
     row, 1 where a token begins a sentence, if sentences are permuted.
     """
     if tokenizer.mask_token_id is None:
-        raise UserError("the tokenizer has no mask token", hint="denoising needs a model such as BART", where="task.name")
+        raise UserError(
+            "the tokenizer has no mask token", hint="denoising needs a model such as BART", where="task.name"
+        )
     texts = [row["text"] for row in rows]
     columns = chunk(texts, tokenizer, options.max_length)
     if options.permute_sentences:
         around = sum(map(len, frame(tokenizer)))
         offsets = columns["input_ids"].offsets
-        columns["sentence_starts"] = Ragged(sentence_starts(texts, tokenizer), offsets - around * np.arange(len(offsets)))
+        columns["sentence_starts"] = Ragged(
+            sentence_starts(texts, tokenizer), offsets - around * np.arange(len(offsets))
+        )
     return columns
 
 
 def sentence_starts(texts: list[str], tokenizer: Any) -> Any:
-    """For each token of all texts, int8: 1 if it is the first of a sentence, by the punctuation and lines of the text."""
+    """For each token of all texts, int8: 1 if it is the first after the end of a sentence or of a line."""
     _, _, ends = encode_offsets(tokenizer, texts)
-    starts = [np.zeros(len(row), np.int8) for row in ends]
-    for text, row, flags in zip(texts, ends, starts, strict=True):
-        first = np.searchsorted(row, [match.end() for match in SENTENCE_END.finditer(text)], side="right")
-        flags[first[first < len(row)]] = 1
-    return np.concatenate(starts)
+    flags = np.zeros(len(ends.values), np.int8)
+    for number, text in enumerate(texts):
+        first = np.searchsorted(ends[number], [match.end() for match in SENTENCE_END.finditer(text)], side="right")
+        flags[ends.offsets[number] + first[first < len(ends[number])]] = 1
+    return flags
 
 
-def collate(rows: list[dict[str, Any]], tokenizer: Any, options: DenoiseOptions, rngs: list[np.random.Generator]) -> dict[str, Any]:
+def collate(
+    rows: list[dict[str, Any]], tokenizer: Any, options: DenoiseOptions, rngs: list[np.random.Generator]
+) -> dict[str, Any]:
     """Noise each row by its own generator; labels are the row as it was, special tokens included."""
     free = ordinary(tokenizer)
     before, after = map(len, frame(tokenizer))
-    noised = [noise_row(row, before, after, free, tokenizer.mask_token_id, options, rng) for row, rng in zip(rows, rngs, strict=True)]
-    return {**inputs([{"input_ids": row} for row in noised], tokenizer), "labels": pad([row["input_ids"] for row in rows], IGNORE)}
+    noised = [
+        noise_row(row, before, after, free, tokenizer.mask_token_id, options, rng)
+        for row, rng in zip(rows, rngs, strict=True)
+    ]
+    return {
+        **inputs([{"input_ids": row} for row in noised], tokenizer),
+        "labels": pad([row["input_ids"] for row in rows], IGNORE),
+    }
 
 
 def noise_row(
-    row: dict[str, Any], before: int, after: int, free: Any, mask: int, options: DenoiseOptions, rng: np.random.Generator
+    row: dict[str, Any],
+    before: int,
+    after: int,
+    free: Any,
+    mask: int,
+    options: DenoiseOptions,
+    rng: np.random.Generator,
 ) -> Any:
     """The noised row, int64, never longer than the row; the special tokens around it stay where they are."""
     ids = row["input_ids"].astype(np.int64)

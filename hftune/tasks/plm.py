@@ -21,7 +21,9 @@ class PlmOptions(Options):
     """What a recipe may say under `task:` for permutation language modelling."""
 
     max_length: Annotated[int, Field(ge=8)] = Field(128, description="tokens of a row, special tokens included")
-    predict_rate: Annotated[float, Field(gt=0, le=1)] = Field(1 / 6, description="share of the tokens to be predicted (1 / K)")
+    predict_rate: Annotated[float, Field(gt=0, le=1)] = Field(
+        1 / 6, description="share of the tokens to be predicted (1 / K)"
+    )
     max_span: Annotated[int, Field(ge=1)] = Field(5, description="longest span of tokens predicted together")
 
 
@@ -33,7 +35,9 @@ def encode(rows: list[Any], tokenizer: Any, options: PlmOptions) -> dict[str, An
     return chunk([row["text"] for row in rows], tokenizer, options.max_length)
 
 
-def collate(rows: list[dict[str, Any]], tokenizer: Any, options: PlmOptions, rngs: list[np.random.Generator]) -> dict[str, Any]:
+def collate(
+    rows: list[dict[str, Any]], tokenizer: Any, options: PlmOptions, rngs: list[np.random.Generator]
+) -> dict[str, Any]:
     """Rows with an order of prediction each.
 
     Returns:

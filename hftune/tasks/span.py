@@ -46,7 +46,7 @@ class SpanOptions(Options):
     """What a recipe may say under `task:` for span corruption."""
 
     max_length: Annotated[int, Field(ge=8)] = Field(
-        128, description="most tokens of a corrupted input and of its target; a row of text is longer by what the sentinels save"
+        128, description="most tokens of a corrupted input and of its target; the text of a row may be longer"
     )
     rate: Rate = Field(0.15, description="share of the tokens to be corrupted")
     mean_span: Annotated[float, Field(ge=1)] = Field(3.0, description="mean length of a span, in tokens")
@@ -93,8 +93,7 @@ def prefix_ids(tokenizer: Any, denoiser: Denoiser) -> list[int]:
 def lengths(length: int, denoiser: Denoiser, prefix: int) -> tuple[int, int]:
     """Most tokens of the input and of the target that a row can become, end of sequence included."""
     if denoiser.mean_span is None:
-        longest = min(suffix_limit(length, denoiser.rate), max(1, length - 1))
-        return prefix + length + 1, longest + 2
+        return prefix + length + 1, suffix_limit(length, denoiser.rate) + 2
     noise, number = noise_counts(length, denoiser.rate, denoiser.mean_span)
     return prefix + length - noise + number + 1, noise + number + 1
 
@@ -114,15 +113,25 @@ def row_lengths(tokenizer: Any, options: SpanOptions) -> tuple[int, int]:
     while all(max(lengths(most + 1, *kind)) <= options.max_length for kind in kinds):
         most += 1
     if tokenizer.eos_token_id is None:
-        raise UserError("the tokenizer has no end-of-sequence token", hint="span corruption needs a model such as T5", where="task.name")
+        raise UserError(
+            "the tokenizer has no end-of-sequence token",
+            hint="span corruption needs a model such as T5",
+            where="task.name",
+        )
     if most < 2 or plain < 2:
-        raise UserError("the prefix leaves no room for text", hint="raise task.max_length or shorten the prefix", where="task.max_length")
+        raise UserError(
+            "the prefix leaves no room for text",
+            hint="raise task.max_length or shorten the prefix",
+            where="task.max_length",
+        )
     needed = max(noise_counts(most, d.rate, d.mean_span)[1] if d.mean_span else 1 for d, _ in kinds)
     have = len(sentinels(tokenizer))
     if needed > have:
         raise UserError(
-            f"rows of {most} tokens need {needed} sentinels, the tokenizer has {have or 'none'} (<extra_id_0>, <extra_id_1>, ...)",
-            hint="lower task.max_length, or raise the mean span" if have else "use a tokenizer of T5, mT5 or UL2, or train one for t5",
+            f"rows of {most} tokens need {needed} sentinels (<extra_id_0>, ...), the tokenizer has {have or 'none'}",
+            hint="lower task.max_length or raise the mean span"
+            if have
+            else "use that of a T5, or train one for model.init: t5",
             where="task.max_length" if have else "tokenizer",
         )
     return most, min(most, plain)
@@ -140,7 +149,9 @@ def encode(rows: list[Any], tokenizer: Any, options: SpanOptions) -> dict[str, A
     return {"input_ids": Ragged(ids.values, np.concatenate([[0], np.cumsum(sizes)]))}
 
 
-def collate(rows: list[dict[str, Any]], tokenizer: Any, options: SpanOptions, rngs: list[np.random.Generator]) -> dict[str, Any]:
+def collate(
+    rows: list[dict[str, Any]], tokenizer: Any, options: SpanOptions, rngs: list[np.random.Generator]
+) -> dict[str, Any]:
     """Corrupt each row by its own generator; `input_ids`, `attention_mask` [B, T], `labels` [B, U], all int64."""
     mixture, free, marks, end = options.mixture(), ordinary(tokenizer), sentinels(tokenizer), [tokenizer.eos_token_id]
     prefixes = [prefix_ids(tokenizer, denoiser) for denoiser in mixture]
