@@ -1,5 +1,6 @@
 """From documents to rows of ids: cutting, special tokens, all in whole-array operations."""
 
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -7,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Ragged
-from .encoding import encode_batch
+from .encoding import encode_batch, encode_offsets
 
 PROBE = "a"
+SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*\s+|[。！？｡]+[」』”’）]*\s*|\s*\n\s*""")
 
 
 def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -78,6 +80,16 @@ def chunk(
         for name, size in (("bytes", lambda t: len(t.encode())), ("words", lambda t: len(t.split()))):
             columns[name] = np.where(begins, np.array([size(t) for t in texts], np.int64)[document], 0)
     return columns
+
+
+def sentence_starts(texts: list[str], tokenizer: Any) -> Any:
+    """For each token of all texts, int8: 1 if it is the first after the end of a sentence or of a line."""
+    _, _, ends = encode_offsets(tokenizer, texts)
+    flags = np.zeros(len(ends.values), np.int8)
+    for number, text in enumerate(texts):
+        first = np.searchsorted(ends[number], [match.end() for match in SENTENCE_END.finditer(text)], side="right")
+        flags[ends.offsets[number] + first[first < len(ends[number])]] = 1
+    return flags
 
 
 def _framed(values: Any, inner: npt.NDArray[np.int64], before: list[int], after: list[int]) -> Ragged:

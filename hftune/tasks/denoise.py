@@ -4,20 +4,16 @@ Lewis et al. 2020, section 2.2: spans of Poisson length (mean 3) that come to 30
 each, a span of length 0 inserts a mask, and the sentences are put in random order.
 """
 
-import re
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
 from ..arrays import Ragged, inputs, pad
-from ..encoding import encode_offsets
 from ..errors import UserError
 from ..spans import infill, ordinary, shuffle
 from ..task import IGNORE, Options, Task
-from ..text import chunk, frame
-
-SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*\s+|[。！？｡]+[」』”’）]*\s*|\s*\n\s*""")
+from ..text import chunk, frame, sentence_starts
 
 
 class DenoiseOptions(Options):
@@ -48,16 +44,6 @@ def encode(rows: list[Any], tokenizer: Any, options: DenoiseOptions) -> dict[str
             sentence_starts(texts, tokenizer), offsets - around * np.arange(len(offsets))
         )
     return columns
-
-
-def sentence_starts(texts: list[str], tokenizer: Any) -> Any:
-    """For each token of all texts, int8: 1 if it is the first after the end of a sentence or of a line."""
-    _, _, ends = encode_offsets(tokenizer, texts)
-    flags = np.zeros(len(ends.values), np.int8)
-    for number, text in enumerate(texts):
-        first = np.searchsorted(ends[number], [match.end() for match in SENTENCE_END.finditer(text)], side="right")
-        flags[ends.offsets[number] + first[first < len(ends[number])]] = 1
-    return flags
 
 
 def collate(

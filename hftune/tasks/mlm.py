@@ -1,91 +1,236 @@
-"""Masked language modelling (BERT, RoBERTa, ELECTRA's generator, ModernBERT, ...).
+"""Masked language modelling (BERT, RoBERTa, SpanBERT, ModernBERT, ...), with next-sentence prediction as an option.
 
-Devlin et al. 2019, section 3.1: 15 % of the tokens are to be predicted; of these 80 % become [MASK], 10 % a random
-token, 10 % stay.
+Devlin et al. 2019, section 3.1; the sentence-order alternative is of Lan et al. 2020 (ALBERT), section 3.1.
 """
 
-from typing import Annotated, Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
+import xxhash
 from pydantic import Field
 
-from ..arrays import Ragged, pad
+from ..arrays import Ragged
+from ..encoding import encode_batch
 from ..errors import UserError
-from ..task import IGNORE, Options, Task
-from ..text import chunk, special_ids
+from ..masking import Masking, check, mask_batch
+from ..task import Task, Term
+from ..text import PROBE, chunk, pieces, sentence_starts
 
-Share = Annotated[float, Field(gt=0, le=1)]
+LABEL = "next_sentence_label"
+NAMES = {"nsp": ("next", "random"), "sop": ("in order", "swapped")}  # 0 and 1, as transformers' heads have it
 
 
-class MlmOptions(Options):
+class MlmOptions(Masking):
     """What a recipe may say under `task:` for masked language modelling."""
 
-    max_length: Annotated[int, Field(ge=8)] = Field(128, description="tokens of a row, special tokens included")
-    mask_rate: Share = Field(0.15, description="share of the tokens to be predicted")
-    mask_token_rate: Annotated[float, Field(ge=0, le=1)] = Field(0.8, description="of these, the share that becomes the mask token")
-    random_token_rate: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="of these, the share that becomes a random token")
-    whole_word: bool = Field(False, description="mask all tokens of a word together")
+    next_sentence: Literal["nsp", "sop"] | None = Field(
+        None,
+        description="rows are pairs of segments, and a second head tells whether the second follows the first (nsp: else it is of "
+        "another document) or the two are in order (sop: else swapped)",
+    )
 
 
 def encode(rows: list[Any], tokenizer: Any, options: MlmOptions) -> dict[str, Any]:
-    """Documents to rows of at most max_length tokens; no row holds text of two documents.
+    """Documents to rows of at most max_length tokens; no row holds text of two documents, but for nsp's random pairs.
 
-    Columns: `input_ids` ragged int32, `word_starts` ragged (1 where a token begins a word) if whole words are masked.
+    Columns: `input_ids` ragged int32, `word_starts` ragged int8 (1 where a token begins a word) if words are masked whole,
+    and for pairs `second` int64, where the second segment begins, and `unrelated` int64, 1 if it is of another document.
     """
-    if tokenizer.mask_token_id is None:
-        raise UserError(
-            "the tokenizer has no mask token", hint="masked language modelling needs a model such as BERT", where="task.name"
-        )
-    return chunk([row["text"] for row in rows], tokenizer, options.max_length, word_starts=options.whole_word)
-
-
-def collate(rows: list[dict[str, Any]], tokenizer: Any, options: MlmOptions, rngs: list[np.random.Generator]) -> dict[str, Any]:
-    """Mask each row by its own generator; labels are -100 but at the tokens to be predicted."""
-    special = special_ids(tokenizer)
-    masked = [mask_row(row, tokenizer, options, rng, special) for row, rng in zip(rows, rngs, strict=True)]
-    ids = [inputs for inputs, _ in masked]
-    side = tokenizer.padding_side
-    batch = {
-        "input_ids": pad(ids, tokenizer.pad_token_id, side),
-        "attention_mask": pad([np.ones(len(row)) for row in ids], 0, side),
-        "labels": pad([labels for _, labels in masked], IGNORE, side),
+    check(tokenizer)
+    texts = [row["text"] for row in rows]
+    if options.next_sentence is None:
+        return chunk(texts, tokenizer, options.max_length, word_starts=options.words)
+    before, between, after = pair_frame(tokenizer)
+    room = options.max_length - len(before) - len(between) - len(after)
+    ids, starts = encode_batch(tokenizer, texts, word_starts=True)
+    sentences = Sentences.of(ids, sentence_starts(texts, tokenizer), room // 2)
+    columns: dict[str, list[Any]] = {"input_ids": [], "word_starts": [], "second": [], "unrelated": []}
+    none = [np.zeros(len(part), np.int8) for part in (before, between, after)]
+    for number, text in enumerate(texts):
+        # what is drawn for a document follows from its text
+        rng = np.random.Generator(np.random.Philox(key=xxhash.xxh3_64_intdigest(text.encode())))
+        for first, second, unrelated in sentences.pairs(number, room, rng, random=options.next_sentence == "nsp"):
+            columns["input_ids"].append(np.concatenate([before, ids.values[first], between, ids.values[second], after]))
+            columns["word_starts"].append(
+                np.concatenate([none[0], starts.values[first], none[1], starts.values[second], none[2]])
+            )
+            columns["second"].append(len(before) + len(first) + len(between))
+            columns["unrelated"].append(unrelated)
+    return {
+        "input_ids": Ragged.of(columns["input_ids"]),
+        **({"word_starts": Ragged.of(columns["word_starts"], np.int8)} if options.words else {}),
+        **{name: np.array(columns[name], np.int64) for name in ("second", "unrelated")},
     }
-    if "token_type_ids" in tokenizer.model_input_names:
-        batch["token_type_ids"] = np.zeros_like(batch["input_ids"])
-    return batch
 
 
-def mask_row(row: dict[str, Any], tokenizer: Any, options: MlmOptions, rng: np.random.Generator, special: Any) -> tuple[Any, Any]:
-    """(input ids, labels) of one row; at least one target where any token can be masked."""
-    ids = row["input_ids"].astype(np.int64)
-    candidates = np.flatnonzero(~np.isin(ids, special))
-    labels = np.full_like(ids, IGNORE)
-    if not len(candidates):
-        return ids, labels
-    wanted = max(1, int(len(candidates) * options.mask_rate + rng.random()))  # the rate exactly, on average
-    if options.whole_word:
-        chosen = _whole_words(candidates, row["word_starts"], wanted, rng)
-    else:
-        chosen = rng.permutation(candidates)[:wanted]
-    labels[chosen] = ids[chosen]
-    fate = rng.random(len(chosen))
-    to_mask = fate < options.mask_token_rate
-    to_random = ~to_mask & (fate < options.mask_token_rate + options.random_token_rate)
-    ids[chosen[to_mask]] = tokenizer.mask_token_id
-    ids[chosen[to_random]] = rng.integers(len(tokenizer), size=int(to_random.sum()))
-    return ids, labels
+def pair_frame(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
+    """The special ids that the tokenizer puts before, between and after two texts."""
+    inner = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    whole, size = tokenizer(PROBE, PROBE)["input_ids"], len(inner)
+    first, *_, second = [at for at in range(len(whole)) if whole[at : at + size] == inner]
+    return whole[:first], whole[first + size : second], whole[second + size :]
 
 
-def _whole_words(candidates: Any, starts: Any, wanted: int, rng: np.random.Generator) -> Any:
-    """Tokens of random words, as many words as come to `wanted` tokens (the last one in or out by chance)."""
-    begins = np.flatnonzero(starts[candidates].astype(bool) | (np.diff(candidates, prepend=-2) != 1))
-    words = np.split(candidates, begins[1:])
-    order = rng.permutation(len(words))
-    sizes = np.cumsum([len(words[i]) for i in order])
-    taken = int(np.searchsorted(sizes, wanted, side="right"))
-    over = wanted - (sizes[taken - 1] if taken else 0)
-    taken += int(taken < len(order) and rng.random() * len(words[order[taken]]) < over)
-    return np.concatenate([words[i] for i in order[: max(1, taken)]])
+@dataclass
+class Sentences:
+    """Sentences of several documents as ranges of one array of tokens: sentence s is `bounds[s]` to `bounds[s + 1]`.
+
+    Attributes:
+        bounds: int64 [sentences + 1].
+        first: int64 [documents + 1], the number of each document's first sentence.
+    """
+
+    bounds: Any
+    first: Any
+
+    @classmethod
+    def of(cls, ids: Ragged, starts: Any, longest: int) -> "Sentences":
+        """From documents and the flags of tokens that begin a sentence; longer sentences are cut."""
+        flags = starts.astype(bool)
+        flags[ids.offsets[:-1][np.diff(ids.offsets) > 0]] = True
+        bounds = np.append(np.flatnonzero(flags), len(flags))
+        _, sizes = pieces(np.diff(bounds), longest)
+        bounds = np.concatenate([[0], np.cumsum(sizes)])
+        return cls(bounds, np.searchsorted(bounds[:-1], ids.offsets))
+
+    def until(self, start: int, tokens: int, document: int) -> int:
+        """The sentence before which there are that many tokens from `start` on, or the document's end."""
+        end = np.searchsorted(self.bounds, self.bounds[start] + max(1, tokens))
+        return int(min(end, self.first[document + 1]))
+
+    def pairs(
+        self, document: int, room: int, rng: np.random.Generator, *, random: bool
+    ) -> Iterator[tuple[Any, Any, int]]:
+        """Pairs of segments of a document, each filled with sentences to `room` tokens and cut to it.
+
+        Devlin et al. 2019, appendix A.2, with its code: in half of the pairs, where `random` is set, the second segment
+        is of another of the documents; the sentences that it stands for begin the next pair. A sentence that is left alone at
+        the end is cut in two.
+
+        Yields:
+            Positions of the tokens of both segments, and 1 if the second is of another document, else 0.
+        """
+        at, end = (int(n) for n in self.first[document : document + 2])
+        others = np.flatnonzero(np.diff(self.first))
+        others = others[others != document]
+        while at < end:
+            to = self.until(at, room, document)
+            cut = at + int(rng.integers(1, max(2, to - at)))
+            start, stop = self.bounds[at], self.bounds[to]
+            middle = self.bounds[cut] if cut < to else (start + stop) // 2
+            swap = random and len(others) > 0 and rng.random() < 0.5
+            if swap:
+                other = int(rng.choice(others))
+                begin = int(rng.integers(self.first[other], self.first[other + 1]))
+                finish = self.until(begin, room - int(middle - start), other)
+                second = np.arange(self.bounds[begin], self.bounds[finish])
+            else:
+                second = np.arange(middle, stop)
+            if middle > start:  # else a document of a single token
+                yield (*truncate(np.arange(start, middle), second, room, rng), int(swap))
+            at = cut if swap else to
+
+
+def truncate(first: Any, second: Any, room: int, rng: np.random.Generator) -> tuple[Any, Any]:
+    """Take tokens off the longer of two segments, at either end by chance, until they fit (Devlin et al. 2019, their code).
+
+    At either end, so that how a segment ends says nothing about where it is from.
+    """
+    excess = max(0, len(first) + len(second) - room)
+    gap = len(first) - len(second)
+    level = max(0, excess - abs(gap))  # what is taken off both, once they are equally long
+    off = [min(excess, max(0, gap)) + level // 2, min(excess, max(0, -gap)) + level - level // 2]
+    front = [int(rng.binomial(n, 0.5)) for n in off]
+    return tuple(part[f : len(part) - (n - f)] for part, n, f in zip((first, second), off, front, strict=True))  # type: ignore[return-value]
+
+
+def collate(
+    rows: list[dict[str, Any]], tokenizer: Any, options: MlmOptions, rngs: list[np.random.Generator]
+) -> dict[str, Any]:
+    """Mask each row by its own generator; labels are -100 but at the tokens to be predicted.
+
+    Pairs have their segments in `token_type_ids`, and in `next_sentence_label` int64 [B] whether the second does not follow.
+    """
+    if options.next_sentence is None:
+        return mask_batch(rows, tokenizer, options, rngs)
+    frame = pair_frame(tokenizer)
+    found = [as_pair(row, frame, options, rng) for row, rng in zip(rows, rngs, strict=True)]
+    batch = mask_batch([row for row, _ in found], tokenizer, options, rngs)
+    return {**batch, LABEL: np.array([label for _, label in found], np.int64)}
+
+
+def as_pair(
+    row: dict[str, Any], frame: Any, options: MlmOptions, rng: np.random.Generator
+) -> tuple[dict[str, Any], int]:
+    """A row with its segment ids, for sop with its segments swapped by chance; and the label of the pair."""
+    before, between, after = map(len, frame)
+    size, second = len(row["input_ids"]), int(row["second"])
+    swapped = options.next_sentence == "sop" and rng.random() < 0.5
+    if swapped:
+        first, last = np.arange(before, second - between), np.arange(second, size - after)
+        order = np.concatenate(
+            [np.arange(before), last, np.arange(second - between, second), first, np.arange(size - after, size)]
+        )
+        row = {name: value[order] if name in ("input_ids", "word_starts") else value for name, value in row.items()}
+        second = before + len(last) + between
+    label = int(swapped) if options.next_sentence == "sop" else int(row["unrelated"])
+    return {**row, "token_type_ids": (np.arange(size) >= second).astype(np.int64)}, label
+
+
+def pair_logits(outputs: Any, model_type: str) -> Any:
+    """Logits [B, 2] of the head for pairs.
+
+    Raises:
+        UserError: the model has none.
+    """
+    for name in ("seq_relationship_logits", "sop_logits"):
+        if getattr(outputs, name, None) is not None:
+            return getattr(outputs, name)
+    raise UserError(
+        f"{model_type} has no head for pairs of segments in transformers",
+        hint="bert and albert have one, among others",
+        where="task.next_sentence",
+    )
+
+
+def pair_loss(model: Any, batch: dict[str, Any], options: MlmOptions, criterion: Any) -> dict[str, Any]:
+    """The two losses of Devlin et al. 2019, section 3.1, whose sum is minimised: over the masked tokens and over the pairs."""
+    from ..heads import unwrap
+
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", LABEL)}
+    outputs, masked = criterion.tokens(model, inputs, batch["labels"], "mlm")
+    logits = pair_logits(outputs, unwrap(model).config.model_type)
+    return {"mlm": masked, options.next_sentence: criterion.logits(logits, batch[LABEL], options.next_sentence)}
+
+
+def predict(
+    model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: MlmOptions
+) -> list[dict[str, Any]]:
+    """Whether the second segment follows the first, with both probabilities."""
+    from ..heads import without_vocabulary
+
+    with without_vocabulary(model):
+        outputs = model(**{name: value for name, value in batch.items() if name not in ("labels", LABEL)})
+    scores = pair_logits(outputs, model.config.model_type).double().softmax(-1).tolist()
+    names = NAMES[options.next_sentence or "nsp"]
+    return [
+        {
+            "prediction": names[int(np.argmax(row))],
+            "scores": dict(zip(names, row, strict=True)),
+            "reference": names[label],
+        }
+        for row, label in zip(scores, batch[LABEL].tolist(), strict=True)
+    ]
+
+
+def varies(options: MlmOptions) -> dict[str, Any]:
+    """With pairs there is a second head, a second term and something to predict."""
+    if options.next_sentence is None:
+        return {}
+    terms = (Term("mlm"), Term(options.next_sentence, LABEL))
+    return {"head": "AutoModelForPreTraining", "terms": terms, "loss": pair_loss, "predict": predict}
 
 
 TASK = Task(
@@ -94,5 +239,7 @@ TASK = Task(
     encode=encode,
     collate=collate,
     columns=lambda options: ["text"],
-    metrics=lambda options: ["perplexity"],
+    metrics=lambda options: ["accuracy"] if options.next_sentence else ["perplexity"],
+    inputs=lambda options: "label" if options.next_sentence else None,
+    varies=varies,
 )
