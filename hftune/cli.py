@@ -94,6 +94,7 @@ def evaluate(
     split: Annotated[str | None, typer.Option("--split", help="test, validation or train; default: test where there is one", show_default=False)] = None,
     limit: Limit = None,
     batch_tokens: Annotated[int | None, typer.Option("--batch-tokens", help="padded tokens at once; changes no figure", show_default=False)] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="beside each figure that of a trivial method")] = False,
     processes: Processes = 1,
     as_json: Json = False,
     trust_remote_code: Trust = False,
@@ -101,7 +102,7 @@ def evaluate(
     """Measure a run on its test rows, with intervals."""
     from . import commands
 
-    commands.evaluate(run, overrides or [], metric, split, limit, batch_tokens, processes, as_json, trust_remote_code)
+    commands.evaluate(run, overrides or [], metric, split, limit, batch_tokens, baseline, processes, as_json, trust_remote_code)
 
 
 @app.command()

@@ -105,6 +105,7 @@ def evaluate(
     split: str | None,
     limit: int | None,
     batch_tokens: int | None,
+    baseline: bool,
     processes: int,
     as_json: bool,
     trust_remote_code: bool,
@@ -124,7 +125,7 @@ def evaluate(
     from . import measure
 
     reporter = Reporter(as_json, silent=_rank() > 0)
-    reporter.json(measure.evaluate_run(path, recipe, split, reporter, trust_remote_code=trust_remote_code))
+    reporter.json(measure.evaluate_run(path, recipe, split, reporter, baseline=baseline, trust_remote_code=trust_remote_code))
 
 
 def predict(

@@ -4,7 +4,8 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from . import batching, heads, loop, metrics
 from .loop import Rows
 from .schema import Eval
-from .task import IGNORE
+from .task import IGNORE, Task
 
 
 @torch.no_grad()
@@ -23,8 +24,8 @@ def stream_predictions(
 ) -> Path:
     """Write one JSON object a row to `path`, in the order of the rows, holding one batch in memory.
 
-    Each rank writes what it computed; the first puts the lines in order. None is lost or doubled, since each row
-    belongs to exactly one batch of one rank.
+    Each rank writes what it computed; the first puts the lines in order and joins those of one row (Task.combine). None is
+    lost or doubled, since each encoded row belongs to exactly one batch of one rank. `limit` counts encoded rows.
     """
     assert rows.task.predict is not None
     total = min(len(rows), limit or len(rows))
@@ -49,6 +50,8 @@ def stream_predictions(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _in_order([path.with_name(f".{path.name}.{rank}") for rank in range(accelerator.num_processes)], path, total)
+        if rows.task.combine is not None:
+            _combine(path, rows, total)
     accelerator.wait_for_everyone()
     return path
 
@@ -72,6 +75,35 @@ def _in_order(parts: list[Path], path: Path, total: int) -> None:
     for file, part in zip(files, parts, strict=True):
         file.close()
         part.unlink()
+
+
+def _combine(path: Path, rows: Rows, total: int) -> None:
+    aside = path.with_name(f".{path.name}.combined")
+    with aside.open("w", encoding="utf-8") as out:
+        for answer in combined(read_lines(path), rows.data.column("begins")[:total], rows.task, rows.options):
+            out.write(json.dumps(answer, ensure_ascii=False) + "\n")
+    os.replace(aside, path)
+
+
+def combined(answers: Iterable[dict[str, Any]], begins: Iterable[int], task: Task, options: Any) -> Iterator[dict[str, Any]]:
+    """The answer of each row out of those of its encoded rows, of which the first is marked; see Task.combine."""
+    assert task.combine is not None
+    group: list[dict[str, Any]] = []
+    for answer, first in zip(answers, begins, strict=True):
+        if first and group:
+            yield task.combine(group, options)
+            group = []
+        group.append(answer)
+    if group:
+        yield task.combine(group, options)
+
+
+def encoded_limit(rows: Rows, limit: int | None) -> int | None:
+    """How many encoded rows the first `limit` rows came to, where the task makes several of one."""
+    if limit is None or rows.task.combine is None:
+        return limit
+    begins = np.flatnonzero(rows.data.column("begins"))
+    return int(begins[limit]) if limit < len(begins) else None
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -135,7 +167,8 @@ def evaluate(
     Returns:
         Figure name -> {"value", "low", "high", "count", ...}, the same on every rank.
     """
-    by_row = loop.evaluate_rows(model, rows, accelerator, budget=settings.batch_tokens, head=head, limit=settings.limit)
+    limit = encoded_limit(rows, settings.limit)
+    by_row = loop.evaluate_rows(model, rows, accelerator, budget=settings.batch_tokens, head=head, limit=limit)
     if heads.unwrap(model).get_output_embeddings() is not None and len(rows.task.terms) == 1:
         figures = language_figures(by_row[rows.task.terms[0].name], rows, settings, intervals)
     else:
@@ -144,7 +177,7 @@ def evaluate(
             for name, value in loop.mean_loss(by_row, rows.task).items()
         }
     if rows.task.predict is not None and predictions is not None:
-        stream_predictions(model, rows, accelerator, predictions, budget=settings.batch_tokens, limit=settings.limit)
+        stream_predictions(model, rows, accelerator, predictions, budget=settings.batch_tokens, limit=limit)
         names = settings.metrics if settings.metrics is not None else rows.task.metrics(rows.options)
         figures.update(score_file(predictions, names, settings, intervals))
     return figures
@@ -173,14 +206,41 @@ def language_figures(by_row: tuple[Any, Any], rows: Rows, settings: Eval, interv
     return {name: figure for name, figure in found.items() if figure["value"] is not None}
 
 
-def score_file(path: Path, names: list[str], settings: Eval, intervals: bool) -> dict[str, Any]:
-    """Metrics of a predictions file."""
+def score_file(path: Path, names: list[str], settings: Eval, intervals: bool, baseline: list[Any] | None = None) -> dict[str, Any]:
+    """Metrics of a predictions file, or of other predictions for its rows."""
     lines = list(read_lines(path))
     if not names or not lines or "reference" not in lines[0]:
         return {}
-    scores = [line["scores"] for line in lines] if "scores" in lines[0] else None
+    scores = [line["scores"] for line in lines] if "scores" in lines[0] and baseline is None else None
+    if baseline is not None:
+        names = [name for name in names if metrics.describe(name)["inputs"] != ("scores",)]
+    predictions = [line["prediction"] for line in lines] if baseline is None else baseline
     found: dict[str, Any] = metrics.score(
-        names, [line["prediction"] for line in lines], [line["reference"] for line in lines],
+        names, predictions, [line["reference"] for line in lines],
         confidence=settings.confidence, resamples=settings.resamples if intervals else 0, scores=scores,
     )  # fmt: skip
     return found
+
+
+def add_baseline(figures: dict[str, Any], task: Task, options: Any, settings: Eval, path: Path, sources: Any, rows: Any) -> str:
+    """Put beside the figures of a predictions file those of the task's trivial method, as `baseline`.
+
+    Args:
+        figures: of a split, see `evaluate`.
+        task: with a baseline.
+        options: the task's options.
+        settings: the recipe's block `eval`.
+        path: the predictions file of the split.
+        sources: the training rows, not encoded.
+        rows: the rows of the split, not encoded.
+
+    Returns:
+        What the method is.
+    """
+    assert task.baseline is not None
+    names = settings.metrics if settings.metrics is not None else task.metrics(options)
+    answers = task.baseline(sources, list(islice(rows, settings.limit)), options)
+    for name, figure in score_file(path, names, settings, True, answers).items():
+        if name in figures:
+            figures[name]["baseline"] = {key: figure[key] for key in ("value", "low", "high")}
+    return (task.baseline.__doc__ or "").split("\n")[0]

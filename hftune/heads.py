@@ -157,11 +157,14 @@ class Criterion:
 
         Whole-number labels [...] of logits [..., C] are classes (cross-entropy, with `weight` [C] if given); labels of
         floating point are targets: of binary cross-entropy if `problem` is "multi_label_classification", else of
-        squared error. -100 is ignored throughout.
+        squared error. -100 is ignored throughout. A logit of -inf is a class that the row does not have.
         """
         keep = labels != IGNORE
         if not labels.is_floating_point():
-            return self._reduce(F.cross_entropy, logits[keep].float(), labels[keep], keep, term, weight)
+            chosen = logits[keep].float()
+            if self.smoothing and not self.by_row and bool(torch.isinf(chosen).any()):
+                return self._reduce(partial(_smoothed_over_some, smoothing=self.smoothing), chosen, labels[keep], keep, term)
+            return self._reduce(F.cross_entropy, chosen, labels[keep], keep, term, weight)
         function = F.binary_cross_entropy_with_logits if problem == "multi_label_classification" else F.mse_loss
         outputs = logits.reshape(labels.shape)[keep].float()
         return self._reduce(function, outputs, labels[keep].float(), keep, term)
@@ -180,6 +183,14 @@ class Criterion:
         row = keep.nonzero()[:, 0]
         losses = losses.double()
         return Losses(losses.sum(), torch.zeros(len(keep), dtype=losses.dtype, device=losses.device).index_add_(0, row, losses))
+
+
+def _smoothed_over_some(logits: Tensor, labels: Tensor, *, smoothing: float, reduction: str) -> Tensor:
+    """Cross-entropy [N] with label smoothing over the classes whose logit is not -inf (torch's own would be infinite)."""
+    log_probabilities = logits.log_softmax(-1)
+    there = torch.isfinite(logits)
+    uniform = log_probabilities.masked_fill(~there, 0).sum(-1) / there.sum(-1)
+    return -(1 - smoothing) * log_probabilities.gather(-1, labels[:, None]).squeeze(-1) - smoothing * uniform
 
 
 def _vocabulary(outputs: Any) -> Tensor:

@@ -1,6 +1,10 @@
 """A finished run at work: evaluation on its test rows, and predictions of new ones."""
 
+import json
+import math
+import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +30,13 @@ def trained(path: Path, recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"model": Model(path=str(path), attention=recipe.model.attention), "tokenizer": Tokenizer()})
 
 
-def evaluate_run(path: Path, recipe: Recipe, split: str | None, reporter: Reporter, *, trust_remote_code: bool = False) -> dict[str, Any]:
-    """Figures of a run on a split (default: test where there is one, else validation), kept in its metrics.json."""
+def evaluate_run(
+    path: Path, recipe: Recipe, split: str | None, reporter: Reporter, *, baseline: bool = False, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Figures of a run on a split (default: test where there is one, else validation), kept in its metrics.json.
+
+    With `baseline`, beside each figure the one that a trivial method reaches which has seen the training rows.
+    """
     accelerator = machine.accelerator(recipe.train)
     machine.choose_matmul(recipe.train.matmul)
     split = split or ("test" if recipe.data.test else "validation")
@@ -40,11 +49,30 @@ def evaluate_run(path: Path, recipe: Recipe, split: str | None, reporter: Report
     with accelerator.autocast():
         head = heads.choose_head(model, sample, prepared.task, prepared.options)
     figures = evaluation.evaluate(model, rows, accelerator, recipe.eval, head=head, predictions=path / "predictions" / f"{split}.jsonl")
+    if baseline:
+        reporter.say(f"baseline: {_baseline(path, recipe, prepared, split, figures, reporter)}")
     if accelerator.is_main_process:
         kept = read_json(path / METRICS)
         write_json(path / METRICS, {**kept, **figures} if split == "validation" else {**kept, split: figures})
     reporter.figures(f"{path}, {split}", figures)
     return figures
+
+
+def _baseline(path: Path, recipe: Recipe, prepared: prepare.Prepared, split: str, figures: dict[str, Any], reporter: Reporter) -> str:
+    """Add the task's trivial floor to the figures; returns what it is."""
+    task, options, rows = prepared.task, prepared.options, prepared.rows[split]
+    train = prepare.open_split(recipe, task, options, "train")
+    if train is None:
+        raise UserError("a baseline needs the training rows", hint="name them: data.train=FILE", where="data.train")
+    if task.baseline is not None:
+        predictions = path / "predictions" / f"{split}.jsonl"
+        return evaluation.add_baseline(figures, task, options, recipe.eval, predictions, train, prepared.sources[split])
+    if "perplexity" not in figures:
+        raise UserError(f"the task {recipe.task.name} has no trivial method to compare with", hint="leave out --baseline", where="task.name")
+    seen = prepare.encode_split(recipe, task, options, prepared.tokenizer, train, reporter, "train")
+    loss = evaluation.unigram_loss(seen, rows, limit=recipe.eval.limit)
+    figures["loss"]["baseline"], figures["perplexity"]["baseline"] = {"value": loss}, {"value": math.exp(loss)}
+    return "the training targets' own frequencies"
 
 
 def predict_rows(path: Path, recipe: Recipe, source: str, limit: int | None, *, trust_remote_code: bool = False) -> Iterator[dict[str, Any]]:
@@ -73,13 +101,10 @@ def predict_rows(path: Path, recipe: Recipe, source: str, limit: int | None, *, 
 def _rows(source: str, recipe: Recipe, task: Any, options: Any, limit: int | None) -> Iterator[Any]:
     wanted = task.inputs_only(options)
     if source == "-":
-        import sys
-
-        for number, line in enumerate(sys.stdin, 1):
-            if limit is not None and number > limit:
-                return
-            row = data.Row({wanted[0]: line.rstrip("\n")})
-            row.where, row.source, row.prefix = f"standard input:{number}", 0, ""
+        for number, line in enumerate(islice(sys.stdin, limit), 1):
+            where = f"standard input:{number}"
+            row = data.Row({wanted[0]: line.rstrip("\n")} if len(wanted) == 1 else _object(line, wanted, where))
+            row.where, row.source, row.prefix = where, 0, ""
             yield row
         return
     block = Data.model_validate({"train": [{"path": source, "limit": limit}], "columns": recipe.data.columns, "encoding": recipe.data.encoding})
@@ -89,10 +114,21 @@ def _rows(source: str, recipe: Recipe, task: Any, options: Any, limit: int | Non
     yield from reader
 
 
+def _object(line: str, wanted: list[str], where: str) -> dict[str, Any]:
+    """A line that stands for several columns."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or any(name not in found for name in wanted):
+        raise UserError(f"not a JSON object with {' and '.join(wanted)}", hint='one object a line: {"' + wanted[0] + '": ...}', where=where)
+    return found
+
+
 @torch.no_grad()
 def _predict(model: Any, prepared: prepare.Prepared, rows: list[Any], budget: int) -> list[dict[str, Any]]:
     found = Rows(store.in_memory(prepared.task.encode(rows, prepared.tokenizer, prepared.options)), prepared.task, prepared.tokenizer, prepared.options)
-    answers: list[Any] = [None] * len(rows)
+    answers: list[Any] = [None] * len(found)
     for chosen in batching.evaluation_batches(found.data.lengths, budget):
         batch = found.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])
         batch = {k: v.to(model.device) for k, v in batch.items()}
@@ -100,4 +136,6 @@ def _predict(model: Any, prepared: prepare.Prepared, rows: list[Any], budget: in
         given = prepared.task.predict(model, batch, raw, prepared.tokenizer, prepared.options)  # type: ignore[misc]
         for number, source, answer in zip(chosen, raw, given, strict=True):
             answers[int(number)] = {**{k: v for k, v in source.items() if isinstance(v, str)}, **answer}
-    return answers
+    if prepared.task.combine is None:
+        return answers
+    return list(evaluation.combined(answers, found.data.column("begins"), prepared.task, prepared.options))

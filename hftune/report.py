@@ -96,11 +96,13 @@ class Reporter:
         """Final figures with their intervals."""
         rows = []
         for name, figure in figures.items():
-            if not isinstance(figure, dict) or not isinstance(figure.get("value"), (int, float)):
-                continue
+            if not isinstance(figure, dict) or not isinstance(figure.get("value"), (int, float)) or name.endswith("]"):
+                continue  # figures of single classes, f1[spam], are for metrics.json
             text = f"{figure['value']:.4f}"
             if isinstance(figure.get("low"), (int, float)):
                 text += f"  [{figure['low']:.4f}, {figure['high']:.4f}]"
+            if isinstance(floor := figure.get("baseline", {}).get("value"), (int, float)):
+                text += f"  baseline {floor:.4f}"
             if figure.get("note"):
                 text += f"  {figure['note']}"
             rows.append((name, text))
