@@ -1,13 +1,14 @@
 """Sequence classification: one label, several labels, or a number, of a text or a pair of texts."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
-from ..arrays import pad
+from ..arrays import inputs
 from ..errors import UserError
 from ..task import Options, Task
 
@@ -91,13 +92,7 @@ def encode(rows: list[Any], tokenizer: Any, options: ClassifyOptions) -> dict[st
 
 def collate(rows: list[dict[str, Any]], tokenizer: Any, options: ClassifyOptions, rngs: Any) -> dict[str, Any]:
     """Pad to the longest; labels are int64 [B], or float32 [B] or [B, labels]."""
-    side = tokenizer.padding_side
-    batch = {
-        "input_ids": pad([row["input_ids"] for row in rows], tokenizer.pad_token_id, side),
-        "attention_mask": pad([np.ones(len(row["input_ids"])) for row in rows], 0, side),
-    }
-    if "token_type_ids" in tokenizer.model_input_names:
-        batch["token_type_ids"] = pad([row["token_type_ids"] for row in rows], tokenizer.pad_token_type_id, side)
+    batch = inputs(rows, tokenizer)
     if "target" in rows[0]:
         batch["labels"] = np.array([row["target"] for row in rows], np.int64 if options.kind == "single" else np.float32)
     return batch
@@ -130,6 +125,15 @@ def _reference(target: Any, options: ClassifyOptions) -> Any:
     return [n for n, t in zip(names, target, strict=True) if t > 0.5] if options.kind == "multi" else names[int(target)]
 
 
+def baseline(train: Iterable[Any], rows: Iterable[Any], options: ClassifyOptions) -> list[Any]:
+    """The most frequent label in training (of several, the most frequent set of them), or the mean of the numbers."""
+    if options.kind == "regression":
+        mean = float(np.mean([_target(row, options, {}) for row in train]))
+        return [mean for _ in rows]
+    common = Counter(tuple(sorted(set(_names(row, options)))) for row in train).most_common(1)[0][0]
+    return [list(common) if options.kind == "multi" else common[0] for _ in rows]
+
+
 def config(options: ClassifyOptions, tokenizer: Any) -> dict[str, Any]:
     """Label names and the kind of loss, saved with the model so that a pipeline shows the names."""
     if options.kind == "regression":
@@ -154,4 +158,5 @@ TASK = Task(
     predict=predict,
     labels=labels,
     config=config,
+    baseline=baseline,
 )
