@@ -163,6 +163,29 @@ def save(
     return Checkpoint(final, manifest)
 
 
+def size_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Bytes that a checkpoint will take: trained weights, and two moments for each where the optimizer keeps them."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    moments = {"AdamW": 2, "SGD": 1}.get(type(optimizer).__name__, 1)
+    return weights * (1 + moments)
+
+
+def ensure_space(folder: Path, wanted: int) -> None:
+    """That one more checkpoint fits on the disk.
+
+    Raises:
+        UserError: it does not; the message says both sizes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < wanted * 1.05:
+        raise UserError(
+            f"a checkpoint takes {wanted / 2**20:,.0f} MiB, the disk of {folder} has {free / 2**20:,.0f} MiB left",
+            hint="make room, or choose another output.dir; the checkpoints that are there are kept",
+            where="output.dir",
+        )
+
+
 def examine(path: Path) -> Checkpoint | str:
     """The checkpoint, or in words why it is not whole."""
     try:

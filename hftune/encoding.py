@@ -261,7 +261,8 @@ class _Memo:
         self.cutting = _cutting(backend)
         if backend.normalizer is not None and any(token.normalized for token in added):
             self.cutting = None  # such tokens are looked for in the normalized text, which is not at hand
-        alike = (list(group) for _, group in groupby(sorted(token.content for token in added), key=lambda text: text[:4]))
+        contents = sorted(token.content for token in added)
+        alike = (list(group) for _, group in groupby(contents, key=lambda text: text[:4]))
         self.markers = [group[0] if len(group) == 1 else group[0][:4] for group in alike]  # T5 has a hundred sentinels
         self.forget()
 

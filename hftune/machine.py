@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -82,6 +84,35 @@ def micro_batch_tokens(asked: int | None) -> int:
     On a CPU small pieces stay in the caches; on a GPU large ones fill it, and memory running out halves them.
     """
     return asked or (16384 if torch.cuda.is_available() else 2048)
+
+
+class Watchdog:
+    """Ends this process when nothing moved for too long, so that one stuck rank cannot hold the others for ever.
+
+    A collective that waits for a rank that hangs has no bound of its own on gloo. The process ends with one line; the
+    other ranks then see a closed connection, and the launcher ends or restarts the group.
+    """
+
+    def __init__(self, bound: float):
+        self.bound, self._beat, self._done = bound, time.monotonic(), threading.Event()
+
+    def __enter__(self) -> "Watchdog":
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+
+    def beat(self) -> None:
+        """Something moved."""
+        self._beat = time.monotonic()
+
+    def _watch(self) -> None:
+        while not self._done.wait(min(5.0, self.bound / 4)):
+            if time.monotonic() - self._beat > self.bound:
+                sys.stderr.write(f"error: nothing moved for {self.bound:.0f} s: a rank or a data worker is stuck; the last checkpoint is kept\n")
+                sys.stderr.flush()
+                os._exit(1)
 
 
 class Signals:

@@ -1,10 +1,10 @@
 """From a recipe to a run, top to bottom. Read this second, after loop.py."""
 
 import math
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,6 +17,9 @@ from .folder import METRICS, RunFolder, versions
 from .loop import Job, Progress, Steps
 from .recipe import Recipe
 from .report import Reporter, duration
+
+
+SPIKE = 2.0  # a loss this many times the median of the lines before is worth a warning
 
 
 class Interrupted(Exception):
@@ -64,6 +67,7 @@ class Run:
     trust_remote_code: bool = False
     progress: Progress = field(default_factory=Progress)
     started: float = field(default_factory=time.monotonic)
+    losses: list[float] = field(default_factory=list)  # of the last lines of the log
 
     def execute(self) -> dict[str, Any]:
         """Build, resume, train, measure, save."""
@@ -99,7 +103,8 @@ class Run:
             self.recipe, total_steps=self.total, seed=train.seed, world_size=ranks, data=self.prepared.fingerprints, head=self.head,
             micro_batch_tokens=budget, precision=machine.precision(train), **matmul,
         )  # fmt: skip
-        with machine.Signals() as self.signals:
+        checkpoint.ensure_space(self.folder.checkpoints, checkpoint.size_of(self.core, optimizer.optimizer))
+        with machine.Signals() as self.signals, machine.Watchdog(seconds(train.timeout) or math.inf) as self.watchdog:
             job = Job(
                 self.accelerator, model, optimizer, schedule, steps, train, self.total, head=self.head, workers=self.recipe.data.num_workers,
                 log=self._log, evaluate=self._evaluate, save=self._save, stop=self._stop,
@@ -142,13 +147,28 @@ class Run:
                 hint="put the data back, start over with --fresh, or choose another output.dir",
                 where="data.train",
             )
+        here = self._facts()
+        changed = [k for k in ("versions", "world_size", "threads") if found.manifest.get(k) != here[k]]
+        if changed:
+            self.reporter.warn(f"{' and '.join(changed)} changed since step {found.step}: the run goes on, but no longer bit for bit")
         self.progress = Progress(**found.load(self.core, self.optimizer.optimizer))
         self.folder.forget_after(found.step)
         self.reporter.say(f"going on from step {found.step} of {self.total}")
 
+    def _facts(self) -> dict[str, Any]:
+        """What a checkpoint's manifest says besides its files."""
+        return {
+            "data": self.prepared.fingerprints.get("train"), "versions": versions(),
+            "world_size": self.accelerator.num_processes, "threads": torch.get_num_threads(),
+        }  # fmt: skip
+
     def _log(self, entry: dict[str, Any]) -> None:
         self.folder.log(entry)
         self.reporter.step(entry, self.total)
+        if "loss" in entry:
+            before, self.losses = self.losses, [*self.losses[-19:], entry["loss"]]
+            if len(before) >= 10 and entry["loss"] > SPIKE * median(before):
+                self.reporter.warn(f"step {entry['step']}: the loss jumped from {median(before):.3g} to {entry['loss']:.3g}; is train.learning_rate too high?")
 
     def _evaluate(self, progress: Progress) -> bool:
         """Measure; true if it is time to stop early."""
@@ -160,7 +180,7 @@ class Run:
         )  # fmt: skip
         plain = {name: f["value"] for name, f in figures.items() if isinstance(f.get("value"), (int, float))}
         self._log({"step": progress.step, **{f"eval_{name}": value for name, value in plain.items()}})
-        self.reporter.say(f"step {progress.step}: " + "  ".join(f"{name} {value:.4f}" for name, value in plain.items()))
+        self.reporter.say(f"step {progress.step}: " + "  ".join(f"{name} {value:.4f}" for name, value in plain.items() if not name.endswith("]")))
         if train.metric_for_best_model not in plain:
             raise UserError(
                 f"the evaluation gives no {train.metric_for_best_model}",
@@ -177,15 +197,13 @@ class Run:
 
     def _save(self, progress: Progress) -> None:
         if self.folder.main:
-            facts = {
-                "data": self.prepared.fingerprints.get("train"), "versions": versions(),
-                "world_size": self.accelerator.num_processes, "threads": torch.get_num_threads(),
-            }  # fmt: skip
-            checkpoint.save(self.folder.checkpoints, progress.step, self.core, self.optimizer.optimizer, vars(progress), facts)
+            checkpoint.ensure_space(self.folder.checkpoints, checkpoint.size_of(self.core, self.optimizer.optimizer))
+            checkpoint.save(self.folder.checkpoints, progress.step, self.core, self.optimizer.optimizer, vars(progress), self._facts())
             checkpoint.rotate(self.folder.checkpoints, self.recipe.train.save_total_limit, progress.best_step)
         self.accelerator.wait_for_everyone()
 
     def _stop(self, progress: Progress) -> str | None:
+        self.watchdog.beat()
         train = self.recipe.train
         limit = seconds(train.max_time)
         if number := self.signals.agreed(self.accelerator):
@@ -252,17 +270,8 @@ def total_steps(recipe: Recipe, plan: Plan) -> int:
 
 
 def seconds(text: str | None) -> float | None:
-    """`90`, `90s`, `30m`, `8h` or `2d` in seconds.
-
-    Raises:
-        UserError: the text is none of these.
-    """
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
-    if not found:
-        raise UserError(f"{text!r} is not a time", hint="write 90s, 30m, 8h or 2d", where="train.max_time")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+    """`90s`, `30m`, `8h` or `2d` (the schema lets nothing else through) in seconds."""
+    return None if text is None else float(text[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[text[-1]]
 
 
 def _advance(schedule: torch.optim.lr_scheduler.LRScheduler, step: int) -> None:

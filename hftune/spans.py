@@ -147,12 +147,13 @@ def infill(ids: Ids, free: Flags, rate: float, mean: float, mask: int, rng: np.r
     masks = rng.permutation(len(slots))[: len(lengths)]
     slots[masks] = lengths
     source = np.append(text, len(ids))[np.cumsum(slots) - slots]
-    given = np.append(ids, mask)[source]
+    given: Ids = np.append(ids, mask)[source]
     given[masks] = mask
     if len(text) == len(ids):
         return given
     fixed = np.flatnonzero(~free)
-    return np.concatenate([given, ids[fixed]])[np.argsort(np.concatenate([source, fixed]), kind="stable")]
+    found: Ids = np.concatenate([given, ids[fixed]])[np.argsort(np.concatenate([source, fixed]), kind="stable")]
+    return found
 
 
 def shuffle(ids: Ids, starts: Flags, rng: np.random.Generator) -> Ids:

@@ -34,7 +34,9 @@ class Window:
     spans: Positions
 
 
-def windows(tokenizer: Any, texts: Sequence[str], max_length: int, stride: int, before: Sequence[str] | None = None) -> Iterator[Window]:
+def windows(
+    tokenizer: Any, texts: Sequence[str], max_length: int, stride: int, before: Sequence[str] | None = None
+) -> Iterator[Window]:
     """The windows of each text, in order; a text without tokens has one too.
 
     Args:

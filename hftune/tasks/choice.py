@@ -15,14 +15,22 @@ from ..task import Options, Task
 class ChoiceOptions(Options):
     """What a recipe may say under `task:` for multiple choice. The columns are `question`, `choices`, `label`, and `context`."""
 
-    context: bool = Field(False, description="a column context too: it stands first, and the question goes before each choice")
-    max_length: Annotated[int, Field(ge=8)] = Field(256, description="tokens of a question with one choice, special tokens included; longer text is cut")
+    context: bool = Field(
+        False, description="a column context too: it stands first, and the question goes before each choice"
+    )
+    max_length: Annotated[int, Field(ge=8)] = Field(
+        256, description="tokens of a question with one choice, special tokens included; longer text is cut"
+    )
 
 
 def _choices(row: Any) -> list[str]:
     choices = row["choices"]
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(choice, str) for choice in choices):
-        raise UserError(f"choices is {str(choices)[:60]}, wanted a list of two texts or more", hint="map it: data.columns.choices", where=row.where)
+        raise UserError(
+            f"choices is {str(choices)[:60]}, wanted a list of two texts or more",
+            hint="map it: data.columns.choices",
+            where=row.where,
+        )
     return choices
 
 
@@ -42,7 +50,9 @@ def encode(rows: list[Any], tokenizer: Any, options: ChoiceOptions) -> dict[str,
     """
     choices = [_choices(row) for row in rows]
     pairs = [pair for row, those in zip(rows, choices, strict=True) for pair in _pairs(row, those, options)]
-    found = tokenizer([first for first, _ in pairs], [second for _, second in pairs], truncation=True, max_length=options.max_length)
+    found = tokenizer(
+        [first for first, _ in pairs], [second for _, second in pairs], truncation=True, max_length=options.max_length
+    )
     columns: dict[str, list[Any]] = defaultdict(list)
     at = 0
     for row, those in zip(rows, choices, strict=True):
@@ -61,7 +71,10 @@ def encode(rows: list[Any], tokenizer: Any, options: ChoiceOptions) -> dict[str,
 
 def _pairs(row: Any, choices: list[str], options: ChoiceOptions) -> list[tuple[str, str]]:
     question = str(row["question"])
-    return [(str(row["context"]), f"{question} {choice}".strip()) if options.context else (question, choice) for choice in choices]
+    return [
+        (str(row["context"]), f"{question} {choice}".strip()) if options.context else (question, choice)
+        for choice in choices
+    ]
 
 
 def collate(rows: list[dict[str, Any]], tokenizer: Any, options: ChoiceOptions, rngs: Any) -> dict[str, Any]:
@@ -96,7 +109,9 @@ def loss(model: Any, batch: dict[str, Any], options: ChoiceOptions, criterion: A
     return {"loss": criterion.logits(_logits(model, batch), batch["labels"])}
 
 
-def predict(model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: ChoiceOptions) -> list[dict[str, Any]]:
+def predict(
+    model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: ChoiceOptions
+) -> list[dict[str, Any]]:
     """The number of the likeliest choice, counted from 0, with the probabilities of all."""
     found = []
     for row, scores in zip(rows, _logits(model, batch).double().softmax(-1).tolist(), strict=True):

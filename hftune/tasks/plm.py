@@ -63,7 +63,7 @@ def collate(
 
 
 def order_row(free: Any, options: PlmOptions, rng: np.random.Generator) -> Any:
-    """Place of each token in the order of prediction, int64 [T]: 0, 1, ... in random order for targets, else CONTEXT."""
+    """Place of each token in the order of prediction, int64 [T]: a permutation of the targets, else CONTEXT."""
     place = np.full(len(free), CONTEXT)
     candidates = np.flatnonzero(free)
     if len(candidates):

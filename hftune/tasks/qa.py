@@ -22,20 +22,29 @@ SPECIAL = 8  # room for special tokens, and for a question that is a little long
 class QaOptions(Options):
     """What a recipe may say under `task:` for question answering. The columns are `context`, `question` and `answers`."""
 
-    max_length: Annotated[int, Field(ge=32)] = Field(384, description="tokens of a window: question, part of the context, special tokens")
-    stride: Annotated[int, Field(ge=0)] = Field(128, description="tokens that neighbouring windows of a long context share")
-    max_question_length: Annotated[int, Field(ge=4)] = Field(64, description="tokens of a question; a longer one is cut")
+    max_length: Annotated[int, Field(ge=32)] = Field(
+        384, description="tokens of a window: question, part of the context, special tokens"
+    )
+    stride: Annotated[int, Field(ge=0)] = Field(
+        128, description="tokens that neighbouring windows of a long context share"
+    )
+    max_question_length: Annotated[int, Field(ge=4)] = Field(
+        64, description="tokens of a question; a longer one is cut"
+    )
     max_answer_length: Annotated[int, Field(ge=1)] = Field(30, description="tokens of the longest answer that is given")
     n_best: Annotated[int, Field(ge=1)] = Field(5, description="likeliest answers that are kept beside the best")
     unanswerable: bool = Field(False, description="questions may have no answer in their context, as in SQuAD 2.0")
     null_threshold: float = Field(
-        0.0, description="with unanswerable: answer nothing where that scores higher than the best answer by more than this"
+        0.0,
+        description="with unanswerable: answer nothing where that scores higher than the best answer by more than this",
     )
 
     @model_validator(mode="after")
     def _windows_advance(self) -> "QaOptions":
         if self.max_question_length + self.stride + SPECIAL >= self.max_length:
-            raise ValueError(f"max_question_length and stride must leave room: together less than {self.max_length - SPECIAL}, max_length less {SPECIAL}")
+            raise ValueError(
+                f"max_question_length and stride must leave room: together less than {self.max_length - SPECIAL}, max_length less {SPECIAL}"
+            )
         return self
 
 
@@ -46,10 +55,14 @@ def _answers(row: Any, options: QaOptions) -> list[tuple[str, int]]:
         texts, starts = list(given["text"]), [int(start) for start in given["answer_start"]]
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"answers is {str(given)[:60]}", hint='wanted {"text": ["..."], "answer_start": [0]}, places counted in characters from 0', where=row.where
+            f"answers is {str(given)[:60]}",
+            hint='wanted {"text": ["..."], "answer_start": [0]}, places counted in characters from 0',
+            where=row.where,
         ) from None
     if not texts and not options.unanswerable:
-        raise UserError("the question has no answer", hint="set task.unanswerable: true, or drop the row", where=row.where)
+        raise UserError(
+            "the question has no answer", hint="set task.unanswerable: true, or drop the row", where=row.where
+        )
     if len(texts) != len(starts):
         raise UserError(f"{len(texts)} answers but {len(starts)} places", where=row.where)
     for text, start in zip(texts, starts, strict=True):
@@ -96,8 +109,13 @@ def encode(rows: list[Any], tokenizer: Any, options: QaOptions) -> dict[str, Any
 
 
 def _cut(questions: list[str], tokenizer: Any, most: int) -> list[str]:
-    found = tokenizer(questions, add_special_tokens=False, truncation=True, max_length=most, return_offsets_mapping=True)
-    ends = [offsets[-1][1] if len(offsets) == most else len(text) for text, offsets in zip(questions, found["offset_mapping"], strict=True)]
+    found = tokenizer(
+        questions, add_special_tokens=False, truncation=True, max_length=most, return_offsets_mapping=True
+    )
+    ends = [
+        offsets[-1][1] if len(offsets) == most else len(text)
+        for text, offsets in zip(questions, found["offset_mapping"], strict=True)
+    ]
     return [text[:end] for text, end in zip(questions, ends, strict=True)]
 
 
@@ -151,7 +169,9 @@ def loss(model: Any, batch: dict[str, Any], options: QaOptions, criterion: Any) 
     return {"loss": criterion.logits(_logits(model, batch).masked_fill(~allowed[:, None], -np.inf), batch["labels"])}
 
 
-def predict(model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: QaOptions) -> list[dict[str, Any]]:
+def predict(
+    model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: QaOptions
+) -> list[dict[str, Any]]:
     """The best stretches of each window, out of all that are short enough, and its score for no answer; see combine."""
     import torch
 
@@ -165,7 +185,11 @@ def predict(model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], token
     found = []
     for row, values, places, null in zip(rows, best.values.tolist(), best.indices.tolist(), none, strict=True):
         shift = _shift(row, batch["input_ids"], tokenizer)
-        spans = [(v, p // longest - shift, p // longest + p % longest - shift) for v, p in zip(values, places, strict=True) if v > -np.inf]
+        spans = [
+            (v, p // longest - shift, p // longest + p % longest - shift)
+            for v, p in zip(values, places, strict=True)
+            if v > -np.inf
+        ]
         answer: dict[str, Any] = {"null_score": null, "n_best": [_candidate(row, *span) for span in spans]}
         if "answers" in row:
             answer["reference"] = list(row["answers"])

@@ -52,7 +52,7 @@ class SpanOptions(Options):
     mean_span: Annotated[float, Field(ge=1)] = Field(3.0, description="mean length of a span, in tokens")
     denoisers: Literal["ul2", "ul2-plain"] | tuple[Denoiser, ...] | None = Field(
         None,
-        description="instead of rate and mean_span: a list of {mean_span, rate, weight, prefix}, one drawn for each row; "
+        description="instead of rate and mean_span: a list of {mean_span, rate, weight, prefix}, one drawn a row; "
         "ul2: the seven of that paper behind its mode tokens [R], [S] and [X]; ul2-plain: without these",
     )
 
@@ -77,7 +77,7 @@ class SpanOptions(Options):
 
 @lru_cache(maxsize=4)
 def sentinels(tokenizer: Any) -> Any:
-    """Ids of <extra_id_0>, <extra_id_1>, ..., int64, as many as the tokenizer has (mT5's are pieces of its vocabulary)."""
+    """Ids of <extra_id_0>, <extra_id_1>, ..., int64, as many as there are; mT5's are pieces of its vocabulary."""
     vocabulary = tokenizer.get_vocab()
     mark = "" if "<extra_id_0>" in vocabulary else "▁"
     found = takewhile(lambda id: id is not None, (vocabulary.get(f"{mark}<extra_id_{i}>") for i in count()))
@@ -90,51 +90,59 @@ def prefix_ids(tokenizer: Any, denoiser: Denoiser) -> list[int]:
     return ids
 
 
-def lengths(length: int, denoiser: Denoiser, prefix: int) -> tuple[int, int]:
-    """Most tokens of the input and of the target that a row can become, end of sequence included."""
+def lengths(length: int, denoiser: Denoiser, prefix: int, divided: bool) -> tuple[int, int]:
+    """Most tokens of the input and of the target that a row can become, end of sequence included.
+
+    Args:
+        length: tokens of text.
+        denoiser: how the row is corrupted.
+        prefix: tokens put before the input.
+        divided: spans may be cut in two, each part with its sentinel, at most to single tokens.
+    """
     if denoiser.mean_span is None:
-        return prefix + length + 1, suffix_limit(length, denoiser.rate) + 2
-    noise, number = noise_counts(length, denoiser.rate, denoiser.mean_span)
-    return prefix + length - noise + number + 1, noise + number + 1
+        noise, number = suffix_limit(length, denoiser.rate), 1
+    else:
+        noise, number = noise_counts(length, denoiser.rate, denoiser.mean_span)
+    whole = divided or denoiser.mean_span is None
+    return prefix + length + 1 + (0 if whole else number - noise), noise + (noise if divided else number) + 1
 
 
 def row_lengths(tokenizer: Any, options: SpanOptions) -> tuple[int, int]:
     """Tokens of text that a row may hold so that input and target fit max_length, however it is corrupted.
 
-    The first is T5's own figure (its `random_spans_helper`), the least over the denoisers. Special tokens within a text
-    stay where they are and may cut a span in two, each with its sentinel: rows that could hold some get the second.
+    The first is T5's own figure (`random_spans_helper` in its code), the least over the denoisers. Special tokens
+    within a text stay where they are and so may cut a span in two: the second is for the rows of a text that has some.
 
     Raises:
         UserError: the tokenizer has too few sentinels or no end of sequence, or the prefix leaves no room.
     """
-    kinds = [(d, len(prefix_ids(tokenizer, d))) for d in options.mixture()]
-    plain = options.max_length - 1 - max(prefix for _, prefix in kinds)
-    most = 0
-    while all(max(lengths(most + 1, *kind)) <= options.max_length for kind in kinds):
-        most += 1
+    kinds = [(denoiser, len(prefix_ids(tokenizer, denoiser))) for denoiser in options.mixture()]
+
+    def longest(divided: bool) -> int:
+        fits = (all(max(lengths(n, *kind, divided)) <= options.max_length for kind in kinds) for n in count(1))
+        return sum(takewhile(bool, fits))
+
     if tokenizer.eos_token_id is None:
-        raise UserError(
-            "the tokenizer has no end-of-sequence token",
-            hint="span corruption needs a model such as T5",
-            where="task.name",
-        )
-    if most < 2 or plain < 2:
-        raise UserError(
-            "the prefix leaves no room for text",
-            hint="raise task.max_length or shorten the prefix",
-            where="task.max_length",
-        )
+        hint = "span corruption needs a model such as T5"
+        raise UserError("the tokenizer has no end-of-sequence token", hint=hint, where="task.name")
+    most, least = longest(False), longest(True)
+    if least < 2:
+        hint = "raise task.max_length or shorten the prefix"
+        raise UserError("the prefix of a denoiser leaves no room for text", hint=hint, where="task.max_length")
     needed = max(noise_counts(most, d.rate, d.mean_span)[1] if d.mean_span else 1 for d, _ in kinds)
     have = len(sentinels(tokenizer))
+    if not have:
+        hint = "use the tokenizer of a T5, or train one for model.init: t5"
+        raise UserError(
+            "the tokenizer has no sentinels (<extra_id_0>, <extra_id_1>, ...)", hint=hint, where="tokenizer"
+        )
     if needed > have:
         raise UserError(
-            f"rows of {most} tokens need {needed} sentinels (<extra_id_0>, ...), the tokenizer has {have or 'none'}",
-            hint="lower task.max_length or raise the mean span"
-            if have
-            else "use that of a T5, or train one for model.init: t5",
-            where="task.max_length" if have else "tokenizer",
+            f"rows of {most} tokens need {needed} sentinels (<extra_id_0>, ...), the tokenizer has {have}",
+            hint="lower task.max_length or raise the mean span",
+            where="task.max_length",
         )
-    return most, min(most, plain)
+    return most, least
 
 
 def encode(rows: list[Any], tokenizer: Any, options: SpanOptions) -> dict[str, Any]:
@@ -142,10 +150,10 @@ def encode(rows: list[Any], tokenizer: Any, options: SpanOptions) -> dict[str, A
 
     Columns: `input_ids` ragged int32, the text alone, without special tokens.
     """
-    most, plain = row_lengths(tokenizer, options)
+    most, least = row_lengths(tokenizer, options)
     ids = encode_batch(tokenizer, [row["text"] for row in rows])
     special = np.concatenate([[0], np.cumsum(~ordinary(tokenizer)[ids.values])])[ids.offsets]
-    _, sizes = pieces(np.diff(ids.offsets), np.where(np.diff(special) > 0, plain, most))
+    _, sizes = pieces(np.diff(ids.offsets), np.where(np.diff(special) > 0, least, most))
     return {"input_ids": Ragged(ids.values, np.concatenate([[0], np.cumsum(sizes)]))}
 
 

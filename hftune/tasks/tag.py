@@ -25,7 +25,8 @@ class TagOptions(Options):
     max_length: Annotated[int, Field(ge=16)] = Field(256, description="tokens of a window, special tokens included")
     stride: Annotated[int, Field(ge=0)] = Field(32, description="tokens that neighbouring windows of a long row share")
     label_names: tuple[str, ...] | None = Field(
-        None, description="tag names in order, needed where the rows hold numbers; default: those of the training rows, O first"
+        None,
+        description="tag names in order, needed where the rows hold numbers; default: those of the training rows, O first",
     )
 
     @model_validator(mode="after")
@@ -41,7 +42,11 @@ def _words(row: Any) -> list[str]:
     if isinstance(tokens, str):
         return tokens.split()
     if not isinstance(tokens, list) or not all(isinstance(word, str) for word in tokens):
-        raise UserError(f"tokens is {str(tokens)[:40]!r}, wanted a list of words", hint="map it: data.columns.tokens", where=row.where)
+        raise UserError(
+            f"tokens is {str(tokens)[:40]!r}, wanted a list of words",
+            hint="map it: data.columns.tokens",
+            where=row.where,
+        )
     return tokens
 
 
@@ -57,7 +62,11 @@ def _tags(row: Any, options: TagOptions) -> list[str]:
             continue
         if not isinstance(tag, int) or names is None or not 0 <= tag < len(names):
             why = "a number without a name" if isinstance(tag, int) else "no tag"
-            raise UserError(f"tag {str(tag)[:40]} is {why}", hint="name all tags in order: task.label_names: [O, B-PER, I-PER]", where=row.where)
+            raise UserError(
+                f"tag {str(tag)[:40]} is {why}",
+                hint="name all tags in order: task.label_names: [O, B-PER, I-PER]",
+                where=row.where,
+            )
     return [tag if isinstance(tag, str) else (names or ())[tag] for tag in tags]
 
 
@@ -67,7 +76,11 @@ def labels(rows: Iterable[Any], options: TagOptions) -> TagOptions:
         return options
     found = {tag for row in rows for tag in _tags(row, options)}
     if len(found) < 2:
-        raise UserError(f"all words have the same tag {found or ''}", hint="is data.columns.ner_tags the right column?", where="data.train")
+        raise UserError(
+            f"all words have the same tag {found or ''}",
+            hint="is data.columns.ner_tags the right column?",
+            where="data.train",
+        )
     return options.model_copy(update={"label_names": tuple(sorted(found, key=lambda name: (name != OUTSIDE, name)))})
 
 
@@ -102,7 +115,11 @@ def _indices(row: Any, options: TagOptions) -> Any:
     for tag in tags:
         if tag not in index:
             hint = "correct the row, or list all tags in task.label_names"
-            raise UserError(f"tag {tag[:40]!r} is not one of the training tags ({', '.join(list(index)[:12])})", hint=hint, where=row.where)
+            raise UserError(
+                f"tag {tag[:40]!r} is not one of the training tags ({', '.join(list(index)[:12])})",
+                hint=hint,
+                where=row.where,
+            )
     return np.array([index[tag] for tag in tags], np.int64)
 
 
@@ -139,13 +156,18 @@ def _targets(row: dict[str, Any]) -> Any:
     return targets
 
 
-def predict(model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: TagOptions) -> list[dict[str, Any]]:
+def predict(
+    model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: TagOptions
+) -> list[dict[str, Any]]:
     """The likeliest tag of each word that the window tags; the first of all tags (O) for one without tokens."""
     best = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.argmax(-1).cpu().numpy()
     names, found = options.label_names or (), []
     for row, line in zip(rows, best, strict=True):
         own = line[len(line) - len(row["input_ids"]) :] if tokenizer.padding_side == "left" else line
-        answer = {"tokens": row["words"], "prediction": [names[own[at]] if at >= 0 else names[0] for at in row["firsts"]]}
+        answer = {
+            "tokens": row["words"],
+            "prediction": [names[own[at]] if at >= 0 else names[0] for at in row["firsts"]],
+        }
         if "tags" in row:
             answer["reference"] = [names[tag] for tag in row["tags"]]
         found.append(answer)

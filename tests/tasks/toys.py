@@ -1,0 +1,48 @@
+"""Tokenizers of a few hundred entries with the special tokens of XLNet, T5 and BART, made without training."""
+
+from functools import cache
+from typing import Any
+
+WORDS = 200
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "xlnet": {
+        "names": {"pad": "<pad>", "unk": "<unk>", "sep": "<sep>", "cls": "<cls>", "mask": "<mask>"},
+        "single": "$A:0 <sep>:0 <cls>:2",
+        "side": "left",
+    },
+    "t5": {"names": {"pad": "<pad>", "eos": "</s>", "unk": "<unk>"}, "single": "$A:0 </s>:0", "side": "right"},
+    "bart": {
+        "names": {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"},
+        "single": "<s>:0 $A:0 </s>:0",
+        "side": "right",
+    },
+}
+
+
+@cache
+def tokenizer(layout: str, sentinels: int = 0) -> Any:
+    """A tokenizer of words w0 ... w199 and full stops."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    parts = LAYOUTS[layout]
+    names = parts["names"].values()
+    extra = [f"<extra_id_{i}>" for i in range(sentinels)]
+    entries = [*names, *(f"w{i}" for i in range(WORDS)), ".", "[R]", "[S]", "[X]", *reversed(extra)]
+    vocabulary = {entry: i for i, entry in enumerate(entries)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    pairs = [(name, vocabulary[name]) for name in names]
+    backend.post_processor = processors.TemplateProcessing(single=parts["single"], special_tokens=pairs)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        padding_side=parts["side"],
+        extra_special_tokens=extra,
+        model_input_names=["input_ids", *["token_type_ids"] * (layout == "xlnet"), "attention_mask"],
+        **{f"{name}_token": token for name, token in parts["names"].items()},
+    )
+
+
+def text(words: Any) -> str:
+    """The text whose tokens are these words: numbers, or pieces such as "." and "<unk>"."""
+    return " ".join(word if isinstance(word, str) else f"w{word % WORDS}" for word in words)
