@@ -60,7 +60,7 @@ def evaluate_run(
 
 def _baseline(path: Path, recipe: Recipe, prepared: prepare.Prepared, split: str, figures: dict[str, Any], reporter: Reporter) -> str:
     """Add the task's trivial floor to the figures; returns what it is."""
-    task, options, rows = prepared.task, prepared.options, prepared.rows[split]
+    task, options = prepared.task, prepared.options
     train = prepare.open_split(recipe, task, options, "train")
     if train is None:
         raise UserError("a baseline needs the training rows", hint="name them: data.train=FILE", where="data.train")
@@ -69,8 +69,8 @@ def _baseline(path: Path, recipe: Recipe, prepared: prepare.Prepared, split: str
         return evaluation.add_baseline(figures, task, options, recipe.eval, predictions, train, prepared.sources[split])
     if "perplexity" not in figures:
         raise UserError(f"the task {recipe.task.name} has no trivial method to compare with", hint="leave out --baseline", where="task.name")
-    seen = prepare.encode_split(recipe, task, options, prepared.tokenizer, train, reporter, "train")
-    loss = evaluation.unigram_loss(seen, rows, limit=recipe.eval.limit)
+    seen = prepare.prepare(prepared.recipe, ["train"], reporter).rows["train"]
+    loss = evaluation.unigram_loss(seen, prepared.rows[split], limit=recipe.eval.limit)
     figures["loss"]["baseline"], figures["perplexity"]["baseline"] = {"value": loss}, {"value": math.exp(loss)}
     return "the training targets' own frequencies"
 

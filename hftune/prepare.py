@@ -4,8 +4,9 @@ Everything that can be wrong in what the user gave is found here, before a weigh
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def load_tokenizer(
         folder = cache_folder(recipe) / "tokenizers" / key
         if not (folder / "tokenizer.json").exists():
             reporter.say(f"training a {block.train} tokenizer of {block.vocab_size:,} entries")
-            texts = (row[name] for row in reader for name in task.text_columns(options))
+            texts = (text for row in reader for name in task.text_columns(options) for text in _strings(row[name]))
             made = tokenizer.train(
                 texts, block.train, block.vocab_size, lowercase=block.lowercase, min_frequency=block.min_frequency,
                 model_type=model_type, max_length=length,
@@ -93,6 +94,15 @@ def load_tokenizer(
         file = Path(block.chat_template)
         found.chat_template = file.read_text(encoding="utf-8") if file.is_file() else block.chat_template
     return models.prepare_tokenizer(found, model_type)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The texts in a column: one, a list of words or choices, or one by language."""
+    if isinstance(value, str):
+        yield value
+    else:
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def cache_folder(recipe: Recipe) -> Path:
@@ -168,6 +178,7 @@ def prepare(
     readers = {split: open_split(recipe, task, recipe.task.options, split) for split in ("train", *splits)}
     options = complete_options(task, recipe.task.options, config, readers["train"])
     recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"options": options})})
+    task = task.under(options)
     prepared = Prepared(recipe, task, options, None, model_type)
     first = accelerator is None or accelerator.is_main_process
     if not first:
@@ -194,9 +205,11 @@ def prepare(
 
 
 def build_model(prepared: Prepared, *, trust_remote_code: bool = False) -> models.Built:
-    """The model that the recipe names, with the task's head and settings."""
-    settings = prepared.task.config(prepared.options, prepared.tokenizer)
-    return models.build(
-        prepared.recipe.model, prepared.task.head, prepared.tokenizer, settings=settings, seed=prepared.recipe.train.seed,
-        trust_remote_code=trust_remote_code, max_length=getattr(prepared.options, "max_length", None),
+    """The model that the recipe names, with the task's head and settings, and what the task trains beside it."""
+    task, options, source = prepared.task, prepared.options, prepared.recipe.model
+    build = partial(
+        models.build, tokenizer=prepared.tokenizer, settings=task.config(options, prepared.tokenizer),
+        seed=prepared.recipe.train.seed, trust_remote_code=trust_remote_code, max_length=getattr(options, "max_length", None),
     )  # fmt: skip
+    built = build(source, task.head)
+    return task.network(built, source, options, build) if task.network else built
