@@ -385,6 +385,8 @@ def _spans(encodings: Any) -> Array:
 
 def _word_starts(encodings: Any, texts: list[str], ids: Ragged, nowords: list[int]) -> Array:
     """int32 [tokens], 1 where a token starts a word, else 0; see encode_batch."""
+    if not len(ids.values):
+        return ids.values
     chars = np.frombuffer(("".join(texts) + " ").encode("utf-32-le"), np.uint32)
     base = np.cumsum([0, *map(len, texts[:-1])])
     start, end = (_spans(encodings) + np.repeat(base, np.diff(ids.offsets))[:, None]).T
@@ -397,7 +399,8 @@ def _word_starts(encodings: Any, texts: list[str], ids: Ragged, nowords: list[in
     overlaps = start < np.append(0, end[:-1])
     begins = ~same | (start > np.append(0, end[:-1])) | (begins & ~overlaps)
     begins[ids.offsets[:-1][np.diff(ids.offsets) > 0]] = True
-    return (begins & ~np.isin(ids.values, nowords)).astype(np.int32)
+    flags: Array = (begins & ~np.isin(ids.values, nowords)).astype(np.int32)
+    return flags
 
 
 def _is_white(chars: Array) -> Array:

@@ -58,7 +58,8 @@ FAMILIES = {
     "bert": Family(
         _BERT, _BERT_SINGLE, _BERT_PAIR, segments=True,
         model_types=(
-            "bert", "electra", "albert", "deberta", "deberta-v2", "mobilebert", "big_bird", "convbert", "encoder-decoder",
+            "bert", "electra", "albert", "deberta", "deberta-v2", "mobilebert", "big_bird", "convbert",
+            "encoder-decoder",
         ),
     ),
     "modernbert": Family(

@@ -1,0 +1,231 @@
+"""Tokenizers: loaded or trained, checked, and saved so that AutoTokenizer gives the same ids again."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .encoding import encode_batch, encode_offsets
+from .errors import UserError
+from .vocabulary import train
+
+__all__ = ["check", "encode_batch", "encode_offsets", "ensure_pad", "fingerprint", "load", "save", "train"]
+
+VOCABULARIES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model",
+    "tokenizer.model", "source.spm", "tekken.json", "bpe.codes",
+)  # fmt: skip
+WITHOUT_VOCABULARY = {"ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer"}  # bytes or code points are the ids
+UNBOUNDED = 10**9  # transformers says 1e30 where it knows no limit
+LENGTH = 512  # model_max_length where neither tokenizer nor configuration knows one
+OFFSET_POSITIONS = {
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "longformer",
+    "roberta-prelayernorm",
+    "xmod",
+    "data2vec-text",
+}
+PADS = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<pad_token>", "<|endoftext|>")
+UNKNOWN_BOUND = 0.01  # share of unknown tokens that is worth a warning
+CONNECT_SECONDS = 5.0
+
+
+def load(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A tokenizer from a folder or a Hub id, with a model_max_length that the model can take.
+
+    Args:
+        path: folder (a model's or a run's), or Hub id.
+        revision: branch, tag or commit on the Hub.
+        trust_remote_code: whether code that comes with it may run.
+
+    Raises:
+        UserError: no such folder, a folder without tokenizer files, a Hub id that cannot be had, an empty tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    local = Path(path).expanduser()
+    if local.exists():
+        _check_folder(local)
+        path = str(local)
+    elif path.startswith(("/", ".", "~")) or path.count("/") > 1:
+        raise UserError(
+            f"no such folder: {path}", hint="give a folder, or a Hub id such as name/model", where="tokenizer"
+        )
+    offline = local.exists() or not _hub_answers()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code, local_files_only=offline
+        )
+    except Exception as error:  # the libraries below raise whatever they like for a bad file
+        raise _cannot_load(path, error, offline and not local.exists()) from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise UserError(
+            f"the tokenizer in {path} holds only special tokens", hint="its vocabulary file is missing or empty"
+        )
+    tokenizer.model_max_length = _usable_length(tokenizer.model_max_length, _config(path, revision, offline))
+    return tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    """AutoTokenizer makes an empty tokenizer of a folder that holds none."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file", hint="give the folder that holds it", where="tokenizer")
+    if any((folder / name).exists() for name in VOCABULARIES):
+        return
+    try:
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        settings = {}
+    if settings.get("tokenizer_class") in WITHOUT_VOCABULARY or "auto_map" in settings:
+        return
+    raise UserError(
+        f"no tokenizer in {folder}: looked for {', '.join(VOCABULARIES)}",
+        hint="name a folder that has one in tokenizer.path, or train one with `hftune tokenizer train`",
+        where="tokenizer",
+    )
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub can be reached; without this transformers tries for most of a minute."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS)
+    except Exception:
+        return False
+    return True
+
+
+def _cannot_load(path: str, error: Exception, unreachable: bool) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    if unreachable:
+        message = f"{path} is no folder here and not in the local cache, and the Hub cannot be reached"
+        hint = "give a local folder, or download it where there is a network and set HF_HUB_OFFLINE=1 here"
+        return UserError(message, hint=hint, where="tokenizer")
+    if "trust_remote_code" in str(error):
+        message, hint = (
+            f"the tokenizer {path} comes with code of its own",
+            "read it, then allow it with --trust-remote-code",
+        )
+        return UserError(message, hint=hint, where="tokenizer")
+    return UserError(
+        f"cannot load the tokenizer {path}: {reason}", hint="check the files, name and revision", where="tokenizer"
+    )
+
+
+def _config(path: str, revision: str | None, offline: bool) -> dict[str, Any]:
+    """The model's configuration as it is written, {} without one."""
+    from transformers import PreTrainedConfig
+
+    try:
+        settings: dict[str, Any] = PreTrainedConfig.get_config_dict(path, revision=revision, local_files_only=offline)[
+            0
+        ]
+    except (OSError, ValueError):
+        return {}
+    return settings
+
+
+def _usable_length(length: float, config: dict[str, Any]) -> int:
+    """The tokenizer's own limit, at most the model's positions."""
+    text = config.get("text_config") or config
+    found = (text.get(name) for name in ("max_position_embeddings", "n_positions"))
+    positions = next((value for value in found if isinstance(value, int) and value > 0), None)
+    if positions and text.get("model_type") in OFFSET_POSITIONS:
+        positions -= 2  # the first ids of the position table are those of the padding
+    known = [value for value in (length, positions) if value and value < UNBOUNDED]
+    return int(min(known, default=LENGTH))
+
+
+def save(tokenizer: Any, folder: Path | str) -> None:
+    """Write the tokenizer's files; AutoTokenizer gives equal ids, pairs and settings from them.
+
+    Padding side and model inputs that were changed after loading are kept. Truncation and padding of an earlier
+    call are not: tokenizer.json would apply them to everything.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    for name in ("padding_side", "truncation_side", "model_input_names"):
+        tokenizer.init_kwargs[name] = getattr(tokenizer, name)  # save_pretrained writes those that it finds here
+    config = folder / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+    tokenizer.model_max_length = _usable_length(tokenizer.model_max_length, settings)
+    tokenizer.save_pretrained(folder)
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """A hash of all that decides which ids a text gets; equal for a tokenizer and its reloaded copy."""
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.no_truncation()
+        backend.no_padding()
+        content = backend.to_str()
+    else:
+        content = repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())))
+    settings = (sorted(tokenizer.special_tokens_map.items()), tokenizer.padding_side, list(tokenizer.model_input_names))
+    return hashlib.sha256(f"{content}\n{settings!r}".encode()).hexdigest()[:16]
+
+
+def ensure_pad(tokenizer: Any) -> str | None:
+    """Give the tokenizer a padding token unlike its end token; where they are one, real ends would be masked.
+
+    A padding token that the vocabulary already has is used, else `<|pad|>` is added: the embeddings must then have
+    `len(tokenizer)` rows.
+
+    Returns:
+        What was done, in one line; None if nothing had to be.
+    """
+    ends = {tokenizer.eos_token, tokenizer.bos_token}
+    if tokenizer.pad_token is not None and tokenizer.pad_token != tokenizer.eos_token:
+        return None
+    why = (
+        "no padding token" if tokenizer.pad_token is None else f"padding and end were one token ({tokenizer.eos_token})"
+    )
+    vocabulary = tokenizer.get_vocab()
+    if (known := next((pad for pad in PADS if pad in vocabulary and pad not in ends), None)) is not None:
+        tokenizer.pad_token = known
+        return f"{why}: {known} (id {tokenizer.pad_token_id}) is used to pad"
+    tokenizer.add_special_tokens({"pad_token": PADS[0]})
+    return f"{why}: added {PADS[0]} as id {tokenizer.pad_token_id}, the vocabulary now has {len(tokenizer)} entries"
+
+
+def check(tokenizer: Any, vocab_rows: int, sample_texts: Sequence[str]) -> list[str]:
+    """Whether tokenizer, model and text fit together.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        vocab_rows: rows of the model's embedding.
+        sample_texts: some of the text that it will see.
+
+    Returns:
+        Warnings, one line each.
+
+    Raises:
+        UserError: ids without an embedding row.
+    """
+    if len(tokenizer) > vocab_rows:
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} entries, the model's embedding {vocab_rows} rows",
+            hint="use the tokenizer that belongs to the model, or start from new weights with model.init",
+            where="tokenizer",
+        )
+    warnings = []
+    ids = encode_batch(tokenizer, sample_texts).values
+    unknown = float((ids == tokenizer.unk_token_id).mean()) if len(ids) and tokenizer.unk_token_id is not None else 0.0
+    if unknown > UNKNOWN_BOUND:
+        warnings.append(
+            f"{unknown:.1%} of the tokens are {tokenizer.unk_token}: the tokenizer does not know this text; "
+            "train one from it, or take another"
+        )
+    if tokenizer.pad_token is not None and tokenizer.pad_token == tokenizer.eos_token:
+        warnings.append(
+            f"padding and end are one token ({tokenizer.pad_token}): the end of a text would not be learned"
+        )
+    return warnings
