@@ -13,7 +13,7 @@ from ..task import Options, Task
 
 
 class ChoiceOptions(Options):
-    """What a recipe may say under `task:` for multiple choice. The columns are `question`, `choices`, `label`, and `context`."""
+    """What a recipe may say under `task:` for multiple choice. Columns: `question`, `choices`, `label`, `context`."""
 
     context: bool = Field(
         False, description="a column context too: it stands first, and the question goes before each choice"
@@ -45,8 +45,8 @@ def _label(row: Any) -> int:
 
 
 def encode(rows: list[Any], tokenizer: Any, options: ChoiceOptions) -> dict[str, Any]:
-    """Columns: `input_ids`, `token_type_ids` (ragged, all choices of a row one after the other), `sizes` (ragged, tokens of
-    each), `target`, `question`, `choices`, `context`.
+    """Columns: `input_ids`, `token_type_ids` (ragged, all choices of a row one after the other), `sizes` (ragged, the
+    tokens of each), `target`, `question`, `choices`, `context`.
     """
     choices = [_choices(row) for row in rows]
     pairs = [pair for row, those in zip(rows, choices, strict=True) for pair in _pairs(row, those, options)]
@@ -78,7 +78,7 @@ def _pairs(row: Any, choices: list[str], options: ChoiceOptions) -> list[tuple[s
 
 
 def collate(rows: list[dict[str, Any]], tokenizer: Any, options: ChoiceOptions, rngs: Any) -> dict[str, Any]:
-    """Inputs [B, C, T], as many choices for each row as the longest list has; `there` bool [B, C], which are real; labels int64 [B]."""
+    """Inputs [B, C, T], where C is that of the longest list; `there` bool [B, C], which are real; labels int64 [B]."""
     most = max(len(row["sizes"]) for row in rows)
     parts = [_parts(row, most) for row in rows]
     flat = inputs([part for row in parts for part in row], tokenizer)

@@ -1,7 +1,8 @@
 """Extractive question answering: the stretch of a context that answers a question (SQuAD's layout).
 
-Rajpurkar et al. 2016 and 2018; the head and the rule for no answer are those of Devlin et al. 2019, sections 4.2 and 4.3. A
-context longer than the model's rows is cut into overlapping windows, each with the whole question; a question counts once.
+Rajpurkar et al. 2016 and 2018; the head and the rule for no answer are those of Devlin et al. 2019, sections 4.2 and
+4.3. A context longer than the model's rows is cut into overlapping windows, each with the whole question; a question
+counts once.
 """
 
 from collections import Counter, defaultdict
@@ -9,7 +10,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ..arrays import inputs, pad
 from ..errors import UserError
@@ -20,16 +21,17 @@ SPECIAL = 8  # room for special tokens, and for a question that is a little long
 
 
 class QaOptions(Options):
-    """What a recipe may say under `task:` for question answering. The columns are `context`, `question` and `answers`."""
+    """What a recipe may say under `task:` for question answering. The columns: `context`, `question` and `answers`."""
 
     max_length: Annotated[int, Field(ge=32)] = Field(
         384, description="tokens of a window: question, part of the context, special tokens"
     )
     stride: Annotated[int, Field(ge=0)] = Field(
-        128, description="tokens that neighbouring windows of a long context share"
+        128,
+        description="tokens that neighbouring windows of a long context share; at most half of what they hold of it",
     )
     max_question_length: Annotated[int, Field(ge=4)] = Field(
-        64, description="tokens of a question; a longer one is cut"
+        64, description="tokens of a question, at most half of max_length; a longer one is cut"
     )
     max_answer_length: Annotated[int, Field(ge=1)] = Field(30, description="tokens of the longest answer that is given")
     n_best: Annotated[int, Field(ge=1)] = Field(5, description="likeliest answers that are kept beside the best")
@@ -38,14 +40,6 @@ class QaOptions(Options):
         0.0,
         description="with unanswerable: answer nothing where that scores higher than the best answer by more than this",
     )
-
-    @model_validator(mode="after")
-    def _windows_advance(self) -> "QaOptions":
-        if self.max_question_length + self.stride + SPECIAL >= self.max_length:
-            raise ValueError(
-                f"max_question_length and stride must leave room: together less than {self.max_length - SPECIAL}, max_length less {SPECIAL}"
-            )
-        return self
 
 
 def _answers(row: Any, options: QaOptions) -> list[tuple[str, int]]:
@@ -79,16 +73,19 @@ def _answers(row: Any, options: QaOptions) -> list[tuple[str, int]]:
 def encode(rows: list[Any], tokenizer: Any, options: QaOptions) -> dict[str, Any]:
     """Windows of rows; see Task.combine.
 
-    Columns: `begins`; `input_ids`, `token_type_ids`, and `starts` and `ends`, the characters of `text` that each token stands
-    for (ragged; 0 and 0 for tokens of no context); `text`, the window's part of the context, which begins at character `at`;
-    `id`, `question`; `answers` (texts), and `target`, the positions of the first answer's first and last token (ragged).
+    Columns: `begins`; `input_ids`, `token_type_ids`, and `starts` and `ends`, the characters of `text` that each token
+    stands for (ragged; 0 and 0 for tokens of no context); `text`, the window's part of the context, which begins at
+    character `at`; `id`, `question`; `answers` (texts), and `target`, the positions of the first answer's first and
+    last token (ragged).
     """
     labelled = all("answers" in row for row in rows)  # rows to predict may have none
     answers = [_answers(row, options) for row in rows] if labelled else []
     contexts, whole = [str(row["context"]) for row in rows], [str(row["question"]) for row in rows]
-    questions = _cut(whole, tokenizer, options.max_question_length)
+    most = min(options.max_question_length, options.max_length // 2)
+    stride = min(options.stride, (options.max_length - most - SPECIAL) // 2)
+    questions = _cut(whole, tokenizer, most)
     columns: dict[str, list[Any]] = defaultdict(list)
-    for window in windows(tokenizer, contexts, options.max_length, options.stride, before=questions):
+    for window in windows(tokenizer, contexts, options.max_length, stride, before=questions):
         row, some = rows[window.row], window.spans[:, 1] > 0
         at, end = (int(window.spans[some, 0].min()), int(window.spans[some, 1].max())) if some.any() else (0, 0)
         columns["begins"].append(int(window.begins))
@@ -100,8 +97,7 @@ def encode(rows: list[Any], tokenizer: Any, options: QaOptions) -> dict[str, Any
         columns["at"].append(at)
         columns["text"].append(contexts[window.row][at:end])
         columns["question"].append(whole[window.row])
-        if "id" in row:
-            columns["id"].append(str(row["id"]))
+        columns["id"].append(str(row.get("id", "")))
         if labelled:
             columns["answers"].append([text for text, _ in answers[window.row]])
             columns["target"].append(_target(window, answers[window.row][:1], tokenizer))
@@ -128,12 +124,15 @@ def _null(ids: Any, tokenizer: Any) -> int:
 def _target(window: Window, answers: list[tuple[str, int]], tokenizer: Any) -> Any:
     """Positions of an answer's first and last token; those of no answer where it is not whole in the window."""
     starts, ends = window.spans.T
+    some = np.flatnonzero(ends)
     for text, start in answers:
         end = start + len(text.rstrip())
         start += len(text) - len(text.lstrip())
-        inside = np.flatnonzero((ends > start) & (starts < end) & (ends > 0))
-        if len(inside) and starts[inside[0]] <= start and ends[inside[-1]] >= end:
-            return np.array([inside[0], inside[-1]], np.int64)
+        inside = some[(ends[some] > start) & (starts[some] < end)]
+        before = window.begins or (len(some) and starts[some[0]] <= start)
+        after = window.ends or (len(some) and ends[some[-1]] >= end)
+        if len(inside) and before and after:
+            return inside[[0, -1]]
     return np.full(2, _null(window.ids, tokenizer), np.int64)
 
 
@@ -203,13 +202,13 @@ def _candidate(row: dict[str, Any], score: float, first: int, last: int) -> dict
 
 
 def combine(answers: list[dict[str, Any]], options: QaOptions) -> dict[str, Any]:
-    """The best of all windows; no answer where each window prefers none by more than the threshold, if there may be none."""
+    """The best of all windows; none, if that may be, where each window prefers none by more than the threshold."""
     worst_first = sorted((one for answer in answers for one in answer["n_best"]), key=lambda one: one["score"])
     apart = {(one["answer_start"], one["text"]): one for one in worst_first}  # the same stretch may lie in two windows
     best = sorted(apart.values(), key=lambda one: -one["score"])[: options.n_best]
     null_score = min(answer["null_score"] for answer in answers)
     none = not best or (options.unanswerable and null_score - best[0]["score"] > options.null_threshold)
-    kept = {key: value for key, value in answers[0].items() if key in ("id", "question", "reference")}
+    kept = {key: value for key, value in answers[0].items() if key in ("id", "question", "reference") and value != ""}
     return {**kept, "prediction": "" if none else best[0]["text"], "null_score": null_score, "n_best": best}
 
 

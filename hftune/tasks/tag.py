@@ -1,7 +1,7 @@
 """Token classification: a tag for each word of a text (named entities, parts of speech, parts of an address).
 
-A word's tag is predicted at its first token, as in Devlin et al. 2019, section 5.3. A text longer than the model's rows is
-cut into overlapping windows, and each word belongs to the one window in which it stands further from the cut.
+A word's tag is predicted at its first token, as in Devlin et al. 2019, section 5.3. A text longer than the model's rows
+is cut into overlapping windows, and each word belongs to the one window in which it stands further from the cut.
 """
 
 from collections import Counter, defaultdict
@@ -9,13 +9,14 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from ..arrays import inputs, pad
 from ..errors import UserError
 from ..task import IGNORE, Options, Task
 from ..windows import Window, windows
 
+SPECIAL = 8  # room for special tokens
 OUTSIDE = "O"  # the tag of words that are no part of anything
 
 
@@ -23,17 +24,13 @@ class TagOptions(Options):
     """What a recipe may say under `task:` for token classification. The columns are `tokens` and `ner_tags`."""
 
     max_length: Annotated[int, Field(ge=16)] = Field(256, description="tokens of a window, special tokens included")
-    stride: Annotated[int, Field(ge=0)] = Field(32, description="tokens that neighbouring windows of a long row share")
+    stride: Annotated[int, Field(ge=0)] = Field(
+        32, description="tokens that neighbouring windows of a long row share; less than half of max_length"
+    )
     label_names: tuple[str, ...] | None = Field(
         None,
-        description="tag names in order, needed where the rows hold numbers; default: those of the training rows, O first",
+        description="tag names in order, for rows that hold numbers; default: those of the training rows, O first",
     )
-
-    @model_validator(mode="after")
-    def _windows_advance(self) -> "TagOptions":
-        if self.stride > self.max_length // 2:
-            raise ValueError(f"stride must be at most half of max_length, {self.max_length // 2}")
-        return self
 
 
 def _words(row: Any) -> list[str]:
@@ -87,11 +84,13 @@ def labels(rows: Iterable[Any], options: TagOptions) -> TagOptions:
 def encode(rows: list[Any], tokenizer: Any, options: TagOptions) -> dict[str, Any]:
     """Windows of rows; see Task.combine.
 
-    The words are joined by spaces and tokenized as text: so each tokenizer sees what it has seen in pretraining, whether it
-    counts the space before a word to the word (RoBERTa, GPT-2) or not, and offsets say which word a token is of.
+    The words are joined by spaces and tokenized as text: so each tokenizer sees what it has seen in pretraining,
+    whether it counts the space before a word to the word (RoBERTa, GPT-2) or not, and offsets say which word a token
+    is of.
 
-    Columns: `begins`; `input_ids`, `token_type_ids` (ragged); of the words that the window tags `words` (texts), `firsts`
-    (ragged int64, the position of each word's first token, -1 for a word that the tokenizer drops) and `tags` (ragged int64).
+    Columns: `begins`; `input_ids`, `token_type_ids` (ragged); of the words that the window tags `words` (texts),
+    `firsts` (ragged int64, the position of each word's first token, -1 for a word that the tokenizer drops) and `tags`
+    (ragged int64).
     """
     words = [_words(row) for row in rows]
     labelled = all("ner_tags" in row for row in rows)  # rows to predict may have none
@@ -126,8 +125,9 @@ def _indices(row: Any, options: TagOptions) -> Any:
 def _dealt(words: list[list[str]], tokenizer: Any, options: TagOptions) -> Iterator[tuple[Window, int, int, Any]]:
     """Each window with the range of words it tags and their first tokens: of a row, each word in just one window."""
     starts = [np.cumsum([0, *(len(word) + 1 for word in row)])[:-1] for row in words]
+    stride = min(options.stride, options.max_length // 2 - SPECIAL)
     done = 0
-    for window in windows(tokenizer, [" ".join(row) for row in words], options.max_length, options.stride):
+    for window in windows(tokenizer, [" ".join(row) for row in words], options.max_length, stride):
         begin, done = (0, 0) if window.begins else (done, done)
         firsts = np.full(len(words[window.row]), -1, np.int64)
         place = np.flatnonzero(window.spans[:, 1])
@@ -136,7 +136,7 @@ def _dealt(words: list[list[str]], tokenizer: Any, options: TagOptions) -> Itera
         if window.ends:
             done = len(firsts)
         else:  # of the tokens shared with the next window, the second half is that one's
-            mine = word[place < window.stop - (options.stride - options.stride // 2)]
+            mine = word[place < window.stop - (stride - stride // 2)]
             done = max(begin, int(mine[-1]) + 1) if len(mine) else begin
         yield window, begin, done, firsts[begin:done]
 
