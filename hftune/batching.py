@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
 
-ORDER, CHANCE, EVALUATION, DROPOUT = range(4)  # streams of random numbers that must never meet
+ORDER, CHANCE, EVALUATION, DROPOUT, SAMPLING = range(5)  # streams of random numbers that must never meet
 GROUP = 50  # batches among which group_by_length sorts, as transformers' own length grouping does
 
 

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 SMALLER = 4  # rows are dropped when one in so many has finished: each time costs a copy of the cache
 
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Batch = dict[str, Any]
 Watch = Callable[[int, int, int], None]
 _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
@@ -29,21 +32,29 @@ _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 class Decoding(Options):
     """What a recipe may say under `task:` about generated text; the names are transformers' own."""
 
-    max_new_tokens: Annotated[int, Field(ge=1)] = Field(128, description="most tokens of a generated text")
-    num_beams: Annotated[int, Field(ge=1)] = Field(1, description="hypotheses kept by beam search; 1: greedy, or sampling")
-    length_penalty: float = Field(1.0, description="beams: a hypothesis scores its log-probability over length to this power")
+    max_new_tokens: Positive = Field(128, description="most tokens of a generated text")
+    num_beams: Positive = Field(1, description="hypotheses kept by beam search; 1: greedy, or sampling")
+    length_penalty: float = Field(1.0, description="beams: log-probabilities are divided by length to this power")
     early_stopping: bool | Literal["never"] = Field(
-        False, description="beams: true stops at as many ends as beams; false when none is likely to do better; never: when none can"
+        False,
+        description="beams: true: stop at as many ends as beams; false: when none is likely to do better; "
+        "never: when none can",
     )
-    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = Field(0, description="no run of so many tokens twice; 0: no bound")
-    repetition_penalty: Annotated[float, Field(gt=0)] = Field(1.0, description="above 1: tokens that occurred are less likely")
+    no_repeat_ngram_size: Count = Field(0, description="no run of so many tokens twice; 0: no bound")
+    repetition_penalty: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="above 1: tokens that occurred are less likely"
+    )
     do_sample: bool = Field(False, description="draw each token instead of taking the likeliest")
     temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="sampling: below 1 likelier tokens gain")
-    top_k: Annotated[int, Field(ge=0)] = Field(0, description="sampling: only the so many likeliest tokens; 0: all")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="sampling: only the likeliest tokens that make up this share")
-    min_p: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="sampling: only tokens at least so likely, relative to the likeliest")
-    num_return_sequences: Annotated[int, Field(ge=1)] = Field(1, description="texts of each row")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="sampling: seed of the draws")
+    top_k: Count = Field(0, description="sampling: only the so many likeliest tokens; 0: all")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="sampling: only the likeliest tokens that together have this probability"
+    )
+    min_p: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="sampling: only tokens at least so likely, relative to the likeliest"
+    )
+    num_return_sequences: Positive = Field(1, description="texts of each row")
+    seed: Count = Field(0, description="sampling: seed of the draws")
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> "Decoding":
@@ -59,7 +70,7 @@ class Decoding(Options):
         if not self.do_sample:
             refuse(("temperature", "top_k", "top_p", "min_p", "seed"), "do_sample: true")
             if self.num_return_sequences > self.num_beams:
-                raise ValueError("several different texts need do_sample: true, or as many num_beams as num_return_sequences")
+                raise ValueError("num_return_sequences above num_beams needs do_sample: true")
         return self
 
 
@@ -77,13 +88,13 @@ def streaming(watch: Watch) -> Iterator[None]:
 
 
 def generate(
-    model: Any, batch: dict[str, Any], tokenizer: Any, decoding: Decoding, rows: Sequence[int] | None = None, **settings: Any
+    model: Any, batch: Batch, tokenizer: Any, decoding: Decoding, rows: Sequence[int] | None = None, **settings: Any
 ) -> list[list[list[int]]]:
     """Texts for the rows of a batch, as ids.
 
     Args:
         model: a model with a vocabulary head, in eval mode.
-        batch: its inputs, tensors on its device, without labels; decoder-only models need `input_ids` padded on the left.
+        batch: its inputs, tensors on its device; for decoder-only models padded on the left.
         tokenizer: gives the padding token, and the end of text where the model's settings name none.
         decoding: how to generate.
         rows: number of each row in its data set, from which its draws follow; default: counted from 0.
@@ -104,7 +115,8 @@ def generate(
         if model.config.is_encoder_decoder:
             prompt = inputs["decoder_input_ids"].shape[1] if "decoder_input_ids" in inputs else 1
         found = _until(model.generate(**inputs, generation_config=config)[:, prompt:].tolist(), _ends(config))
-        return [found[at : at + config.num_return_sequences] for at in range(0, len(found), config.num_return_sequences)]
+        number = decoding.num_return_sequences
+        return [found[at : at + number] for at in range(0, len(found), number)]
     numbers, watch = range(count) if rows is None else rows, _watch.get()
     texts = range(decoding.num_return_sequences)
     answers: list[list[list[int]]] = [[] for _ in range(count)]
@@ -113,15 +125,16 @@ def generate(
         config.num_return_sequences = len(turn)
         draws = [batching.generator(decoding.seed, text, int(numbers[row]), batching.SAMPLING) for row, text in owners]
         loop = _Loop(draws if decoding.do_sample else None, owners, watch)
-        for (row, _), ids in zip(owners, model.generate(**inputs, generation_config=config, custom_generate=loop.run), strict=True):
+        found = model.generate(**inputs, generation_config=config, custom_generate=loop.run)
+        for (row, _), ids in zip(owners, found, strict=True):
             answers[row].append(ids)
     return answers
 
 
 def answers(
-    model: Any, batch: dict[str, Any], tokenizer: Any, decoding: Decoding, rows: Sequence[int] | None = None, **settings: Any
+    model: Any, batch: Batch, tokenizer: Any, decoding: Decoding, rows: Sequence[int] | None = None, **settings: Any
 ) -> list[dict[str, Any]]:
-    """`generate` as a task's `predict` gives it: `prediction`, the first text, and where there are several `predictions`."""
+    """What a task's `predict` gives: `prediction`, a row's first text, and where there are several `predictions`."""
     found = []
     for texts in generate(model, batch, tokenizer, decoding, rows, **settings):
         decoded = [tokenizer.decode(ids, skip_special_tokens=True) for ids in texts]
@@ -141,7 +154,8 @@ def _config(model: Any, tokenizer: Any, decoding: Decoding, settings: dict[str, 
         named |= dict.fromkeys(("length_penalty", "early_stopping"))
     ends = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
     fill = next((i for i in (tokenizer.pad_token_id, config.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    config.update(**{**named, "max_length": None, "use_cache": True, "eos_token_id": ends, "pad_token_id": fill, **settings})
+    named |= {"max_length": None, "use_cache": True, "eos_token_id": ends, "pad_token_id": fill}
+    config.update(**{**named, **settings})
     return config
 
 
@@ -150,8 +164,9 @@ def _check_room(model: Any, width: int, new: int) -> None:
 
     bound, used = positions(model.config), 0 if model.config.is_encoder_decoder else width
     if bound is not None and used + new > bound:
+        prompt = f"a prompt of {used} tokens and " if used else ""
         raise UserError(
-            f"{f'a prompt of {used} tokens and ' if used else ''}{new} new ones need more than the model's {bound} positions",
+            f"{prompt}{new} new ones need more than the model's {bound} positions",
             hint="lower task.max_new_tokens" + (", or shorten the prompt" if used else ""),
             where="task.max_new_tokens",
         )
@@ -180,32 +195,37 @@ class _Loop:
         self.draws, self.owners, self.watch = draws, owners, watch
 
     def run(
-        self, model: Any, input_ids: "Tensor", logits_processor: Any, stopping_criteria: Any, generation_config: Any, **model_kwargs: Any
-    ) -> list[list[int]]:
-        """New ids of each text, without the end of text; arguments as `generate` hands them over, rows already repeated."""
+        self, model: Any, input_ids: "Tensor", logits_processor: Any, stopping_criteria: Any, generation_config: Any,
+        **model_kwargs: Any,
+    ) -> list[list[int]]:  # fmt: skip
+        """New ids of each text, without its end; the arguments are those that `generate` hands to such a loop."""
         import torch
 
         ends, number, width = _ends(generation_config), len(input_ids), input_ids.shape[1]
         found: list[list[int]] = [[] for _ in range(number)]
         alive, ids, done = list(range(number)), input_ids, [False] * number  # of the rows still computed
-        whole = None if _forgetful(logits_processor) else input_ids  # of all rows, for processors that remember each
+        history = None if _forgetful(logits_processor) else input_ids  # of all rows
         step = None
         for _ in range(generation_config.max_length - width):
-            inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=step, is_first_iteration=step is None, **model_kwargs)
+            inputs = model.prepare_inputs_for_generation(
+                ids, next_sequence_length=step, is_first_iteration=step is None, **model_kwargs
+            )
             outputs = model(**inputs, return_dict=True)
-            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=model.config.is_encoder_decoder)
+            model_kwargs = model._update_model_kwargs_for_generation(
+                outputs, model_kwargs, is_encoder_decoder=model.config.is_encoder_decoder
+            )
             step = 1 if model_kwargs["use_cache"] else None
             logits = outputs.logits[:, -1].to(torch.float32, copy=True)
             del outputs  # the first holds the logits of whole prompts
-            if whole is None:
-                scores = logits_processor(ids, logits)
-            else:
-                scores = logits_processor(whole, logits.new_zeros(number, logits.shape[1]).index_copy_(0, _index(alive, ids), logits))[alive]
-            chosen = self._choose(scores, alive)
+            if history is None:
+                chosen = self._choose(logits_processor(ids, logits), alive)
+            else:  # a processor that remembers something of each row must be shown all rows
+                where = _index(alive, ids)
+                every = logits.new_zeros(number, logits.shape[1]).index_copy_(0, where, logits)
+                chosen = self._choose(logits_processor(history, every)[where], alive)
+                last = history.new_full((number,), generation_config.pad_token_id).index_copy_(0, where, chosen)
+                history = torch.cat([history, last[:, None]], 1)
             ids = torch.cat([ids, chosen[:, None]], 1)
-            if whole is not None:
-                filler = torch.full((number, 1), generation_config.pad_token_id, dtype=ids.dtype, device=ids.device)
-                whole = torch.cat([whole, filler.index_copy_(0, _index(alive, ids), chosen[:, None])], 1)
             for at, id in enumerate(chosen.tolist()):
                 done[at] = done[at] or id in ends
                 if not done[at]:
@@ -221,7 +241,7 @@ class _Loop:
         return found
 
     def _choose(self, scores: "Tensor", alive: list[int]) -> "Tensor":
-        """The likeliest token of each row, or one drawn by inverting the cumulative distribution at the row's own number."""
+        """The likeliest token of each row, or one drawn by inverting the distribution at a number of the row's own."""
         import torch
 
         if self.draws is None:
@@ -229,7 +249,8 @@ class _Loop:
         precise = torch.float32 if scores.device.type == "mps" else torch.float64
         reached = scores.to(precise).softmax(-1).cumsum(-1)
         drawn = torch.tensor([self.draws[row].random() for row in alive], dtype=precise, device=scores.device)[:, None]
-        return torch.searchsorted(reached, drawn * reached[:, -1:], right=True).squeeze(1).clamp(max=scores.shape[1] - 1)
+        found = torch.searchsorted(reached, drawn * reached[:, -1:], right=True).squeeze(1)
+        return found.clamp(max=scores.shape[1] - 1)
 
 
 def _index(rows: list[int], like: "Tensor") -> "Tensor":
@@ -243,10 +264,11 @@ def _forgetful(processors: Any) -> bool:
     from transformers.generation import logits_process as known
 
     names = (
-        "TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper", "NoRepeatNGramLogitsProcessor",
-        "ForcedBOSTokenLogitsProcessor", "ForcedEOSTokenLogitsProcessor", "NoBadWordsLogitsProcessor", "MinLengthLogitsProcessor",
-        "MinNewTokensLengthLogitsProcessor", "SuppressTokensLogitsProcessor", "SuppressTokensAtBeginLogitsProcessor",
-    )  # fmt: skip
+        *("TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper", "MinPLogitsWarper"),
+        *("NoRepeatNGramLogitsProcessor", "NoBadWordsLogitsProcessor", "SuppressTokensLogitsProcessor"),
+        *("ForcedBOSTokenLogitsProcessor", "ForcedEOSTokenLogitsProcessor", "SuppressTokensAtBeginLogitsProcessor"),
+        *("MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor"),
+    )
     return all(type(processor) in [getattr(known, name) for name in names] for processor in processors)
 
 
@@ -256,7 +278,8 @@ def _divisible(cache: Any) -> bool:
 
     if cache is None:
         return True
-    parts = (cache.self_attention_cache, cache.cross_attention_cache) if isinstance(cache, EncoderDecoderCache) else (cache,)
+    two = isinstance(cache, EncoderDecoderCache)
+    parts = (cache.self_attention_cache, cache.cross_attention_cache) if two else (cache,)
     return all(isinstance(layer, DynamicLayer) for part in parts for layer in getattr(part, "layers", [None]))
 
 
