@@ -62,11 +62,13 @@ class Text:
     Attributes:
         given: the encoding as it was asked for.
         number: number of the line that was given last, from 1.
+        offset: bytes before the line that comes next.
         bad: number of the last line that could not be decoded; it was given with replacement characters.
     """
 
     def __init__(self, file: File, encoding: str, rejects: Rejects):
-        self.file, self.given, self.rejects, self.number, self.bad = file, encoding, rejects, 0, 0
+        self.file, self.given, self.rejects = file, encoding, rejects
+        self.number = self.bad = self.offset = 0
         self.stream, self.encoding = self._open(encoding)
 
     def _open(self, encoding: str) -> tuple[io.BufferedReader, str]:
@@ -85,7 +87,7 @@ class Text:
                     f"the text is {wide.upper()}, not {encoding}", hint=f"set data.encoding: {wide}", where=name
                 )
             if stream.peek(3).startswith(codecs.BOM_UTF8):
-                stream.read(3)
+                self.offset = len(stream.read(3))
         except DAMAGE as error:
             raise self.file.damage(error) from None
         return stream, encoding
@@ -97,7 +99,7 @@ class Text:
                 try:
                     raw = read()
                 except DAMAGE as error:
-                    raise self.file.damage(error, self.number) from None
+                    raise self.file.damage(error) from None
                 if not raw:
                     return
                 self.number += 1
@@ -107,18 +109,19 @@ class Text:
                     line = raw.decode(encoding)
                 except UnicodeDecodeError as error:
                     line = self._undecoded(raw, error)
+                self.offset += len(raw)
                 yield line
 
     def _undecoded(self, raw: bytes, error: UnicodeDecodeError) -> str:
         self.bad = self.number
         column = len(raw[: error.start].decode(self.encoding, "replace")) + 1
-        fault = self.undecodable(error, self.stream.tell() - len(raw), f":{self.number}:{column}")
+        fault = self.undecodable(error, self.offset, f":{self.number}:{column}")
         self.rejects.add(fault, raw.decode(self.encoding, "backslashreplace"))
         return raw.decode(self.encoding, "replace")
 
     def chunks(self) -> Iterator[str]:
         """Decoded text in pieces of about a megabyte."""
-        decoder = Decoder(self.encoding, self.undecodable, self.stream.tell())
+        decoder = Decoder(self.encoding, self.undecodable, self.offset)
         with self.stream:
             while not decoder.done:
                 try:

@@ -65,11 +65,36 @@ def choose_matmul(asked: str) -> dict[str, Any]:
         error = float(((a @ b).double() - exact).abs().max() / exact.abs().max())
         best = min(_seconds(lambda: a @ b) for _ in range(5))
         found[name] = (error, best)
-    exact_enough = found["medium"][0] <= 2 * max(found["highest"][0], 1e-7)
+    exact_enough = found["medium"][0] < TRUE_FLOAT32
     chosen = "medium" if exact_enough and found["medium"][1] < 0.95 * found["highest"][1] else "highest"
     torch.set_float32_matmul_precision(chosen)
     rates = {name: round(2 * 512**3 / seconds / 1e9, 1) for name, (_, seconds) in found.items()}
     return {"matmul": chosen, "gflops": rates, "relative_error": {name: error for name, (error, _) in found.items()}}
+
+
+def choose_attention(length: int) -> dict[str, Any]:
+    """On a CPU, let attention be computed in blocks ("flash") or whole ("math"), whichever is faster for rows of a length.
+
+    The blocks multiply small matrices, which oneDNN is slow at (measured: up to 30 times at 32 tokens) and fast only
+    from about a thousand tokens on. Both are the same sum in another order.
+
+    Args:
+        length: longest row.
+
+    Returns:
+        What was chosen, for run.json.
+    """
+    if torch.cuda.is_available():
+        return {}
+    drawn = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 4, length, 64, generator=drawn).requires_grad_() for _ in range(3))
+    found: dict[str, float] = {}
+    for name in ("flash", "math"):
+        torch.backends.cuda.enable_flash_sdp(name == "flash")  # despite its name the switch of every device
+        found[name] = min(_seconds(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()) for _ in range(4))
+    chosen = min(found, key=lambda name: found[name])
+    torch.backends.cuda.enable_flash_sdp(chosen == "flash")
+    return {"attention": chosen}
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -84,6 +109,9 @@ def micro_batch_tokens(asked: int | None) -> int:
     On a CPU small pieces stay in the caches; on a GPU large ones fill it, and memory running out halves them.
     """
     return asked or (16384 if torch.cuda.is_available() else 2048)
+
+
+TRUE_FLOAT32 = 5e-6  # relative error of a product of 512: float32 stays below 1e-6, TF32 and bf16 are above 1e-4
 
 
 class Watchdog:

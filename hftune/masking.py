@@ -94,8 +94,8 @@ def _fillers(tokenizer: Any) -> Ids:
 def mask_row(ids: Any, word_starts: Any, tokenizer: Any, options: Masking, rng: np.random.Generator) -> tuple[Ids, Ids]:
     """(input ids, labels) of one row, int64 [T]: `mask_rate` of its tokens on average, at least one if there is any.
 
-    Devlin et al. 2019, section 3.1: of the tokens to be predicted a share becomes the mask token, a share a random token,
-    and the rest stays; for spans this is drawn once a span (Joshi et al. 2020, section 3.1).
+    Devlin et al. 2019, section 3.1: of the tokens to be predicted a share becomes the mask token, a share a random
+    token, and the rest stays; for spans this is drawn once a span (Joshi et al. 2020, section 3.1).
     """
     ids = ids.astype(np.int64)
     candidates = np.flatnonzero(ordinary(tokenizer)[ids])
@@ -144,8 +144,8 @@ def spans_of_words(candidates: Ids, word_starts: Any, wanted: int, rng: np.rando
     """Positions of spans of whole words that come to `wanted` tokens on average, and the number of the span of each.
 
     Joshi et al. 2020, section 3.1: lengths are geometric (p = 0.2, at most ten words), a span begins at a random word.
-    Spans neither overlap nor run across a special token; the last is cut where the tokens wanted are reached, its last word in
-    or out by chance.
+    Spans neither overlap nor run across a special token; the last is cut where the tokens wanted are reached, its last
+    word in or out by chance.
     """
     begins, joined = _begins(candidates, word_starts)
     sizes = np.diff(begins, append=len(candidates))

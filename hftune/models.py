@@ -1,63 +1,39 @@
-"""Models: built from a configuration or a checkpoint; what one architecture does differently is one row here."""
+"""Models: built from a configuration or a checkpoint, with one line that says where the weights come from."""
 
 import contextlib
+import difflib
 import io
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import hub
+from .architectures import Architecture, architecture
 from .errors import UserError
 from .schema import Model
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """What an architecture does differently from BERT.
-
-    Attributes:
-        padding_side: side on which batches are padded.
-        token_type_ids: the tokenizer must give them.
-        position_offset: rows of the position table that no token can use.
-        decoder_start: the special token that a decoder begins with, "pad" or "eos"; for new configurations.
-        config: settings of the configuration that differ from transformers' own defaults.
-        options: defaults of task options (only those that the task has and the recipe does not name).
-    """
-
-    padding_side: str = "right"
-    token_type_ids: bool = False
-    position_offset: int = 0
-    decoder_start: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-DEFAULT = Architecture()
-ROBERTA = Architecture(position_offset=2)  # positions count from the padding index on
-ARCHITECTURES: dict[str, Architecture] = {
-    **dict.fromkeys(["roberta", "xlm-roberta", "camembert", "roberta-prelayernorm"], ROBERTA),
-    "bert": Architecture(token_type_ids=True),
-    "albert": Architecture(token_type_ids=True),
-    "electra": Architecture(token_type_ids=True),
-    "deberta-v2": Architecture(token_type_ids=True),
-    # without segment ids some of XLNet's parameters get no gradient, and DDP averages wrongly
-    "xlnet": Architecture(padding_side="left", token_type_ids=True),
-    **dict.fromkeys(["t5", "mt5", "umt5", "longt5", "switch_transformers", "marian", "pegasus"], Architecture(decoder_start="pad")),
-    **dict.fromkeys(["bart", "led", "m2m_100"], Architecture(decoder_start="eos")),
-}
-
-
-def architecture(model_type: str) -> Architecture:
-    """The row of an architecture; those without one behave like the default."""
-    return ARCHITECTURES.get(model_type, DEFAULT)
+__all__ = [
+    "Architecture",
+    "Built",
+    "architecture",
+    "build",
+    "check_fit",
+    "configuration",
+    "positions",
+    "prepare_tokenizer",
+    "sibling",
+]
 
 
 @dataclass(frozen=True)
 class Built:
-    """A model and where its weights come from, in one line."""
+    """A model, where its weights come from in one line, and the names of the parameters that no checkpoint gave."""
 
     model: Any
     summary: str
+    new: frozenset[str] = frozenset()
 
 
 def model_type_of(recipe: Model, trust_remote_code: bool = False) -> str:
@@ -76,70 +52,122 @@ def configuration(recipe: Model, trust_remote_code: bool = False, **more: Any) -
         recipe: the block `model`.
         trust_remote_code: whether code that comes with a checkpoint may run.
         more: settings that follow from the task and the tokenizer; the recipe's own come after them.
-    """
-    from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+    Raises:
+        UserError: no such architecture, folder, Hub id or setting.
+    """
     if recipe.encoder:
         from transformers import EncoderDecoderConfig
 
-        parts = [_config_of(p, recipe.revision, trust_remote_code) for p in (recipe.encoder, recipe.decoder or "")]
-        return EncoderDecoderConfig.from_encoder_decoder_configs(*parts, **{**more, **recipe.config})
-    if recipe.init:
-        if recipe.init not in CONFIG_MAPPING:
-            import difflib
-
-            near = difflib.get_close_matches(recipe.init, CONFIG_MAPPING, n=3)
-            raise UserError(
-                f"no architecture named {recipe.init!r}",
-                hint=f"did you mean {' or '.join(near)}?" if near else "names are transformers' model types: bert, gpt2, t5, ...",
-                where="model.init",
-            )
-        base = architecture(recipe.init).config
-        config = AutoConfig.for_model(recipe.init, **{**base, **more, **recipe.config})
-    else:
-        config = _config_of(recipe.path or "", recipe.revision, trust_remote_code)
-        for name, value in {**more, **recipe.config}.items():
-            setattr(config, name, value)
-    _refuse_unknown(recipe, config)
-    return config
-
-
-def _refuse_unknown(recipe: Model, config: Any) -> None:
-    """transformers takes any name for a setting; a typo there would train another model without a word."""
-    import difflib
-
+        named = {"model.encoder": recipe.encoder, "model.decoder": recipe.decoder or ""}
+        parts = [_config_of(path, recipe.revision, trust_remote_code, where) for where, path in named.items()]
+        _refuse_unknown(recipe.config, parts)
+        for part in parts:
+            _override(part, {k: v for k, v in recipe.config.items() if k in _settings(part)})
+        return EncoderDecoderConfig.from_encoder_decoder_configs(*parts, **more)
+    config = (
+        _default_config(recipe.init)
+        if recipe.init
+        else _config_of(recipe.path or "", recipe.revision, trust_remote_code)
+    )
+    _refuse_unknown(recipe.config, [config])
+    if not recipe.init:
+        _override(config, {**more, **recipe.config})
+        return config
     from transformers import AutoConfig
 
-    plain = AutoConfig.for_model(config.model_type)
-    known = set(plain.to_dict()) | set(plain.attribute_map) | set(vars(plain))
-    for name in recipe.config:
+    row = architecture(recipe.init)
+    settings = {**row.config, **more, **row.own_names(recipe.config)}
+    if "num_attention_heads" in recipe.config and getattr(config, "num_key_value_heads", None) is not None:
+        settings.setdefault(
+            "num_key_value_heads", recipe.config["num_attention_heads"]
+        )  # grouped heads only where asked for
+    try:
+        return AutoConfig.for_model(recipe.init, **settings)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{recipe.init} cannot be configured so: {_first_line(error)}", where="model.config") from error
+
+
+def _default_config(model_type: str) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if model_type not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(model_type, CONFIG_MAPPING, n=3)
+        raise UserError(
+            f"no architecture named {model_type!r}",
+            hint=f"did you mean {' or '.join(near)}?"
+            if near
+            else "names are transformers' model types: bert, gpt2, t5, ...",
+            where="model.init",
+        )
+    return AutoConfig.for_model(model_type)
+
+
+def _override(config: Any, settings: dict[str, Any]) -> None:
+    for name, value in architecture(config.model_type).own_names(settings).items():
+        setattr(config, name, value)
+
+
+def _settings(config: Any) -> set[str]:
+    """Names that a recipe may use for the settings of a configuration."""
+    plain = _default_config(config.model_type)
+    return (
+        set(plain.to_dict()) | set(plain.attribute_map) | set(vars(plain)) | set(architecture(config.model_type).names)
+    )
+
+
+def _refuse_unknown(given: Iterable[str], configs: list[Any]) -> None:
+    """transformers takes any name for a setting; a typo there would train another model without a word."""
+    known = set().union(*map(_settings, configs)) if given else set()
+    for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise UserError(
-                f"{config.model_type} has no setting {name!r}",
+                f"{' and '.join(dict.fromkeys(c.model_type for c in configs))} has no setting {name!r}",
                 hint=f"did you mean {near[0]}?" if near else "settings are those of transformers' configuration class",
                 where=f"model.config.{name}",
             )
 
 
-def _config_of(path: str, revision: str | None, trust_remote_code: bool) -> Any:
+def _config_of(path: str, revision: str | None, trust_remote_code: bool, where: str = "model.path") -> Any:
     from transformers import AutoConfig
 
-    folder = Path(path).expanduser()
-    if folder.is_dir() and not (folder / "config.json").exists():
-        raise UserError(f"{path} has no config.json", hint="give a folder that save_pretrained wrote, or a run", where="model.path")
-    if not folder.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(f"no folder {path}", hint="give a model folder or a Hub id (owner/name)", where="model.path")
-    try:
-        return AutoConfig.from_pretrained(str(folder) if folder.exists() else path, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
+    place, local = hub.locate(path, where)
+    if Path(place).is_dir() and not (Path(place) / "config.json").exists():
         raise UserError(
-            f"cannot read the configuration of {path}: {first[:200]}",
-            hint="a local folder needs no network; a Hub id needs one, or the local cache",
-            where="model.path",
-        ) from error
+            f"{path} has no config.json",
+            hint="give a folder that save_pretrained wrote, or a finished run",
+            where=where,
+        )
+    try:
+        return AutoConfig.from_pretrained(
+            place, revision=revision, trust_remote_code=trust_remote_code, local_files_only=local
+        )
+    except (OSError, ValueError) as error:
+        raise hub.failure("the configuration of", path, error, where) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
+def special_ids(config: Any, tokenizer: Any) -> dict[str, int | None]:
+    """Every special id that a new configuration names, as the tokenizer has it.
+
+    transformers' defaults are those of a vocabulary of its own, and lie beyond the end of a small one.
+    """
+
+    def of(*roles: str) -> int | None:
+        found = (getattr(tokenizer, f"{role}_token_id", None) for role in roles)
+        return next((number for number in found if number is not None), None)
+
+    start, end = architecture(config.model_type).decoder_start, ("eos", "sep")
+    roles = {"bos": ("bos", "cls"), "eos": end, "forced_eos": end, "decoder_start": end if start == "eos" else ("pad",)}
+    names = {name for name in config.to_dict() if name.endswith("_token_id")}
+    names |= {"decoder_start_token_id"} if start else set()
+    plain = {name: name.removesuffix("_token_id") for name in names}
+    return {name: of(*roles.get(role, (role,))) for name, role in plain.items()}
 
 
 def build(
@@ -167,51 +195,122 @@ def build(
         UserError: no such model, no such head, or tokenizer and model do not fit.
     """
     import torch
-    import transformers
 
     torch.manual_seed(seed)
-    cls = getattr(transformers, head)
-    special = {n: getattr(tokenizer, n) for n in ("pad_token_id", "bos_token_id", "eos_token_id", "sep_token_id", "cls_token_id")}
-    special = {name: value for name, value in special.items() if value is not None}
-    attention = None if recipe.attention == "auto" else recipe.attention
+    if recipe.encoder:
+        from .warmstart import encoder_decoder
+
+        return encoder_decoder(recipe, head, tokenizer, settings, trust_remote_code)
     if recipe.init:
-        vocabulary = {"vocab_size": -(-len(tokenizer) // 8) * 8}  # a multiple of 8 suits the matrix kernels
-        if start := architecture(recipe.init).decoder_start:
-            special["decoder_start_token_id"] = getattr(tokenizer, f"{start}_token_id")
-        if getattr(configuration(recipe), "forced_eos_token_id", None) is not None:
-            special["forced_eos_token_id"] = tokenizer.eos_token_id
-        config = configuration(recipe, **vocabulary, **special, **settings)
-        check_fit(config, tokenizer, max_length)
-        try:
-            model = cls.from_config(config, attn_implementation=attention, dtype=torch.float32)
-        except ValueError as error:
-            raise _no_head(config.model_type, head, error) from error
-        count = sum(p.numel() for p in model.parameters())
-        return Built(model, f"{recipe.init}, {count / 1e6:.1f} M parameters, all new (seed {seed})")
+        return _new(recipe, head, tokenizer, settings, seed, max_length)
     config = configuration(recipe, trust_remote_code, **settings)
-    arguments = {"attn_implementation": attention} if attention else {}
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id  # heads that look for the last token of a row need it
+    model, info = load(recipe.path or "", head, config, recipe, trust_remote_code)
+    return Built(model, origin(recipe.path or "", model, info), new_names(info))
+
+
+def _new(
+    recipe: Model, head: str, tokenizer: Any, settings: dict[str, Any], seed: int, max_length: int | None
+) -> Built:
+    import torch
+    import transformers
+
+    vocabulary = {"vocab_size": -(-len(tokenizer) // 8) * 8}  # a multiple of 8 suits the matrix kernels
+    config = configuration(recipe, **vocabulary, **special_ids(configuration(recipe), tokenizer), **settings)
+    check_fit(config, tokenizer, max_length)
+    attention = None if recipe.attention == "auto" else recipe.attention
+    try:
+        model = getattr(transformers, head).from_config(config, attn_implementation=attention, dtype=torch.float32)
+    except (ValueError, ImportError) as error:
+        raise no_head(config, head, error) from error
+    count = sum(p.numel() for p in model.parameters())
+    return Built(
+        model,
+        f"{recipe.init}, {count / 1e6:.1f} M parameters, all new (seed {seed})",
+        frozenset(n for n, _ in model.named_parameters()),
+    )
+
+
+def load(
+    path: str, head: str, config: Any, recipe: Model, trust_remote_code: bool, where: str = "model.path"
+) -> tuple[Any, dict[str, Any]]:
+    """A checkpoint's model in float32, and transformers' account of which weights were there.
+
+    Raises:
+        UserError: it cannot be had, has no such head, or its weights do not fit the configuration.
+    """
+    import pickle
+
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    place, local = hub.locate(path, where)
+    arguments = {} if recipe.attention == "auto" else {"attn_implementation": recipe.attention}
     try:
         with _quiet():
-            model, info = cls.from_pretrained(
-                recipe.path,
+            model, info = getattr(transformers, head).from_pretrained(
+                place,
                 config=config,
                 revision=recipe.revision,
                 trust_remote_code=trust_remote_code,
+                local_files_only=local,
                 dtype=torch.float32,  # the checkpoint's own may be bf16, in which small updates vanish
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # a head for other labels is replaced, and said below
                 **arguments,
             )
-    except (OSError, ValueError) as error:
-        if "Unrecognized configuration class" in str(error):
-            raise _no_head(config.model_type, head, error) from error
-        raise UserError(f"cannot load {recipe.path}: {str(error).splitlines()[0][:200]}", where="model.path") from error
-    return Built(model, _origin(recipe.path or "", model, info))
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        if (
+            "Unrecognized configuration class" in str(error)
+            or isinstance(error, ImportError)
+            or "attn_implementation" in str(error)
+        ):
+            raise no_head(config, head, error) from error
+        raise hub.failure("the weights of", path, error, where) from error
+    body = f"{model.base_model_prefix}."
+    if misfit := [(name, *sizes) for name, *sizes in sorted(info["mismatched_keys"]) if name.startswith(body)]:
+        name, saved, wanted = misfit[0]
+        raise UserError(
+            f"the weights of {path} do not fit model.config: {name} is {list(saved)} there, {list(wanted)} here",
+            hint="take the override back, or start from new weights with model.init",
+            where="model.config",
+        )
+    return model, info
 
 
-def _no_head(model_type: str, head: str, error: Exception) -> UserError:
+def sibling(model: Any, head: str, changes: dict[str, Any]) -> Any:
+    """A model of new weights with another head; its configuration is that of `model` but for the changes.
+
+    Raises:
+        UserError: the architecture has no such head.
+    """
+    import copy
+
+    import torch
+    import transformers
+
+    config = copy.deepcopy(model.config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    attention = model.config._attn_implementation
+    try:
+        return getattr(transformers, head).from_config(config, attn_implementation=attention, dtype=torch.float32)
+    except ValueError as error:
+        raise no_head(config, head, error) from error
+
+
+def no_head(config: Any, head: str, error: Exception) -> UserError:
+    """Why transformers would not make a model of this head or attention."""
+    if "Unrecognized configuration class" not in str(error):
+        return UserError(
+            f"{config.model_type} cannot be built so: {_first_line(error)}",
+            hint="set model.attention to auto",
+            where="model.attention",
+        )
     return UserError(
-        f"{model_type} has no {head.removeprefix('AutoModelFor')} head in transformers",
+        f"{config.model_type} has no {head.removeprefix('AutoModelFor')} head in transformers",
         hint=f"the task needs an architecture that {head} knows",
         where="model",
     )
@@ -219,9 +318,13 @@ def _no_head(model_type: str, head: str, error: Exception) -> UserError:
 
 def positions(config: Any) -> int | None:
     """The longest row that the model can take; None where it has no such bound."""
+    if config.model_type == "encoder-decoder":
+        return min((n for part in (config.encoder, config.decoder) if (n := positions(part))), default=None)
     text = config.get_text_config()
     found = getattr(text, "max_position_embeddings", None)
-    return found - architecture(config.model_type).position_offset if isinstance(found, int) and found > 0 else None
+    if not isinstance(found, int) or found <= 0:
+        return None
+    return found - (text.pad_token_id or 0) - 1 if architecture(config.model_type).positions_after_pad else found
 
 
 def check_fit(config: Any, tokenizer: Any, max_length: int | None) -> None:
@@ -230,7 +333,8 @@ def check_fit(config: Any, tokenizer: Any, max_length: int | None) -> None:
     Raises:
         UserError: the tokenizer has more entries than the embedding, or rows are longer than the positions.
     """
-    rows, bound = config.get_text_config().vocab_size, positions(config)
+    parts = [config.encoder, config.decoder] if config.model_type == "encoder-decoder" else [config.get_text_config()]
+    rows, bound = min(part.vocab_size for part in parts), positions(config)
     if len(tokenizer) > rows:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} entries, the model's embedding {rows} rows",
@@ -245,20 +349,27 @@ def check_fit(config: Any, tokenizer: Any, max_length: int | None) -> None:
         )
 
 
-def _origin(path: str, model: Any, info: dict[str, Any]) -> str:
+def new_names(info: dict[str, Any]) -> frozenset[str]:
+    """Parameters that the checkpoint did not give, or gave in another shape."""
+    return frozenset(info["missing_keys"]) | {name for name, *_ in info["mismatched_keys"]}
+
+
+def origin(path: str, model: Any, info: dict[str, Any]) -> str:
     """One line: how much of the model was loaded, and which weights are new."""
-    new = sorted(info["missing_keys"]) + sorted(key for key, *_ in info["mismatched_keys"])
+    new = new_names(info)
     total = sum(p.numel() for p in model.parameters())
     line = f"{model.config.model_type} from {path}, {total / 1e6:.1f} M parameters"
-    if new:
-        tops = sorted({".".join(key.split(".")[:2]) if key.count(".") > 1 else key.split(".")[0] for key in new})
-        line += f"; new weights: {', '.join(tops[:6])}{' ...' if len(tops) > 6 else ''}"
-    else:
-        line += ", all loaded"
-    if info["unexpected_keys"]:
-        tops = sorted({key.split(".")[0] for key in info["unexpected_keys"]})
-        line += f"; not used: {', '.join(tops[:6])}"
-    return line
+    line += f"; new weights: {_tops(new)}" if new else ", all loaded"
+    return line + (f"; not used: {_tops(info['unexpected_keys'])}" if info["unexpected_keys"] else "")
+
+
+def _tops(names: Iterable[str]) -> str:
+    """The modules that parameters lie in, at most six; the same module of all layers once."""
+    found = set()
+    for name in names:
+        parts = ["*" if part.isdigit() else part for part in name.split(".")[:-1]] or [name]
+        found.add(".".join(parts[: parts.index("*") + 2 if "*" in parts else 2]))
+    return ", ".join(sorted(found)[:6]) + (" ..." if len(found) > 6 else "")
 
 
 @contextlib.contextmanager
@@ -280,4 +391,8 @@ def prepare_tokenizer(tokenizer: Any, model_type: str) -> Any:
     tokenizer.padding_side = row.padding_side
     if row.token_type_ids and "token_type_ids" not in tokenizer.model_input_names:
         tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = (
+            tokenizer.eos_token or tokenizer.unk_token
+        )  # no loss looks there, and nothing attends to it
     return tokenizer

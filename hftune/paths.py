@@ -62,17 +62,15 @@ class File:
             raw = kinds.get(self.packing, io.FileIO)(self.path)
         return io.BufferedReader(raw, 1 << 20)
 
-    def damage(self, error: Exception, line: int = 0) -> UserError:
-        """What reading the file ran into, as a fault; `line` is the last whole line before it."""
-        where = f"{self.name}:{line + 1}" if line else self.name
+    def damage(self, error: Exception) -> UserError:
+        """What reading the file ran into, as a fault."""
         if isinstance(error, OSError) and error.errno and error.strerror:
             return UserError(f"cannot be read: {error.strerror}", where=self.name)
         if isinstance(error, EOFError) or "Truncated" in str(error):
-            return UserError(
-                "the compressed file is cut short", hint="fetch it again; it did not arrive whole", where=where
-            )
+            hint = "fetch it again; it did not arrive whole"
+            return UserError("the compressed file is cut short", hint=hint, where=self.name)
         hint = "fetch it again, or correct its suffix if it is not compressed so"
-        return UserError(f"not a whole {self.packing} file: {error}", hint=hint, where=where)
+        return UserError(f"not a whole {self.packing} file: {error}", hint=hint, where=self.name)
 
 
 def is_local(path: str) -> bool:

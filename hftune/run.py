@@ -72,7 +72,7 @@ class Run:
     def execute(self) -> dict[str, Any]:
         """Build, resume, train, measure, save."""
         train, rows = self.recipe.train, self.prepared.rows
-        matmul = machine.choose_matmul(train.matmul)
+        kernels = machine.choose_matmul(train.matmul) | machine.choose_attention(int(rows["train"].data.lengths.max()))
         built = prepare.build_model(self.prepared, trust_remote_code=self.trust_remote_code)
         self.reporter.say(f"model: {built.summary}")
         plan = make_plan(self.recipe, rows["train"])
@@ -101,7 +101,7 @@ class Run:
         every = train.eval_steps or per_epoch
         self.folder.begin(
             self.recipe, total_steps=self.total, seed=train.seed, world_size=ranks, data=self.prepared.fingerprints, head=self.head,
-            micro_batch_tokens=budget, precision=machine.precision(train), **matmul,
+            micro_batch_tokens=budget, precision=machine.precision(train), **kernels,
         )  # fmt: skip
         checkpoint.ensure_space(self.folder.checkpoints, checkpoint.size_of(self.core, optimizer.optimizer))
         with machine.Signals() as self.signals, machine.Watchdog(seconds(train.timeout) or math.inf) as self.watchdog:

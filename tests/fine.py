@@ -16,8 +16,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "bert": tiny.SIZES["bert"],
     "roberta": tiny.SIZES["bert"] | {"max_position_embeddings": 514},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2},
-    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64},
-    "t5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2},
+    "xlnet": {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64, "dropout": 0.0},
+    "t5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0},
 }
 # words as users have them: empty, blank, of several parts, with what some tokenizers drop, without spaces, long
 odd = ["", " ", "New York", "\u200b", "\u0007", "é", "e\u0301", "…", "日本", "👩‍💻", "don't", "(x)", "[SEP]", "\u00a0", "ab" * 40]

@@ -27,16 +27,17 @@ class MlmOptions(Masking):
 
     next_sentence: Literal["nsp", "sop"] | None = Field(
         None,
-        description="rows are pairs of segments, and a second head tells whether the second follows the first (nsp: else it is of "
-        "another document) or the two are in order (sop: else swapped)",
+        description="rows are pairs of segments, and a second head tells whether the second follows the first "
+        "(nsp: else it is of another document) or the two are in order (sop: else swapped)",
     )
 
 
 def encode(rows: list[Any], tokenizer: Any, options: MlmOptions) -> dict[str, Any]:
     """Documents to rows of at most max_length tokens; no row holds text of two documents, but for nsp's random pairs.
 
-    Columns: `input_ids` ragged int32, `word_starts` ragged int8 (1 where a token begins a word) if words are masked whole,
-    and for pairs `second` int64, where the second segment begins, and `unrelated` int64, 1 if it is of another document.
+    Columns: `input_ids` ragged int32, `word_starts` ragged int8 (1 where a token begins a word) if words are masked
+    whole, and for pairs `second` int64, where the second segment begins, and `unrelated` int64, 1 if that is of another
+    document.
     """
     check(tokenizer)
     texts = [row["text"] for row in rows]
@@ -106,8 +107,8 @@ class Sentences:
         """Pairs of segments of a document, each filled with sentences to `room` tokens and cut to it.
 
         Devlin et al. 2019, appendix A.2, with its code: in half of the pairs, where `random` is set, the second segment
-        is of another of the documents; the sentences that it stands for begin the next pair. A sentence that is left alone at
-        the end is cut in two.
+        is of another of the documents; the sentences that it stands for begin the next pair. A sentence that is left
+        alone at the end is cut in two.
 
         Yields:
             Positions of the tokens of both segments, and 1 if the second is of another document, else 0.
@@ -134,9 +135,9 @@ class Sentences:
 
 
 def truncate(first: Any, second: Any, room: int, rng: np.random.Generator) -> tuple[Any, Any]:
-    """Take tokens off the longer of two segments, at either end by chance, until they fit (Devlin et al. 2019, their code).
+    """Take tokens off the longer of two segments, at either end by chance, until they fit.
 
-    At either end, so that how a segment ends says nothing about where it is from.
+    As in the code of Devlin et al. 2019: at either end, so that how a segment ends says nothing about where it is from.
     """
     excess = max(0, len(first) + len(second) - room)
     gap = len(first) - len(second)
@@ -151,7 +152,7 @@ def collate(
 ) -> dict[str, Any]:
     """Mask each row by its own generator; labels are -100 but at the tokens to be predicted.
 
-    Pairs have their segments in `token_type_ids`, and in `next_sentence_label` int64 [B] whether the second does not follow.
+    Pairs have their segments in `token_type_ids`, and `next_sentence_label` int64 [B], 1 if the second does not follow.
     """
     if options.next_sentence is None:
         return mask_batch(rows, tokenizer, options, rngs)
@@ -196,13 +197,14 @@ def pair_logits(outputs: Any, model_type: str) -> Any:
 
 
 def pair_loss(model: Any, batch: dict[str, Any], options: MlmOptions, criterion: Any) -> dict[str, Any]:
-    """The two losses of Devlin et al. 2019, section 3.1, whose sum is minimised: over the masked tokens and over the pairs."""
+    """The two losses of Devlin et al. 2019, section 3.1: over the masked tokens and over the pairs."""
     from ..heads import unwrap
 
     inputs = {name: value for name, value in batch.items() if name not in ("labels", LABEL)}
     outputs, masked = criterion.tokens(model, inputs, batch["labels"], "mlm")
     logits = pair_logits(outputs, unwrap(model).config.model_type)
-    return {"mlm": masked, options.next_sentence: criterion.logits(logits, batch[LABEL], options.next_sentence)}
+    kind = str(options.next_sentence)
+    return {"mlm": masked, kind: criterion.logits(logits, batch[LABEL], kind)}
 
 
 def predict(

@@ -1,4 +1,4 @@
-"""Replaced-token detection (ELECTRA, DeBERTa-v3): a generator fills in masked tokens, the model tells which are not the text's.
+"""Replaced-token detection (ELECTRA, DeBERTa-v3): a generator fills in masked tokens, the model tells them apart.
 
 Clark et al. 2020, section 3. The model that is saved is the discriminator; the generator lies beside it in `generator`.
 """
@@ -27,7 +27,9 @@ class RtdOptions(Masking):
     """What a recipe may say under `task:` for replaced-token detection."""
 
     # the shares of ELECTRA's own code
-    mask_token_rate: Part = Field(0.85, description="of the tokens to be predicted, the share that becomes the mask token")
+    mask_token_rate: Part = Field(
+        0.85, description="of the tokens to be predicted, the share that becomes the mask token"
+    )
     random_token_rate: Part = Field(0.0, description="of these, the share that becomes a random token")
     discriminator_weight: Annotated[float, Field(gt=0)] = Field(
         50.0, description="weight of the discriminator's loss beside the generator's"
@@ -39,10 +41,12 @@ class RtdOptions(Masking):
     )
     generator: str | None = Field(
         None,
-        description="folder or Hub id of a generator to go on with; default: `generator` in the folder model.path, else new weights",
+        description="folder or Hub id of a generator to go on with; default: `generator` in the folder model.path, "
+        "else new weights",
     )
     generator_size: Share = Field(
-        0.25, description="width of a new generator (hidden and feed-forward size, heads) as a share of the discriminator's"
+        0.25,
+        description="width of a new generator (hidden and feed-forward size, heads) as a share of the discriminator's",
     )
     generator_layers: Share = Field(1.0, description="layers of a new generator as a share of the discriminator's")
 
@@ -50,7 +54,8 @@ class RtdOptions(Masking):
 def encode(rows: list[Any], tokenizer: Any, options: RtdOptions) -> dict[str, Any]:
     """Documents to rows of at most max_length tokens; no row holds text of two documents.
 
-    Columns: `input_ids` ragged int32, `word_starts` ragged int8 (1 where a token begins a word) if words are masked whole.
+    Columns: `input_ids` ragged int32, `word_starts` ragged int8 (1 where a token begins a word) if words are masked
+    whole.
     """
     check(tokenizer)
     return chunk([row["text"] for row in rows], tokenizer, options.max_length, word_starts=options.words)
@@ -62,9 +67,9 @@ def collate(
     """The generator's inputs and labels, and what the discriminator needs besides.
 
     Returns:
-        The model's inputs masked, `labels` int64 [B, T] (-100 but at the tokens to be predicted), `original` int64 [B, T]
-        (the text; -100 at padding), and `uniform` float32 [B, T], the draws in [0, 1) by which the generator's tokens are
-        chosen: those too belong to the row, so no split or device changes what is sampled.
+        The model's inputs masked, `labels` int64 [B, T] (-100 but at the tokens to be predicted), `original` int64
+        [B, T] (the text; -100 at padding), and `uniform` float32 [B, T], the draws in [0, 1) by which the generator's
+        tokens are chosen: those too belong to the row, so no split or device changes what is sampled.
     """
     batch = mask_batch(rows, tokenizer, options, rngs)
     ids, side = [row["input_ids"] for row in rows], tokenizer.padding_side
@@ -73,7 +78,10 @@ def collate(
 
 
 def sample(logits: Any, uniform: Any) -> Any:
-    """One id a row of logits [N, V], int64 [N]: where the distribution function first exceeds `uniform` [N]; no gradient."""
+    """One id a row of logits [N, V], int64 [N]: where the distribution function first exceeds `uniform` [N].
+
+    No gradient goes through the choice (Clark et al. 2020, section 3.1).
+    """
     import torch
 
     with torch.no_grad():
@@ -86,8 +94,8 @@ def forward(networks: Any, input_ids: Any, labels: Any, original: Any, uniform: 
     """Generator, sampling, discriminator (Clark et al. 2020, section 3.1).
 
     Returns:
-        `logits` of the generator, `replaced_logits` [B, T] or [B, T, 1] of the discriminator, and `replaced` float [B, T]:
-        1 where the token is not that of the text, also where the generator was asked and hit it; -100 at padding.
+        `logits` of the generator, `replaced_logits` [B, T] or [B, T, 1] of the discriminator, and `replaced` float
+        [B, T]: 1 where the token is not that of the text, 0 also where the generator hit it; -100 at padding.
     """
     import torch
 
@@ -97,7 +105,7 @@ def forward(networks: Any, input_ids: Any, labels: Any, original: Any, uniform: 
     filled = torch.where(there, original, input_ids)
     filled[asked] = sample(logits[asked] if logits.dim() == 3 else logits, uniform[asked])
     found = networks.main(input_ids=filled, **inputs).logits
-    replaced = torch.where(there, (filled != original).to(found.dtype), IGNORE)
+    replaced = torch.where(there, (filled != original).float(), IGNORE)
     return SimpleNamespace(logits=logits, replaced_logits=found, replaced=replaced)
 
 
@@ -144,7 +152,7 @@ def _beside(path: str | None) -> str | None:
 
 
 def narrower(config: Any, options: RtdOptions) -> dict[str, int]:
-    """Settings of the generator that differ from the discriminator's (Clark et al. 2020, section 3.2 and appendix A)."""
+    """Settings of the generator that differ from the discriminator's (Clark et al. 2020, section 3.2)."""
     heads = max(1, round(config.num_attention_heads * options.generator_size))
     sizes = {"num_hidden_layers": max(1, round(config.num_hidden_layers * options.generator_layers))}
     if options.generator_size < 1:

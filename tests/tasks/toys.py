@@ -46,3 +46,69 @@ def tokenizer(layout: str, sentinels: int = 0) -> Any:
 def text(words: Any) -> str:
     """The text whose tokens are these words: numbers, or pieces such as "." and "<unk>"."""
     return " ".join(word if isinstance(word, str) else f"w{word % WORDS}" for word in words)
+
+
+def rows_of(task: Any, tokenizer: Any, options: Any, texts: list[str]) -> Any:
+    """Texts as the loop sees them: encoded, with the task's collate."""
+    from hftune import loop, store
+
+    encoded = store.in_memory(task.encode([{"text": line} for line in texts], tokenizer, options))
+    return loop.Rows(encoded, task, tokenizer, options)
+
+
+def model_of(init: str, config: dict[str, Any], rows: Any) -> Any:
+    """A new model without dropout."""
+    import torch
+
+    from hftune import models
+    from hftune.schema import Model
+
+    settings = rows.task.config(rows.options, rows.tokenizer)
+    built = models.build(Model(init=init, config=config), rows.task.head, rows.tokenizer, settings=settings, seed=0)
+    for module in built.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return built.model
+
+
+def gradients(model: Any, rows: Any, budget: int) -> tuple[dict[str, Any], float, int, str]:
+    """Gradients, loss, number of micro-batches and kind of head of a step of eight rows cut under a budget."""
+    import copy
+
+    import torch
+    from accelerate import Accelerator
+
+    from hftune import heads, loop
+    from hftune.batching import Plan, generator
+
+    model = copy.deepcopy(model)
+    step = loop.Steps(rows, Plan(rows.data.lengths, 0, 8), 0, budget, overhead=0)[0]
+    head = heads.choose_head(model, rows.batch([0], [generator(0, 0)]), rows.task, rows.options)
+    taken: dict[str, Any] = {}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    optimizer.register_step_pre_hook(
+        lambda *_: taken.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    )
+    model.train()
+    sums, counts, _ = loop.train_step(
+        model, step.batches, Accelerator(cpu=True), optimizer, rows.task, rows.options, head=head
+    )
+    return taken, float(sums["loss"] / counts["loss"]), len(step.batches), head
+
+
+def assert_same_gradients_at_every_split(model: Any, rows: Any) -> None:
+    """One micro-batch, a few, and one a row give the same step, through the fused head."""
+    import pytest
+    import torch
+
+    whole, loss, number, head = gradients(model, rows, 10**6)
+    assert (number, head) == (1, "fused")
+    seen = set()
+    for budget in (4 * int(rows.data.lengths.max()), 2 * int(rows.data.lengths.max()), 1):
+        split, again, number, _ = gradients(model, rows, budget)
+        seen.add(number)
+        assert again == pytest.approx(loss, abs=1e-6)
+        assert split.keys() == whole.keys()
+        for name, gradient in whole.items():
+            torch.testing.assert_close(split[name], gradient, atol=2e-6, rtol=1e-5)
+    assert 8 in seen, "the last split must be row by row"

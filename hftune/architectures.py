@@ -1,0 +1,74 @@
+"""What one architecture does differently: one row of one table, keyed by the configuration's `model_type`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What an architecture does differently from BERT.
+
+    Attributes:
+        padding_side: side on which batches are padded.
+        token_type_ids: the tokenizer must give them.
+        positions_after_pad: positions are counted from the padding id on, so the table's first rows serve no token.
+        decoder_start: the special token that a decoder begins with, "pad" or "eos"; for new configurations.
+        names: a common name of a size -> the settings that hold it, where transformers has no name for it in common.
+        config: settings of a new configuration that differ from transformers' own defaults.
+        options: defaults of task options (only those that the task has and the recipe does not name).
+    """
+
+    padding_side: str = "right"
+    token_type_ids: bool = False
+    positions_after_pad: bool = False
+    decoder_start: str | None = None
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def own_names(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings under the names that the architecture has for them; its own name wins over a common one."""
+        spread = {own: value for name, value in settings.items() for own in self.names.get(name, ())}
+        return {**spread, **{name: value for name, value in settings.items() if name not in self.names}}
+
+
+DEFAULT = Architecture()
+ROBERTA = Architecture(positions_after_pad=True)
+T5_NAMES = {"num_hidden_layers": ("num_layers", "num_decoder_layers"), "intermediate_size": ("d_ff",)}
+BART_NAMES = {
+    "num_hidden_layers": ("encoder_layers", "decoder_layers"),
+    "num_attention_heads": ("encoder_attention_heads", "decoder_attention_heads"),
+    "intermediate_size": ("encoder_ffn_dim", "decoder_ffn_dim"),
+}
+# He et al. 2021b: what makes version 3, and without what a DeBERTa knows no order of the tokens between two positions
+DEBERTA = {
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_buckets": 256,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
+ARCHITECTURES: dict[str, Architecture] = {
+    **dict.fromkeys(["roberta", "xlm-roberta", "camembert", "roberta-prelayernorm"], ROBERTA),
+    "bert": Architecture(token_type_ids=True),
+    "albert": Architecture(token_type_ids=True),
+    "distilbert": Architecture(names={"intermediate_size": ("hidden_dim",)}),
+    "electra": Architecture(token_type_ids=True, options={"discriminator_head": "pretraining"}),
+    "deberta-v2": Architecture(token_type_ids=True, config=DEBERTA),
+    # without segment ids some of XLNet's parameters get no gradient, and DDP averages wrongly
+    "xlnet": Architecture(padding_side="left", token_type_ids=True, names={"intermediate_size": ("d_inner",)}),
+    "gpt2": Architecture(names={"intermediate_size": ("n_inner",)}),
+    **dict.fromkeys(["t5", "mt5", "umt5", "longt5"], Architecture(decoder_start="pad", names=T5_NAMES)),
+    "switch_transformers": Architecture(decoder_start="pad"),
+    **dict.fromkeys(["marian", "pegasus"], Architecture(decoder_start="pad", names=BART_NAMES)),
+    # mBART's labels end in </s> and the language's code, and the decoder begins with the last of them
+    **dict.fromkeys(["bart", "mbart", "m2m_100"], Architecture(decoder_start="eos", names=BART_NAMES)),
+    "led": Architecture(decoder_start="eos"),
+}
+
+
+def architecture(model_type: str) -> Architecture:
+    """The row of an architecture; those without one behave like the default."""
+    return ARCHITECTURES.get(model_type, DEFAULT)

@@ -1,0 +1,62 @@
+"""Model folders and Hub ids: where files come from, and one line where they cannot be had."""
+
+from functools import cache
+from pathlib import Path
+
+from .errors import UserError
+
+CONNECT_SECONDS = 5.0
+
+
+@cache
+def answers() -> bool:
+    """Whether the Hub can be reached, asked once; without this transformers tries for most of a minute at each file."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS)
+    except Exception:
+        return False
+    return True
+
+
+def locate(path: str, where: str) -> tuple[str, bool]:
+    """What `from_pretrained` is to be given: the path, and whether only this machine's files may be used.
+
+    Args:
+        path: folder or Hub id.
+        where: the recipe's key that named it.
+
+    Raises:
+        UserError: the path is no Hub id, and there is no such folder.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return str(folder), True
+    if folder.exists():
+        raise UserError(f"{path} is a file", hint="give the folder that holds it", where=where)
+    if path.startswith((".", "/", "~")) or path.count("/") > 1:
+        raise UserError(f"no folder {path}", hint="give a model folder or a Hub id (owner/name)", where=where)
+    return path, not answers()
+
+
+def failure(what: str, path: str, error: Exception, where: str) -> UserError:
+    """Why something could not be loaded from a folder or the Hub, in one line."""
+    if "trust_remote_code" in str(error):
+        return UserError(
+            f"{path} comes with code of its own", hint="read it, then allow it with --trust-remote-code", where=where
+        )
+    if not Path(path).expanduser().exists() and not answers() and isinstance(error, OSError):
+        return UserError(
+            f"{path} is no folder here and not in the local cache, and the Hub cannot be reached",
+            hint="give a local folder, or download it where there is a network and set HF_HUB_OFFLINE=1 here",
+            where=where,
+        )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return UserError(
+        f"cannot load {what} {path}: {lines[0][:200] if lines else type(error).__name__}",
+        hint="check its files, name and revision",
+        where=where,
+    )
