@@ -118,13 +118,14 @@ def unigram_loss(train: Rows, rows: Rows, *, targets: int = 2_000_000, limit: in
 
     The floor for any model over a vocabulary: what knowing the word frequencies alone would score.
     """
+    term = train.task.terms[0]
     counts: Counter[int] = Counter()
     seen = epoch = 0
     order = batching.generator(0, 0, stream=batching.ORDER).permutation(len(train))
     while seen < targets and epoch < 20:
         for at in range(0, len(order), 256):
             chosen = order[at : at + 256]
-            labels = train.batch(chosen, [batching.generator(0, epoch, int(r), batching.EVALUATION) for r in chosen])["labels"].numpy()
+            labels = train.batch(chosen, [batching.generator(0, epoch, int(r), batching.EVALUATION) for r in chosen])[term.labels].numpy()
             kept = labels[labels != IGNORE]
             counts.update(dict(zip(*(a.tolist() for a in np.unique(kept, return_counts=True)), strict=True)))
             seen += len(kept)
@@ -136,7 +137,7 @@ def unigram_loss(train: Rows, rows: Rows, *, targets: int = 2_000_000, limit: in
     count = min(len(rows), limit or len(rows))
     for at in range(0, count, 256):
         chosen = range(at, min(count, at + 256))
-        labels = rows.batch(chosen, [batching.generator(0, 0, r, batching.EVALUATION) for r in chosen])["labels"].numpy()
+        labels = rows.batch(chosen, [batching.generator(0, 0, r, batching.EVALUATION) for r in chosen])[term.labels].numpy()
         values, times = np.unique(labels[labels != IGNORE], return_counts=True)
         nll -= sum(n * math.log((counts.get(int(v), 0) + 1) / total) for v, n in zip(values, times, strict=True))
         number += int(times.sum())
@@ -169,13 +170,16 @@ def evaluate(
     """
     limit = encoded_limit(rows, settings.limit)
     by_row = loop.evaluate_rows(model, rows, accelerator, budget=settings.batch_tokens, head=head, limit=limit)
-    if heads.unwrap(model).get_output_embeddings() is not None and len(rows.task.terms) == 1:
-        figures = language_figures(by_row[rows.task.terms[0].name], rows, settings, intervals)
-    else:
-        figures = {
-            name: {"value": value, "count": int(sum(count.sum() for _, count in by_row.values())), "direction": "lower"}
-            for name, value in loop.mean_loss(by_row, rows.task).items()
-        }
+    counts = {f"{name}_loss": int(count.sum()) for name, (_, count) in by_row.items()}
+    figures: dict[str, Any] = {
+        name: {"value": value, "count": counts.get(name, sum(counts.values())), "direction": "lower"}
+        for name, value in loop.mean_loss(by_row, rows.task).items()
+    }
+    if heads.unwrap(model).get_output_embeddings() is not None:
+        first = rows.task.terms[0].name
+        own = f"{first}_loss" if len(by_row) > 1 else "loss"
+        found = language_figures(by_row[first], rows, settings, intervals)
+        figures.update({own if name == "loss" else name: figure for name, figure in found.items()})
     if rows.task.predict is not None and predictions is not None:
         stream_predictions(model, rows, accelerator, predictions, budget=settings.batch_tokens, limit=limit)
         names = settings.metrics if settings.metrics is not None else rows.task.metrics(rows.options)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import card, checkpoint, evaluation, heads, loop, machine, optim, prepare
+from . import card, checkpoint, evaluation, heads, loop, machine, optim, prepare, tokenizer
 from .batching import Plan, generator
 from .checkpoint import write_json
 from .errors import UserError
@@ -222,6 +222,8 @@ class Run:
                 self.reporter.say(f"the best was step {best.step}: {train.metric_for_best_model} {self.progress.best:.4f}")
         if self.folder.main:
             self.core.save_pretrained(self.folder.path)  # beside the tokenizer, which lies there since the start
+            for name in getattr(self.core, "beside", ()):
+                tokenizer.save(self.prepared.tokenizer, self.folder.path / name)
         figures: dict[str, Any] = {}
         if "validation" in rows:
             figures = evaluation.evaluate(
@@ -230,7 +232,8 @@ class Run:
             )  # fmt: skip
             if self.core.get_output_embeddings() is not None:
                 floor = evaluation.unigram_loss(rows["train"], rows["validation"], limit=self.recipe.eval.limit)
-                figures["unigram_loss"] = {"value": floor, "count": figures["loss"]["count"], "note": "the floor: word frequencies alone"}
+                over = figures.get(f"{self.prepared.task.terms[0].name}_loss", figures["loss"])
+                figures["unigram_loss"] = {"value": floor, "count": over["count"], "note": "the floor: word frequencies alone"}
         if self.folder.main:
             write_json(self.folder.path / METRICS, figures)
         self.accelerator.wait_for_everyone()
