@@ -1,6 +1,7 @@
 """Windows: they cover the text, advance, and know the characters of each token."""
 
 import copy
+from itertools import pairwise
 
 import fine
 import pytest
@@ -30,7 +31,7 @@ def test_windows_cover_the_text_and_share_the_stride(kind, lines, length, stride
         own = [w.ids[lead : w.stop].tolist() for w in made if w.row == row]
         joined = own[0] + [token for part in own[1:] for token in part[stride:]]
         assert joined == ids
-        assert all(left[len(left) - stride :] == right[:stride] for left, right in zip(own, own[1:], strict=False))
+        assert all(left[len(left) - stride :] == right[:stride] for left, right in pairwise(own))
 
 
 @given(kinds, texts, st.integers(16, 40), st.integers(0, 8))

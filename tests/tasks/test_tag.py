@@ -112,7 +112,7 @@ def test_wordpiece_gives_what_words_by_themselves_give(words):
 @pytest.mark.parametrize("kind", ["roberta", "gpt2"])
 def test_byte_level_tokenizers_see_the_space_before_a_word(kind):
     """transformers tokenizes words by themselves without it, unless the tokenizer was made with add_prefix_space."""
-    words = "The server is used by the function".split()
+    words = ["The", "server", "is", "used", "by", "the", "function"]
     data = fine.encoded(tag.TASK, kind, options(), tagged([words]))
     tokenizer = fine.tok(kind)
     natural = tokenizer(" ".join(words))["input_ids"]
