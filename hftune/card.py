@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from .folder import METRICS, read_json
+from .files import read_json
+from .folder import METRICS
 from .recipe import Recipe, dump
 from .report import clean, duration
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .errors import UserError
+from .files import sync, write_json
 
 MANIFEST = "manifest.json"
 
@@ -29,22 +30,6 @@ def _hash(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON so that a reader sees the old file or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    _sync(aside)
-    os.replace(aside, path)
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -144,12 +129,12 @@ def save(
         manifest = {"step": step, "files": files, **facts}
         write_json(aside / MANIFEST, manifest)
         for file in aside.iterdir():
-            _sync(file)
-        _sync(aside)
+            sync(file)
+        sync(aside)
         if final.exists():
             shutil.rmtree(final)
         os.rename(aside, final)
-        _sync(folder)
+        sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)

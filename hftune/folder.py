@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from . import __version__, recipe
-from .checkpoint import write_json
 from .errors import UserError
+from .files import read_json, write_json
 from .recipe import Recipe
 
 STATE, RECIPE, LOG, METRICS, CHECKPOINTS = "run.json", "recipe.yaml", "log.jsonl", "metrics.json", "checkpoints"
@@ -59,15 +59,6 @@ def git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return said.stdout.strip() or None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is none to be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def is_run(path: Path) -> bool:

@@ -12,9 +12,9 @@ import torch
 
 from . import batching, data, evaluation, heads, machine, models, prepare, store
 from . import task as tasks
-from .checkpoint import write_json
+from .files import read_json, write_json
 from .errors import UserError
-from .folder import METRICS, read_json
+from .folder import METRICS
 from .loop import Rows
 from .recipe import Recipe
 from .report import Reporter

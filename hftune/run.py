@@ -11,7 +11,7 @@ import torch
 
 from . import card, checkpoint, evaluation, heads, loop, machine, optim, prepare, tokenizer
 from .batching import Plan, generator
-from .checkpoint import write_json
+from .files import read_json, write_json
 from .errors import UserError
 from .folder import METRICS, RunFolder, versions
 from .loop import Job, Progress, Steps
@@ -75,11 +75,12 @@ class Run:
         kernels = machine.choose_matmul(train.matmul) | machine.choose_attention(int(rows["train"].data.lengths.max()))
         built = prepare.build_model(self.prepared, trust_remote_code=self.trust_remote_code)
         self.reporter.say(f"model: {built.summary}")
+        if self.prepared.task.verify:
+            self.prepared.task.verify(built.model, self.prepared.options)
         plan = make_plan(self.recipe, rows["train"])
         self.total = total_steps(self.recipe, plan)
         if self._finished():
-            figures: dict[str, Any] = checkpoint_figures(self.folder)
-            return figures
+            return read_json(self.folder.path / METRICS)
         model = built.model
         dry_run_save(model)
         if train.gradient_checkpointing:
@@ -303,10 +304,3 @@ def dry_run_save(model: Any) -> None:
             hint="correct generation_config.json in the model's folder",
             where="model.path",
         ) from error
-
-
-def checkpoint_figures(folder: RunFolder) -> dict[str, Any]:
-    """The figures of a finished run."""
-    from .folder import read_json
-
-    return read_json(folder.path / METRICS)
