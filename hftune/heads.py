@@ -4,10 +4,11 @@ Every loss here is a sum over targets. What it is divided by, the number of targ
 before any forward (loop.train_step), so a step has the same gradients however it is cut.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -234,15 +235,23 @@ def unwrap(model: nn.Module) -> Any:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
-def model_inputs(model: nn.Module, batch: dict[str, Tensor], task: Task) -> dict[str, Tensor]:
-    """The batch without its labels, which the loss keeps to itself; the decoder's inputs are made from them."""
-    inputs = {k: v for k, v in batch.items() if k not in {term.labels for term in task.terms}}
+def model_inputs(model: nn.Module, batch: dict[str, Tensor], task: Task) -> dict[str, Any]:
+    """The batch without its labels, which the loss keeps to itself; the decoder's inputs are made from them.
+
+    No cache is asked for: a loss needs none, and with one transformers sees rows of packed texts as one text.
+    """
+    inputs: dict[str, Any] = {k: v for k, v in batch.items() if k not in {term.labels for term in task.terms}}
     core = unwrap(model)
     made = core.config.is_encoder_decoder and "decoder_input_ids" not in inputs and core.get_output_embeddings() is not None
     if made:
         shift = getattr(core, "prepare_decoder_input_ids_from_labels", None) or partial(_shift_right, core.config)
         inputs["decoder_input_ids"] = shift(labels=batch["labels"])
-    return inputs
+    return {**inputs, "use_cache": False} if _takes_cache(core.__class__) else inputs
+
+
+@cache
+def _takes_cache(kind: type) -> bool:
+    return "use_cache" in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
 
 
 def _shift_right(config: Any, labels: Tensor) -> Tensor:

@@ -327,15 +327,21 @@ def positions(config: Any) -> int | None:
     return found - (text.pad_token_id or 0) - 1 if architecture(config.model_type).positions_after_pad else found
 
 
-def check_fit(config: Any, tokenizer: Any, max_length: int | None) -> None:
+def check_fit(config: Any, tokenizer: Any, max_length: int | None, added: Iterable[str] = ()) -> None:
     """That a tokenizer and rows of a length suit a model, known from its configuration alone.
+
+    Args:
+        config: the model's configuration.
+        tokenizer: the tokenizer.
+        max_length: longest row.
+        added: tokens for which the embedding is to grow where it has no row for them.
 
     Raises:
         UserError: the tokenizer has more entries than the embedding, or rows are longer than the positions.
     """
     parts = [config.encoder, config.decoder] if config.model_type == "encoder-decoder" else [config.get_text_config()]
     rows, bound = min(part.vocab_size for part in parts), positions(config)
-    if len(tokenizer) > rows:
+    if len(tokenizer) - sum(tokenizer.convert_tokens_to_ids(token) >= rows for token in added) > rows:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} entries, the model's embedding {rows} rows",
             hint="use the tokenizer that belongs to the model, or start from new weights with model.init",
@@ -347,6 +353,13 @@ def check_fit(config: Any, tokenizer: Any, max_length: int | None) -> None:
             hint=f"set task.max_length to {bound} or less",
             where="task.max_length",
         )
+
+
+def grow(model: Any, tokenizer: Any) -> None:
+    """Give the embedding rows for tokens that were added; new rows are drawn around the mean of the others."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        with _quiet():
+            model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=8)
 
 
 def new_names(info: dict[str, Any]) -> frozenset[str]:

@@ -93,6 +93,7 @@ def load_tokenizer(
     if block.chat_template:
         file = Path(block.chat_template)
         found.chat_template = file.read_text(encoding="utf-8") if file.is_file() else block.chat_template
+    found.add_tokens([token for token in task.tokens(options, found) if token not in found.get_vocab()], special_tokens=True)
     return models.prepare_tokenizer(found, model_type)
 
 
@@ -117,7 +118,7 @@ def encode_split(recipe: Recipe, task: Task, options: Any, tok: Any, reader: Any
     if not (folder / key / "done.json").exists():
         reporter.say(f"encoding {split}")
     try:
-        found = store.encode(reader, _by_source(task, tok, options), key, folder)
+        found = store.encode(reader, _by_source(task, tok, options, reader), key, folder)
     except OSError as error:
         if error.errno is None:
             raise
@@ -127,13 +128,15 @@ def encode_split(recipe: Recipe, task: Task, options: Any, tok: Any, reader: Any
     return Rows(found, task, tok, options)
 
 
-def _by_source(task: Task, tok: Any, options: Any) -> Callable[[list[Any]], dict[str, Any]]:
+def _by_source(task: Task, tok: Any, options: Any, reader: Any) -> Callable[[list[Any]], dict[str, Any]]:
     """The task's encode with a further column, the source that each row is of, where there are several."""
 
     def encode(rows: list[Any]) -> dict[str, Any]:
         found = []
         for source, group in groupby(rows, key=lambda row: row.source):
             columns = task.encode(list(group), tok, options)
+            for name in [name for name, column in columns.items() if isinstance(column, int)]:
+                reader.report[name] = reader.report.get(name, 0) + columns.pop(name)
             size = len(next(iter(columns.values())))
             found.append({**columns, "source": np.full(size, source, np.int32)})
         return store.merge(found)
@@ -187,16 +190,18 @@ def prepare(
     if first and begun is not None and not (begun / "tokenizer_config.json").exists():
         tokenizer.save(prepared.tokenizer, begun)
     if not recipe.model.init:
-        models.check_fit(config, prepared.tokenizer, getattr(options, "max_length", None))
+        added = task.tokens(options, prepared.tokenizer)
+        models.check_fit(config, prepared.tokenizer, getattr(options, "max_length", None), added)
     for split in splits:
         reader = readers[split]
         if reader is None:
             continue
         prepared.sources[split] = reader
+        own = options if split == "train" else options.evaluating()
         prepared.fingerprints[split] = fingerprint = store.key_of(
-            reader.fingerprint(), recipe.task.name, options.model_dump(mode="json"), tokenizer.fingerprint(prepared.tokenizer)
+            reader.fingerprint(), recipe.task.name, own.model_dump(mode="json"), tokenizer.fingerprint(prepared.tokenizer)
         )
-        prepared.rows[split] = encode_split(recipe, task, options, prepared.tokenizer, reader, reporter, split, fingerprint)
+        prepared.rows[split] = encode_split(recipe, task, own, prepared.tokenizer, reader, reporter, split, fingerprint)
         if first:
             reporter.say(_told(split, prepared.rows[split].data))
     if first and accelerator is not None:
@@ -212,4 +217,6 @@ def build_model(prepared: Prepared, *, trust_remote_code: bool = False) -> model
         seed=prepared.recipe.train.seed, trust_remote_code=trust_remote_code, max_length=getattr(options, "max_length", None),
     )  # fmt: skip
     built = build(source, task.head)
+    if task.tokens(options, prepared.tokenizer):
+        models.grow(built.model, prepared.tokenizer)
     return task.network(built, source, options, build) if task.network else built

@@ -37,6 +37,14 @@ class Options(BaseModel):
         """
         return self
 
+    def evaluating(self) -> Self:
+        """The options for rows that the model is measured on: without what only helps training."""
+        return self
+
+    def predicting(self) -> Self:
+        """The options for rows to be predicted."""
+        return self
+
 
 @dataclass(frozen=True)
 class Term:
@@ -60,7 +68,8 @@ class Task:
         options: pydantic model (subclass of `Options`) of all a recipe may say under `task:`.
         encode: `(rows, tokenizer, options) -> columns`; rows of text to rows of ids. `rows` is a list of
             dicts (see data.Row), `columns` maps a name to a list, a numpy array or an `arrays.Ragged`, all
-            of one length, which may differ from the number of rows. Deterministic; run once, in batches of
+            of one length, which may differ from the number of rows; a whole number is no column but a count for the
+            report, of rows left out. Deterministic; run once, in batches of
             rows, and cached by content. String columns are kept for scoring (raw references).
         collate: `(rows, tokenizer, options, rngs) -> batch`; encoded rows (dicts of numpy arrays and
             scalars) to a dict of numpy arrays of equal first dimension. Every draw for row i comes from
@@ -84,6 +93,8 @@ class Task:
         answers: `(options) -> names` of those of them that rows to be predicted may lack.
         texts: `(options) -> names` of those that hold text to be cleaned; default: all that are no answers.
         config: `(options, tokenizer) -> dict` of settings for the model's configuration (num_labels, id2label, ...).
+        tokens: `(options, tokenizer) -> names` of special tokens that the tokenizer is given where it lacks them.
+        verify: `(model, options) -> None`; tries what the options ask of the model, and raises UserError if it cannot.
         combine: `(answers, options) -> answer`; joins what `predict` gave for the encoded rows of one row. A task that has
             it makes of each row one or more consecutive encoded rows (windows of a long text) and marks the first of
             them by 1, the others by 0, in the column `begins`.
@@ -108,6 +119,8 @@ class Task:
     answers: Callable[[Any], list[str]] = lambda options: []
     texts: Callable[[Any], list[str]] | None = None
     config: Callable[..., dict[str, Any]] = lambda options, tokenizer: {}
+    tokens: Callable[..., list[str]] = lambda options, tokenizer: []
+    verify: Callable[..., None] | None = None
     combine: Callable[[list[dict[str, Any]], Any], dict[str, Any]] | None = None
     baseline: Callable[..., list[Any]] | None = None
 

@@ -61,8 +61,7 @@ def chunk(
         max_length: most ids of a row.
         word_starts: also give `word_starts`, 1 where a token begins a word.
         special: put the tokenizer's special tokens around each row.
-        sizes: also give `begins`, 1 for the first row of a document, and there its `bytes` (UTF-8) and `words`, else 0:
-            what a loss is divided by to be comparable across tokenizers.
+        sizes: also give what `document_sizes` does.
 
     Returns:
         `input_ids` (ragged int32), and where asked `word_starts` (ragged int8) and the sizes (int64).
@@ -74,11 +73,19 @@ def chunk(
     columns: dict[str, Any] = {"input_ids": _framed(ids.values, inner, before, after)}
     if starts is not None:
         columns["word_starts"] = _framed(starts.values.astype(np.int8), inner, [0] * len(before), [0] * len(after))
-    if sizes:
-        begins = np.diff(document, prepend=-1) != 0
-        columns["begins"] = begins.astype(np.int64)
-        for name, size in (("bytes", lambda t: len(t.encode())), ("words", lambda t: len(t.split()))):
-            columns[name] = np.where(begins, np.array([size(t) for t in texts], np.int64)[document], 0)
+    return columns | document_sizes(texts, document) if sizes else columns
+
+
+def document_sizes(texts: list[str], document: npt.NDArray[np.int64]) -> dict[str, Any]:
+    """What a loss is divided by to be comparable across tokenizers, for rows of which `document` names the text.
+
+    Returns:
+        `begins`, 1 for the first row of a document, and there its `bytes` (UTF-8) and `words`, else 0; all int64.
+    """
+    begins = np.diff(document, prepend=-1) != 0
+    columns = {"begins": begins.astype(np.int64)}
+    for name, size in (("bytes", lambda t: len(t.encode())), ("words", lambda t: len(t.split()))):
+        columns[name] = np.where(begins, np.array([size(t) for t in texts], np.int64)[document], 0)
     return columns
 
 

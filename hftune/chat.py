@@ -1,0 +1,173 @@
+"""Conversations as text by the tokenizer's chat template, and which tokens of them are the assistant's."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .encoding import encode_offsets
+from .errors import UserError
+
+BEGIN, END = "\ufdd0", "\ufdd1"  # noncharacters, which no text holds: they mark an assistant's words in a rendering
+TRACKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
+Span = tuple[int, int]
+
+
+def messages_of(value: Any, where: str | None) -> list[dict[str, Any]]:
+    """The messages of a row: a list of {role, content}; a text alone is what the user says.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if isinstance(value, str):
+        return [{"role": "user", "content": value}]
+    parts = value if isinstance(value, list) and value else [None]
+    if not all(isinstance(part, dict) and isinstance(part.get("role"), str) for part in parts):
+        raise UserError(
+            f"messages must be a list of objects with role and content, not {json.dumps(value, default=str)[:60]}",
+            hint='write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
+            where=where,
+        )
+    messages: list[dict[str, Any]] = value
+    return messages
+
+
+def template(tokenizer: Any) -> str:
+    """The tokenizer's chat template.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not tokenizer.chat_template:
+        hint = "set tokenizer.chat_template to a Jinja template, or to a file that holds one"
+        raise UserError("the tokenizer has no chat template", hint=hint, where="tokenizer.chat_template")
+    found: str = tokenizer.get_chat_template()
+    return found
+
+
+def render(tokenizer: Any, messages: Sequence[dict[str, Any]], where: str | None = None, reply: bool = False) -> str:
+    """The text of a conversation; with `reply`, up to where the assistant's words would begin.
+
+    Raises:
+        UserError: the template refuses it.
+    """
+    return _render(tokenizer, messages, where, reply)[0]
+
+
+def _render(
+    tokenizer: Any, messages: Sequence[dict[str, Any]], where: str | None, reply: bool
+) -> tuple[str, list[Span]]:
+    from jinja2 import TemplateError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    text = template(tokenizer)
+    tracked = TRACKED.search(text) is not None
+    try:
+        rendered, spans = render_jinja_template(
+            [list(messages)], chat_template=text, add_generation_prompt=reply, return_assistant_tokens_mask=tracked,
+            **tokenizer.special_tokens_map,
+        )  # fmt: skip
+    except (TemplateError, TypeError, ValueError, KeyError) as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        hint = "change the row, or tokenizer.chat_template"
+        raise UserError(f"the chat template refuses the conversation: {line[:200]}", hint=hint, where=where) from None
+    return rendered[0], [tuple(span) for span in spans[0]] if tracked else []
+
+
+def turns(tokenizer: Any, messages: Sequence[dict[str, Any]], where: str | None = None) -> tuple[str, list[Span]]:
+    """The text of a conversation, and from where to where the assistant speaks in it.
+
+    Where the template says so itself ({% generation %}), that is taken. Else the words are found by marks put around
+    them, and a turn begins behind what the template puts before every answer (its generation prompt).
+
+    Raises:
+        UserError: the template refuses the conversation, or changes the assistant's words.
+    """
+    text, spans = _render(tokenizer, messages, where, False)
+    if spans or TRACKED.search(template(tokenizer)):
+        return text, [span for span in spans if span[0] < span[1]]
+    marked = _render(tokenizer, [_mark(message) for message in messages], where, False)[0]
+    if marked.replace(BEGIN, "").replace(END, "") != text:
+        hint = "put them between {% generation %} and {% endgeneration %} in tokenizer.chat_template"
+        raise UserError("the chat template changes the assistant's words: none are found", hint=hint, where=where)
+    before, at = _before_answers(tokenizer), 0
+    for part in re.split(f"({BEGIN}[^{END}]*{END})", marked):
+        if part.startswith(BEGIN):
+            begin = text.rfind(before, spans[-1][1] if spans else 0, at) if before else -1
+            spans.append((at if begin < 0 else begin + len(before), at + len(part) - 2))
+        at += len(part.strip(BEGIN + END))
+    return text, spans
+
+
+def _mark(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    if message["role"] != "assistant" or not isinstance(content, str) or not content.strip():
+        return message
+    inner = content.strip()
+    return {**message, "content": content.replace(inner, f"{BEGIN}{inner}{END}", 1)}
+
+
+def _before_answers(tokenizer: Any) -> str:
+    """What the template puts between a user's turn and the assistant's words; empty where it cannot be told."""
+    question = [{"role": "user", "content": "question"}]
+    plain, asking = render(tokenizer, question), render(tokenizer, question, reply=True)
+    return asking[len(plain) :] if asking.startswith(plain) else ""
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of all special tokens, those that only a chat template names among them."""
+    added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
+def encode(tokenizer: Any, conversations: Sequence[Any], wheres: Sequence[str | None]) -> tuple[list[Any], list[Any]]:
+    """Ids of conversations (int32 arrays), and which of them are the assistant's (int8), the end of its turn included.
+
+    Raises:
+        UserError: see `turns`; or nothing follows the assistant's words from which a model could learn to stop.
+    """
+    rendered = [turns(tokenizer, messages, where) for messages, where in zip(conversations, wheres, strict=True)]
+    found = encode_offsets(tokenizer, [text for text, _ in rendered])
+    special = special_ids(tokenizer)
+    ids, trained = [], []
+    for i, (text, spans) in enumerate(rendered):
+        own, first, last = (column[i] for column in found)
+        ends = [id in special for id in own.tolist()]
+        blank = [not end and not text[a:b].strip() for end, a, b in zip(ends, first, last, strict=True)]
+        mask = np.zeros(len(ends), np.int8)
+        for begin, end in spans:
+            inside = np.flatnonzero((last > begin) & (first < end))
+            if len(inside):
+                mask[inside[0] : _end_of_turn(int(inside[-1]), ends, blank) + 1] = 1
+        ids.append(own)
+        trained.append(mask)
+    return ids, trained
+
+
+def _end_of_turn(last: int, special: list[bool], blank: list[bool]) -> int:
+    """Position of a turn's last token to be learned, white space aside a special one; `last` is that of its words."""
+    near = last
+    while near > 0 and blank[near]:
+        near -= 1
+    if special[near]:
+        return last
+    near = last + 1
+    while near < len(blank) and blank[near]:
+        near += 1
+    if near == len(blank) or not special[near]:
+        raise UserError(
+            "the chat template puts no special token behind the assistant's words, so a model could not learn to stop",
+            hint="let it write one there, e.g. {{ eos_token }}",
+            where="tokenizer.chat_template",
+        )
+    return near
+
+
+def end_of_turn(tokenizer: Any) -> int:
+    """Id of the special token with which the assistant's turn ends."""
+    exchange = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+    ids, trained = encode(tokenizer, [exchange], [None])
+    special = special_ids(tokenizer)
+    return next(int(id) for id in ids[0][trained[0].astype(bool)][::-1] if int(id) in special)

@@ -1,0 +1,86 @@
+"""Several pieces of text in one row, none of which sees another."""
+
+from bisect import bisect_left, insort
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import UserError
+
+Sizes = npt.NDArray[np.int64]
+SLACK = 1e-3  # logits of a small model differ by rounding far less than this, by what another document says far more
+
+
+def best_fit(sizes: Sizes, room: int) -> list[Sizes]:
+    """Pieces to rows of at most `room` tokens, few of them; no piece is cut.
+
+    Best-fit decreasing: the largest piece first, each into the fullest row that still takes it (Ding et al. 2024,
+    "Fewer truncations improve language modeling", section 3).
+
+    Args:
+        sizes: tokens of each piece, none above `room`.
+        room: tokens of a row.
+
+    Returns:
+        For each row its pieces in their order; rows in the order of their first piece.
+    """
+    rows: list[list[int]] = []
+    by_space: dict[int, list[int]] = {}  # free tokens -> rows
+    spaces: list[int] = []  # its keys, sorted
+    for piece in np.argsort(-sizes, kind="stable").tolist():
+        size = int(sizes[piece])
+        at = bisect_left(spaces, size)
+        if at == len(spaces):
+            row, left = len(rows), room - size
+            rows.append([])
+        else:
+            left = spaces[at] - size
+            row = by_space[spaces[at]].pop()
+            if not by_space[spaces[at]]:
+                del by_space[spaces.pop(at)]
+        rows[row].append(piece)
+        if left:
+            if left not in by_space:
+                insort(spaces, left)
+            by_space.setdefault(left, []).append(row)
+    return [np.array(row) for row in sorted(sorted(row) for row in rows)]
+
+
+def positions(sizes: Any) -> Sizes:
+    """Positions of the tokens of a row: those of each piece count from 0."""
+    return np.concatenate([np.arange(size) for size in sizes])
+
+
+def verify(model: Any) -> None:
+    """That the model keeps packed pieces apart.
+
+    transformers finds the pieces of a row by positions that start again, where there is no attention mask and no
+    cache. Whether a model and its attention heed that is not written anywhere, so it is tried.
+
+    Raises:
+        UserError: the logits of a packed piece are not those of the piece alone.
+    """
+    import torch
+
+    drawn = torch.Generator().manual_seed(0)
+    size = min(64, model.get_input_embeddings().num_embeddings)
+    ids = torch.randint(size, (2, 13), generator=drawn).to(model.device)
+    places = torch.from_numpy(positions([6, 7])).expand(2, -1).to(model.device)
+    was = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            packed = model(input_ids=ids, position_ids=places, use_cache=False).logits.float()
+            parts = [model(input_ids=part, use_cache=False).logits.float() for part in (ids[:, :6], ids[:, 6:])]
+            alone = torch.cat(parts, 1)
+    except TypeError:
+        packed, alone = torch.zeros(1), torch.full((1,), torch.inf)  # it takes no positions
+    model.train(was)
+    if float((packed - alone).abs().max()) > SLACK * float(alone.abs().max().clamp(min=1)):
+        raise UserError(
+            f"{model.config.model_type} with {model.config._attn_implementation} attention "
+            "lets packed documents see each other",
+            hint="set task.packing: false, or another model.attention (sdpa, eager)",
+            where="task.packing",
+        )
