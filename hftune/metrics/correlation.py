@@ -30,11 +30,9 @@ def weighted_correlation(x: np.ndarray, y: np.ndarray, counts: np.ndarray) -> np
 
 def _moments(values: np.ndarray, counts: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The values about their plain mean, which saves the squares their digits; then weighted mean and variance."""
-    scale = abs(values).max(-1)
     values = values - values.mean(-1, keepdims=True)
     mean = (counts * values).sum(-1) / rows
     square = (counts * values**2).sum(-1) / rows
     spread = square - mean**2
     # what rounding alone leaves of a constant is no variance
-    constant = (spread <= 1e-13 * square) | (square <= (1e-15 * scale) ** 2)
-    return values, mean, np.where(constant, np.nan, spread)
+    return values, mean, np.where(spread <= 1e-13 * square, np.nan, spread)

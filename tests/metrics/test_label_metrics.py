@@ -187,10 +187,12 @@ def test_roc_auc_of_sets_of_labels_equals_scikit_learn(references, seed):
 
 @pytest.mark.parametrize("bins", [5, 15])
 def test_calibration_error_equals_its_definition(bins):
-    rng = random.Random(0)
     scores = probabilities(200).tolist()
     confidence = [max(row) for row in scores]
-    references = [row.index(max(row)) if rng.random() < 0.5 else rng.randrange(4) for row in scores]
+    # right at the edge of a bin and wrong within it, so that a row in the wrong bin shows
+    edges = [abs(c * bins - round(c * bins)) < 1e-9 for c in confidence]
+    assert 5 < sum(edges) < 100
+    references = [row.index(max(row)) if edge else row.index(min(row)) for row, edge in zip(scores, edges, strict=True)]
     expected = 0.0
     for b in range(bins):
         inside = [i for i, c in enumerate(confidence) if b / bins < c <= (b + 1) / bins]
