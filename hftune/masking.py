@@ -113,7 +113,7 @@ def mask_row(ids: Any, word_starts: Any, tokenizer: Any, options: Masking, rng: 
         )
         unit = np.arange(len(chosen))
     labels[chosen] = ids[chosen]
-    fate = rng.random(unit[-1] + 1)[unit]
+    fate = rng.random(unit.max() + 1)[unit]
     to_mask = fate < options.mask_token_rate
     to_random = ~to_mask & (fate < options.mask_token_rate + options.random_token_rate)
     ids[chosen[to_mask]] = tokenizer.mask_token_id

@@ -50,7 +50,7 @@ def encode(rows: list[Any], tokenizer: Any, options: MlmOptions) -> dict[str, An
     columns: dict[str, list[Any]] = {"input_ids": [], "word_starts": [], "second": [], "unrelated": []}
     none = [np.zeros(len(part), np.int8) for part in (before, between, after)]
     for number, text in enumerate(texts):
-        # what is drawn for a document follows from its text
+        # seeded by the text: no state goes from one batch of documents to the next
         rng = np.random.Generator(np.random.Philox(key=xxhash.xxh3_64_intdigest(text.encode())))
         for first, second, unrelated in sentences.pairs(number, room, rng, random=options.next_sentence == "nsp"):
             columns["input_ids"].append(np.concatenate([before, ids.values[first], between, ids.values[second], after]))
