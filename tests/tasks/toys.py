@@ -82,7 +82,7 @@ def gradients(model: Any, rows: Any, budget: int) -> tuple[dict[str, Any], float
     from hftune.batching import Plan, generator
 
     model = copy.deepcopy(model)
-    step = loop.Steps(rows, Plan(rows.data.lengths, 0, 8), 0, budget, overhead=0)[0]
+    step = loop.Steps(rows, Plan(rows.data.lengths, 0, 8), 0, budget, overhead=10**6)[0]
     head = heads.choose_head(model, rows.batch([0], [generator(0, 0)]), rows.task, rows.options)
     taken: dict[str, Any] = {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
