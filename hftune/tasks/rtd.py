@@ -34,10 +34,10 @@ class RtdOptions(Masking):
     discriminator_weight: Annotated[float, Field(gt=0)] = Field(
         50.0, description="weight of the discriminator's loss beside the generator's"
     )
-    discriminator_head: Literal["pretraining", "token"] = Field(
-        "token",
-        description="the discriminator's head: transformers' own for pretraining (default of ELECTRA), or token "
-        "classification with one output (any encoder)",
+    discriminator_head: Literal["pretraining", "token"] | None = Field(
+        None,
+        description="the discriminator's head: transformers' own for pretraining (default for ELECTRA), or token "
+        "classification with one output (default for any other encoder)",
     )
     generator: str | None = Field(
         None,
@@ -186,7 +186,7 @@ def share_embeddings(discriminator: Any, generator: Any) -> None:
 def varies(options: RtdOptions) -> dict[str, Any]:
     """Head and weight are options."""
     terms = (Term("generator"), Term("discriminator", "original", options.discriminator_weight))
-    return {"head": HEADS[options.discriminator_head], "terms": terms}
+    return {"head": HEADS[options.discriminator_head or "token"], "terms": terms}
 
 
 def config(options: RtdOptions, tokenizer: Any) -> dict[str, Any]:

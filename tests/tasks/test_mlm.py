@@ -262,7 +262,7 @@ def numbered(sizes):
 def test_the_second_segment_goes_on_where_the_first_ends(sizes):
     """But for what is cut off to fit; and of a document that is not cut, nothing is lost."""
     text = numbered(sizes)
-    rows, options, tok = pairs([text], max_length=128)
+    rows, _, tok = pairs([text], max_length=128)
     whole = tok(text, add_special_tokens=False)["input_ids"]
     for i in range(len(rows)):
         row, second = rows[i]["input_ids"].tolist(), int(rows[i]["second"])
