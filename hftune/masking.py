@@ -131,13 +131,16 @@ def _begins(candidates: Ids, word_starts: Any) -> tuple[Ids, npt.NDArray[np.bool
 def whole_words(candidates: Ids, word_starts: Any, wanted: int, rng: np.random.Generator) -> Ids:
     """Positions of random words, as many words as come to `wanted` tokens, the last one in or out by chance."""
     begins, _ = _begins(candidates, word_starts)
-    words = np.split(candidates, begins[1:])
-    order = rng.permutation(len(words))
-    sizes = np.cumsum([len(words[i]) for i in order])
-    taken = int(np.searchsorted(sizes, wanted, side="right"))
-    over = wanted - (sizes[taken - 1] if taken else 0)
-    taken += int(taken < len(order) and rng.random() * len(words[order[taken]]) < over)
-    return np.concatenate([words[i] for i in order[: max(1, taken)]])
+    sizes = np.diff(begins, append=len(candidates))
+    order = rng.permutation(len(sizes))
+    ends = np.cumsum(sizes[order])
+    taken = int(np.searchsorted(ends, wanted, side="right"))
+    left = wanted - (ends[taken - 1] if taken else 0)
+    taken += int(taken < len(order) and rng.random() * sizes[order[taken]] < left)
+    chosen = np.zeros(len(sizes), bool)
+    chosen[order[: max(1, taken)]] = True
+    found: Ids = candidates[np.repeat(chosen, sizes)]
+    return found
 
 
 def spans_of_words(candidates: Ids, word_starts: Any, wanted: int, rng: np.random.Generator) -> tuple[Ids, Ids]:

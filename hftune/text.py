@@ -2,6 +2,7 @@
 
 import re
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,13 @@ def pieces(
 
 
 def chunk(
-    texts: list[str], tokenizer: Any, max_length: int, *, word_starts: bool = False, special: bool = True, sizes: bool = False
+    texts: list[str],
+    tokenizer: Any,
+    max_length: int,
+    *,
+    word_starts: bool = False,
+    special: bool = True,
+    sizes: bool = False,
 ) -> dict[str, Any]:
     """Documents to rows of at most `max_length` ids, special tokens included; a row never holds two documents.
 
@@ -87,6 +94,12 @@ def document_sizes(texts: list[str], document: npt.NDArray[np.int64]) -> dict[st
     for name, size in (("bytes", lambda t: len(t.encode())), ("words", lambda t: len(t.split()))):
         columns[name] = np.where(begins, np.array([size(t) for t in texts], np.int64)[document], 0)
     return columns
+
+
+def sentences(text: str) -> list[str]:
+    """A text cut where sentences and lines end; white space goes with what follows it, as tokenizers have it."""
+    cuts = [match.start() + len(match[0].rstrip()) for match in SENTENCE_END.finditer(text)]
+    return [text[a:b] for a, b in pairwise([0, *cuts, len(text)]) if not text[a:b].isspace()]
 
 
 def sentence_starts(texts: list[str], tokenizer: Any) -> Any:

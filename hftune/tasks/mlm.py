@@ -5,6 +5,7 @@ Devlin et al. 2019, section 3.1; the sentence-order alternative is of Lan et al.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..encoding import encode_batch
 from ..errors import UserError
 from ..masking import Masking, check, mask_batch
 from ..task import Task, Term
-from ..text import PROBE, chunk, pieces, sentence_starts
+from ..text import PROBE, chunk, pieces, sentences
 
 LABEL = "next_sentence_label"
 NAMES = {"nsp": ("next", "random"), "sop": ("in order", "swapped")}  # 0 and 1, as transformers' heads have it
@@ -45,14 +46,15 @@ def encode(rows: list[Any], tokenizer: Any, options: MlmOptions) -> dict[str, An
         return chunk(texts, tokenizer, options.max_length, word_starts=options.words)
     before, between, after = pair_frame(tokenizer)
     room = options.max_length - len(before) - len(between) - len(after)
-    ids, starts = encode_batch(tokenizer, texts, word_starts=True)
-    sentences = Sentences.of(ids, sentence_starts(texts, tokenizer), room // 2)
+    parts = [sentences(text) for text in texts]
+    ids, starts = encode_batch(tokenizer, list(chain.from_iterable(parts)), word_starts=True)
+    documents = Documents.of(ids, [len(part) for part in parts], room // 2)
     columns: dict[str, list[Any]] = {"input_ids": [], "word_starts": [], "second": [], "unrelated": []}
     none = [np.zeros(len(part), np.int8) for part in (before, between, after)]
     for number, text in enumerate(texts):
         # seeded by the text: no state goes from one batch of documents to the next
         rng = np.random.Generator(np.random.Philox(key=xxhash.xxh3_64_intdigest(text.encode())))
-        for first, second, unrelated in sentences.pairs(number, room, rng, random=options.next_sentence == "nsp"):
+        for first, second, unrelated in documents.pairs(number, room, rng, random=options.next_sentence == "nsp"):
             columns["input_ids"].append(np.concatenate([before, ids.values[first], between, ids.values[second], after]))
             columns["word_starts"].append(
                 np.concatenate([none[0], starts.values[first], none[1], starts.values[second], none[2]])
@@ -75,8 +77,8 @@ def pair_frame(tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
 
 
 @dataclass
-class Sentences:
-    """Sentences of several documents as ranges of one array of tokens: sentence s is `bounds[s]` to `bounds[s + 1]`.
+class Documents:
+    """Several documents as sentences, ranges of one array of tokens: sentence s is `bounds[s]` to `bounds[s + 1]`.
 
     Attributes:
         bounds: int64 [sentences + 1].
@@ -87,14 +89,11 @@ class Sentences:
     first: Any
 
     @classmethod
-    def of(cls, ids: Ragged, starts: Any, longest: int) -> "Sentences":
-        """From documents and the flags of tokens that begin a sentence; longer sentences are cut."""
-        flags = starts.astype(bool)
-        flags[ids.offsets[:-1][np.diff(ids.offsets) > 0]] = True
-        bounds = np.append(np.flatnonzero(flags), len(flags))
-        _, sizes = pieces(np.diff(bounds), longest)
+    def of(cls, ids: Ragged, counts: list[int], longest: int) -> "Documents":
+        """From sentences, so many of each document; longer ones are cut, empty ones left out."""
+        _, sizes = pieces(np.diff(ids.offsets), longest)
         bounds = np.concatenate([[0], np.cumsum(sizes)])
-        return cls(bounds, np.searchsorted(bounds[:-1], ids.offsets))
+        return cls(bounds, np.searchsorted(bounds, ids.offsets[np.cumsum([0, *counts])]))
 
     def until(self, start: int, tokens: int, document: int) -> int:
         """The sentence before which there are that many tokens from `start` on, or the document's end."""
