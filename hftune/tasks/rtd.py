@@ -41,8 +41,8 @@ class RtdOptions(Masking):
     )
     generator: str | None = Field(
         None,
-        description="folder or Hub id of a generator to go on with; default: `generator` in the folder model.path, "
-        "else new weights",
+        description="folder or Hub id of a generator to go on with; not asked where model.path is a run, which has its "
+        "own; default: new weights",
     )
     generator_size: Share = Field(
         0.25,
@@ -133,12 +133,15 @@ def network(built: Any, source: Model, options: RtdOptions, build: Any) -> Any:
             hint="set task.discriminator_head: token",
             where="task.discriminator_head",
         )
-    path = options.generator or _beside(source.path)
+    path = _beside(source.path) or options.generator
     if path is None:
         generator = sibling(discriminator, "AutoModelForMaskedLM", narrower(discriminator.config, options))
     else:
         generator = build(Model(path=path, attention=source.attention), "AutoModelForMaskedLM").model
-    share_embeddings(discriminator, generator)
+    if path and source.init:
+        share_embeddings(generator, discriminator)  # those that have been trained
+    else:
+        share_embeddings(discriminator, generator)
     count = sum(p.numel() for p in generator.parameters()) / 1e6
     origin = f"from {path}" if path else "all new"
     told = f"{built.summary}; generator {count:.1f} M parameters, {origin}, embeddings shared"
@@ -164,23 +167,23 @@ def narrower(config: Any, options: RtdOptions) -> dict[str, int]:
     return sizes
 
 
-def share_embeddings(discriminator: Any, generator: Any) -> None:
-    """Give the generator the discriminator's embeddings: of tokens, positions and segments.
+def share_embeddings(giver: Any, taker: Any) -> None:
+    """Give one model the embeddings of the other: of tokens, positions and segments.
 
     Raises:
         UserError: the two have embeddings of different shapes, or none that can be shared.
     """
-    own, other = (getattr(model.base_model, "embeddings", None) for model in (discriminator, generator))
+    own, other = (getattr(model.base_model, "embeddings", None) for model in (giver, taker))
     shapes = [{n: p.shape for n, p in part.named_parameters()} if part is not None else None for part in (own, other)]
     if own is None or shapes[0] != shapes[1]:
         raise UserError(
-            f"a {generator.config.model_type} of another width cannot share its embeddings",
+            f"{taker.config.model_type}: generator and discriminator have embeddings of different shapes",
             hint="set task.generator_size: 1, and task.generator_layers: 0.5 for a generator of half the layers; "
             "ELECTRA's embeddings do not depend on the width",
             where="task.generator_size",
         )
-    generator.base_model.embeddings = own
-    generator.tie_weights()
+    taker.base_model.embeddings = own
+    taker.tie_weights()
 
 
 def varies(options: RtdOptions) -> dict[str, Any]:

@@ -207,7 +207,7 @@ def test_a_silent_batch_counts_nothing(job):
     found = heads.losses(model, batch, prepared.task, prepared.options, heads.Criterion(factors, head="kept"))
     total = sum(part.total for part in found.values())
     total.backward()
-    assert float(total) == 0
+    assert total.item() == 0
     assert not any(p.grad is not None and p.grad.any() for p in model.parameters())
     model.zero_grad()
 
@@ -253,8 +253,8 @@ def test_other_encoders(tmp_path, tokenizer_folder, init, sizes, task):
 @pytest.mark.parametrize(
     ("init", "task", "message"),
     [
-        ("bert", {}, "bert of another width cannot share"),
-        ("deberta-v2", {}, "deberta-v2 of another width cannot share"),
+        ("bert", {}, "bert: generator and discriminator have embeddings of different shapes"),
+        ("deberta-v2", {}, "deberta-v2: generator and discriminator have embeddings"),
         ("bert", {"discriminator_head": "pretraining"}, "predicts tokens, not which were replaced"),
         ("gpt2", {"generator_size": 1}, "gpt2 has no MaskedLM head"),
     ],
@@ -300,6 +300,20 @@ def test_the_discriminator_is_the_run_and_the_generator_lies_beside_it(run):
     total = figures["generator_loss"]["value"] + 50 * figures["discriminator_loss"]["value"]
     assert figures["loss"]["value"] == pytest.approx(total)
     assert figures["perplexity"]["value"] == pytest.approx(np.exp(figures["generator_loss"]["value"]))
+
+
+def test_a_given_generator_is_gone_on_with(run, tmp_path, tokenizer_folder):
+    """A new discriminator takes its embeddings; a run has a generator of its own."""
+    folder, _ = run
+    kept = load_file(folder / "generator" / "model.safetensors")
+    for model in ({"init": "electra", "config": ELECTRA}, {"path": str(folder)}):
+        given = str(folder / "generator") if "init" in model else "no/such/folder"
+        made = source(tmp_path, str(tokenizer_folder), model, {"generator": given})
+        prepared = prepare.prepare(recipe.from_dict(made), ["train"], Reporter(silent=True))
+        built = prepare.build_model(prepared).model
+        own = built.generator.state_dict()
+        assert all(torch.equal(own[name], value) for name, value in kept.items())
+        assert built.main.electra.embeddings is built.generator.electra.embeddings
 
 
 def test_a_saved_run_measures_the_same(run):
