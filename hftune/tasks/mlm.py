@@ -83,17 +83,25 @@ class Documents:
     Attributes:
         bounds: int64 [sentences + 1].
         first: int64 [documents + 1], the number of each document's first sentence.
+        full: int64, the numbers of the documents that have any.
     """
 
     bounds: Any
     first: Any
+    full: Any
 
     @classmethod
     def of(cls, ids: Ragged, counts: list[int], longest: int) -> "Documents":
         """From sentences, so many of each document; longer ones are cut, empty ones left out."""
         _, sizes = pieces(np.diff(ids.offsets), longest)
         bounds = np.concatenate([[0], np.cumsum(sizes)])
-        return cls(bounds, np.searchsorted(bounds, ids.offsets[np.cumsum([0, *counts])]))
+        first = np.searchsorted(bounds, ids.offsets[np.cumsum([0, *counts])])
+        return cls(bounds, first, np.flatnonzero(np.diff(first)))
+
+    def another(self, document: int, rng: np.random.Generator) -> int:
+        """One of the other documents that have sentences."""
+        own, drawn = int(np.searchsorted(self.full, document)), int(rng.integers(len(self.full) - 1))
+        return int(self.full[drawn + (drawn >= own)])
 
     def until(self, start: int, tokens: int, document: int) -> int:
         """The sentence before which there are that many tokens from `start` on, or the document's end."""
@@ -113,24 +121,22 @@ class Documents:
             Positions of the tokens of both segments, and 1 if the second is of another document, else 0.
         """
         at, end = (int(n) for n in self.first[document : document + 2])
-        others = np.flatnonzero(np.diff(self.first))
-        others = others[others != document]
         while at < end:
             to = self.until(at, room, document)
             cut = at + int(rng.integers(1, max(2, to - at)))
             start, stop = self.bounds[at], self.bounds[to]
             middle = self.bounds[cut] if cut < to else (start + stop) // 2
-            swap = random and len(others) > 0 and rng.random() < 0.5
-            if swap:
-                other = int(rng.choice(others))
+            strange = random and len(self.full) > 1 and rng.random() < 0.5
+            if strange:
+                other = self.another(document, rng)
                 begin = int(rng.integers(self.first[other], self.first[other + 1]))
                 finish = self.until(begin, room - int(middle - start), other)
                 second = np.arange(self.bounds[begin], self.bounds[finish])
             else:
                 second = np.arange(middle, stop)
             if middle > start:  # else a document of a single token
-                yield (*truncate(np.arange(start, middle), second, room, rng), int(swap))
-            at = cut if swap else to
+                yield (*truncate(np.arange(start, middle), second, room, rng), int(strange))
+            at = cut if strange else to
 
 
 def truncate(first: Any, second: Any, room: int, rng: np.random.Generator) -> tuple[Any, Any]:
