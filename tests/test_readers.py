@@ -51,7 +51,7 @@ LINES = b"".join(b'{"text": "row %d of many, by no means the last"}\n' % i for i
 HOSTILE = [
     # name, content, settings, where it must point (after the file's name), what it must say, what the hint must say
     ("cut.jsonl", GOOD + b'{"text": "two', {}, ":2:10", "unterminated string", "one JSON object"),
-    ("comma.jsonl", GOOD + b'{"text": "two",}\n', {}, ":2:1", "not JSON", "one JSON object"),
+    ("comma.jsonl", GOOD + b'{"text": "two",}\n', {}, ":2", "not JSON", "one JSON object"),
     ("two.jsonl", GOOD + b'{"text": "a"} {"text": "b"}\n', {}, ":2:15", "extra data", "one JSON object"),
     ("list.jsonl", GOOD + b'["text"]\n', {}, ":2", "must be an object", "one JSON object"),
     ("string.jsonl", b'"text"\n', {}, ":1", "must be an object", "one JSON object"),
@@ -154,8 +154,9 @@ def test_a_broken_file_has_its_line(tmp_path, name, content, given_, place, says
 def test_both_places_of_a_change_of_type(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"y": "1"}\n\n{"y": 2}\n')
-    with pytest.raises(UserError, match=r"text at .*a\.jsonl:1$") as caught:
+    with pytest.raises(UserError) as caught:
         list(rows_of(path, columns=["y"]))
+    assert f"text at {path}:1" in caught.value.message
     assert caught.value.where == f"{path}:3"
 
 

@@ -1,0 +1,63 @@
+"""The look for test rows in the training text."""
+
+import random
+import unicodedata
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hftune import overlap as module
+from hftune.overlap import N, overlap
+
+word = st.sampled_from(["a", "b", "A", "\xe9", "e\u0301", "c"])
+texts = st.lists(st.lists(word, max_size=30).map(" ".join), max_size=6)
+
+
+def plainly(train, test):
+    """The definition, word for word."""
+
+    def form(text):
+        return "".join(unicodedata.normalize("NFC", text).split())
+
+    def grams(text):
+        words = unicodedata.normalize("NFC", text).casefold().split()
+        return {tuple(words[i : i + N]) for i in range(len(words) - N + 1)}
+
+    exact, known = {form(t) for t in train}, set().union(*map(grams, train))
+    return {
+        "rows": len(test),
+        "exact": sum(form(t) in exact for t in test),
+        "ngram13": sum(bool(grams(t) & known) for t in test),
+    }
+
+
+@pytest.mark.parametrize("piece", [1, 20, 1 << 18])
+@settings(max_examples=80, deadline=None)
+@given(texts, texts)
+def test_as_defined_and_however_it_is_cut(piece, train, test):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PIECE", piece)
+        found = overlap([{"t": t} for t in train], [{"t": t} for t in test], ["t"])
+    assert found == plainly(train, test)
+
+
+def test_a_shared_passage_is_found_in_the_middle_and_twelve_words_are_not_enough():
+    rng = random.Random(0)
+    words = [str(rng.random()) for _ in range(4000)]
+    train = [{"t": " ".join(words[i : i + 100])} for i in range(0, 4000, 100)]
+
+    def shared(count):
+        return overlap(train, [{"t": " ".join(["x"] * 30 + words[520 : 520 + count] + ["y"] * 30)}], ["t"])["ngram13"]
+
+    assert (shared(13), shared(12)) == (1, 0)
+    across = [{"t": " ".join(words[94:107])}]
+    assert overlap(train, across, ["t"])["ngram13"] == 0, "no n-gram spans two rows"
+
+
+def test_several_columns_lists_and_objects():
+    long = " ".join(map(str, range(20)))
+    train = [{"a": long, "b": ["x", "y"], "c": {"en": "hello", "fr": "salut"}}]
+    assert overlap(train, train, ["a", "b", "c"]) == {"rows": 1, "exact": 1, "ngram13": 1}
+    test = [train[0] | {"c": {"en": "hello", "fr": "bonjour"}}, {"a": "", "b": ["x y"], "c": {"en": "hello"}}]
+    assert overlap(train, test, ["a", "b", "c"]) == {"rows": 2, "exact": 0, "ngram13": 1}
