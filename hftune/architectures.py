@@ -1,5 +1,6 @@
 """What one architecture does differently: one row of one table, keyed by the configuration's `model_type`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ class Architecture:
     token_type_ids: bool = False
     positions_after_pad: bool = False
     decoder_start: str | None = None
-    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 

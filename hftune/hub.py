@@ -54,9 +54,13 @@ def failure(what: str, path: str, error: Exception, where: str) -> UserError:
             hint="give a local folder, or download it where there is a network and set HF_HUB_OFFLINE=1 here",
             where=where,
         )
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return UserError(
-        f"cannot load {what} {path}: {lines[0][:200] if lines else type(error).__name__}",
+        f"cannot load {what} {path}: {first_line(error)}",
         hint="check its files, name and revision",
         where=where,
     )
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]

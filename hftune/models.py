@@ -1,30 +1,22 @@
 """Models: built from a configuration or a checkpoint, with one line that says where the weights come from."""
 
 import contextlib
-import difflib
 import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from . import hub
 from .architectures import Architecture, architecture
+from .configs import check_fit, configuration, model_type_of, positions, special_ids
 from .errors import UserError
 from .schema import Model
 
 __all__ = [
-    "Architecture",
-    "Built",
-    "architecture",
-    "build",
-    "check_fit",
-    "configuration",
-    "positions",
-    "prepare_tokenizer",
-    "sibling",
-]
+    "Architecture", "Built", "architecture", "build", "check_fit", "configuration", "grow", "load", "model_type_of",
+    "new_names", "no_head", "origin", "positions", "prepare_tokenizer", "sibling",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,140 +26,6 @@ class Built:
     model: Any
     summary: str
     new: frozenset[str] = frozenset()
-
-
-def model_type_of(recipe: Model, trust_remote_code: bool = False) -> str:
-    """The architecture's name, from the configuration alone: no weight is read.
-
-    Raises:
-        UserError: no such architecture, folder or Hub id.
-    """
-    return str(configuration(recipe, trust_remote_code).model_type)
-
-
-def configuration(recipe: Model, trust_remote_code: bool = False, **more: Any) -> Any:
-    """The model's configuration with the recipe's overrides, or one line about what is wrong with it.
-
-    Args:
-        recipe: the block `model`.
-        trust_remote_code: whether code that comes with a checkpoint may run.
-        more: settings that follow from the task and the tokenizer; the recipe's own come after them.
-
-    Raises:
-        UserError: no such architecture, folder, Hub id or setting.
-    """
-    if recipe.encoder:
-        from transformers import EncoderDecoderConfig
-
-        named = {"model.encoder": recipe.encoder, "model.decoder": recipe.decoder or ""}
-        parts = [_config_of(path, recipe.revision, trust_remote_code, where) for where, path in named.items()]
-        _refuse_unknown(recipe.config, parts)
-        for part in parts:
-            _override(part, {k: v for k, v in recipe.config.items() if k in _settings(part)})
-        return EncoderDecoderConfig.from_encoder_decoder_configs(*parts, **more)
-    config = (
-        _default_config(recipe.init)
-        if recipe.init
-        else _config_of(recipe.path or "", recipe.revision, trust_remote_code)
-    )
-    _refuse_unknown(recipe.config, [config])
-    if not recipe.init:
-        _override(config, {**more, **recipe.config})
-        return config
-    from transformers import AutoConfig
-
-    row = architecture(recipe.init)
-    settings = {**row.config, **more, **row.own_names(recipe.config)}
-    if "num_attention_heads" in recipe.config and getattr(config, "num_key_value_heads", None) is not None:
-        settings.setdefault(
-            "num_key_value_heads", recipe.config["num_attention_heads"]
-        )  # grouped heads only where asked for
-    try:
-        return AutoConfig.for_model(recipe.init, **settings)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{recipe.init} cannot be configured so: {_first_line(error)}", where="model.config") from error
-
-
-def _default_config(model_type: str) -> Any:
-    from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-
-    if model_type not in CONFIG_MAPPING:
-        near = difflib.get_close_matches(model_type, CONFIG_MAPPING, n=3)
-        raise UserError(
-            f"no architecture named {model_type!r}",
-            hint=f"did you mean {' or '.join(near)}?"
-            if near
-            else "names are transformers' model types: bert, gpt2, t5, ...",
-            where="model.init",
-        )
-    return AutoConfig.for_model(model_type)
-
-
-def _override(config: Any, settings: dict[str, Any]) -> None:
-    for name, value in architecture(config.model_type).own_names(settings).items():
-        setattr(config, name, value)
-
-
-def _settings(config: Any) -> set[str]:
-    """Names that a recipe may use for the settings of a configuration."""
-    plain = _default_config(config.model_type)
-    return (
-        set(plain.to_dict()) | set(plain.attribute_map) | set(vars(plain)) | set(architecture(config.model_type).names)
-    )
-
-
-def _refuse_unknown(given: Iterable[str], configs: list[Any]) -> None:
-    """transformers takes any name for a setting; a typo there would train another model without a word."""
-    known = set().union(*map(_settings, configs)) if given else set()
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise UserError(
-                f"{' and '.join(dict.fromkeys(c.model_type for c in configs))} has no setting {name!r}",
-                hint=f"did you mean {near[0]}?" if near else "settings are those of transformers' configuration class",
-                where=f"model.config.{name}",
-            )
-
-
-def _config_of(path: str, revision: str | None, trust_remote_code: bool, where: str = "model.path") -> Any:
-    from transformers import AutoConfig
-
-    place, local = hub.locate(path, where)
-    if Path(place).is_dir() and not (Path(place) / "config.json").exists():
-        raise UserError(
-            f"{path} has no config.json",
-            hint="give a folder that save_pretrained wrote, or a finished run",
-            where=where,
-        )
-    try:
-        return AutoConfig.from_pretrained(
-            place, revision=revision, trust_remote_code=trust_remote_code, local_files_only=local
-        )
-    except (OSError, ValueError) as error:
-        raise hub.failure("the configuration of", path, error, where) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
-
-
-def special_ids(config: Any, tokenizer: Any) -> dict[str, int | None]:
-    """Every special id that a new configuration names, as the tokenizer has it.
-
-    transformers' defaults are those of a vocabulary of its own, and lie beyond the end of a small one.
-    """
-
-    def of(*roles: str) -> int | None:
-        found = (getattr(tokenizer, f"{role}_token_id", None) for role in roles)
-        return next((number for number in found if number is not None), None)
-
-    start, end = architecture(config.model_type).decoder_start, ("eos", "sep")
-    roles = {"bos": ("bos", "cls"), "eos": end, "forced_eos": end, "decoder_start": end if start == "eos" else ("pad",)}
-    names = {name for name in config.to_dict() if name.endswith("_token_id")}
-    names |= {"decoder_start_token_id"} if start else set()
-    plain = {name: name.removesuffix("_token_id") for name in names}
-    return {name: of(*roles.get(role, (role,))) for name, role in plain.items()}
 
 
 def build(
@@ -216,13 +74,14 @@ def _new(
     import torch
     import transformers
 
-    vocabulary = {"vocab_size": -(-len(tokenizer) // 8) * 8}  # a multiple of 8 suits the matrix kernels
-    config = configuration(recipe, **vocabulary, **special_ids(configuration(recipe), tokenizer), **settings)
+    rows = -(-len(tokenizer) // 8) * 8  # a multiple of 8 suits the matrix kernels
+    more: dict[str, Any] = {"vocab_size": rows, **special_ids(configuration(recipe), tokenizer), **settings}
+    config = configuration(recipe, **more)
     check_fit(config, tokenizer, max_length)
     attention = None if recipe.attention == "auto" else recipe.attention
     try:
         model = getattr(transformers, head).from_config(config, attn_implementation=attention, dtype=torch.float32)
-    except (ValueError, ImportError) as error:
+    except (ValueError, KeyError, ImportError) as error:
         raise no_head(config, head, error) from error
     count = sum(p.numel() for p in model.parameters())
     return Built(
@@ -302,64 +161,18 @@ def sibling(model: Any, head: str, changes: dict[str, Any]) -> Any:
 
 
 def no_head(config: Any, head: str, error: Exception) -> UserError:
-    """Why transformers would not make a model of this head or attention."""
-    if "Unrecognized configuration class" not in str(error):
+    """Why transformers would not make a model of this configuration, head and attention."""
+    said = str(error)
+    if "Unrecognized configuration class" in said:
         return UserError(
-            f"{config.model_type} cannot be built so: {_first_line(error)}",
-            hint="set model.attention to auto",
-            where="model.attention",
+            f"{config.model_type} has no {head.removeprefix('AutoModelFor')} head in transformers",
+            hint=f"the task needs an architecture that {head} knows",
+            where="model",
         )
-    return UserError(
-        f"{config.model_type} has no {head.removeprefix('AutoModelFor')} head in transformers",
-        hint=f"the task needs an architecture that {head} knows",
-        where="model",
-    )
-
-
-def positions(config: Any) -> int | None:
-    """The longest row that the model can take; None where it has no such bound."""
-    if config.model_type == "encoder-decoder":
-        return min((n for part in (config.encoder, config.decoder) if (n := positions(part))), default=None)
-    text = config.get_text_config()
-    found = getattr(text, "max_position_embeddings", None)
-    if not isinstance(found, int) or found <= 0:
-        return None
-    return found - (text.pad_token_id or 0) - 1 if architecture(config.model_type).positions_after_pad else found
-
-
-def check_fit(config: Any, tokenizer: Any, max_length: int | None, added: Iterable[str] = ()) -> None:
-    """That a tokenizer and rows of a length suit a model, known from its configuration alone.
-
-    Args:
-        config: the model's configuration.
-        tokenizer: the tokenizer.
-        max_length: longest row.
-        added: tokens for which the embedding is to grow where it has no row for them.
-
-    Raises:
-        UserError: the tokenizer has more entries than the embedding, or rows are longer than the positions.
-    """
-    parts = [config.encoder, config.decoder] if config.model_type == "encoder-decoder" else [config.get_text_config()]
-    rows, bound = min(part.vocab_size for part in parts), positions(config)
-    if len(tokenizer) - sum(tokenizer.convert_tokens_to_ids(token) >= rows for token in added) > rows:
-        raise UserError(
-            f"the tokenizer has {len(tokenizer)} entries, the model's embedding {rows} rows",
-            hint="use the tokenizer that belongs to the model, or start from new weights with model.init",
-            where="tokenizer",
-        )
-    if max_length and bound and bound < max_length:
-        raise UserError(
-            f"rows of {max_length} tokens, but the model has {bound} positions",
-            hint=f"set task.max_length to {bound} or less",
-            where="task.max_length",
-        )
-
-
-def grow(model: Any, tokenizer: Any) -> None:
-    """Give the embedding rows for tokens that were added; new rows are drawn around the mean of the others."""
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        with _quiet():
-            model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=8)
+    message = f"{config.model_type} cannot be built so: {hub.first_line(error)}"
+    if isinstance(error, ImportError) or "attn_implementation" in said or "attention implementation" in said:
+        return UserError(message, hint="set model.attention to auto", where="model.attention")
+    return UserError(message, where="model.config")
 
 
 def new_names(info: dict[str, Any]) -> frozenset[str]:
@@ -385,8 +198,15 @@ def _tops(names: Iterable[str]) -> str:
     return ", ".join(sorted(found)[:6]) + (" ..." if len(found) > 6 else "")
 
 
+def grow(model: Any, tokenizer: Any) -> None:
+    """Give the embedding rows for tokens that were added; new rows are drawn around the mean of the others."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        with _quiet():
+            model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=8)
+
+
 @contextlib.contextmanager
-def _quiet() -> Any:
+def _quiet() -> Iterator[None]:
     """transformers' own loading report runs over many lines; ours is one."""
     logger = logging.getLogger("transformers")
     level = logger.level

@@ -11,10 +11,10 @@ from .schema import Model
 def encoder_decoder(
     recipe: Model, head: str, tok: Any, settings: dict[str, Any], trust_remote_code: bool
 ) -> models.Built:
-    """`EncoderDecoderModel` of `model.encoder` and `model.decoder`; the decoder's vocabulary is the one that is learned.
+    """`EncoderDecoderModel` of `model.encoder` and `model.decoder`, which share one vocabulary.
 
     Raises:
-        UserError: another head is wanted, the decoder cannot attend to an encoder, or the two have different vocabularies.
+        UserError: another head is wanted, the decoder cannot attend to an encoder, or their vocabularies differ.
     """
     import transformers
 
