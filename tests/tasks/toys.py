@@ -4,6 +4,14 @@ from functools import cache
 from typing import Any
 
 WORDS = 200
+BART = {
+    "d_model": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "dropout": 0.0,
+}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "xlnet": {
         "names": {"pad": "<pad>", "unk": "<unk>", "sep": "<sep>", "cls": "<cls>", "mask": "<mask>"},
@@ -57,18 +65,14 @@ def rows_of(task: Any, tokenizer: Any, options: Any, texts: list[str]) -> Any:
 
 
 def model_of(init: str, config: dict[str, Any], rows: Any) -> Any:
-    """A new model without dropout."""
-    import torch
-
+    """A new model of that architecture."""
     from hftune import models
     from hftune.schema import Model
 
     settings = rows.task.config(rows.options, rows.tokenizer)
-    built = models.build(Model(init=init, config=config), rows.task.head, rows.tokenizer, settings=settings, seed=0)
-    for module in built.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return built.model
+    return models.build(
+        Model(init=init, config=config), rows.task.head, rows.tokenizer, settings=settings, seed=0
+    ).model
 
 
 def gradients(model: Any, rows: Any, budget: int) -> tuple[dict[str, Any], float, int, str]:
