@@ -18,7 +18,7 @@ spaced = st.text(st.sampled_from("ab \t\n\r\x0b\x85\xa0\u3000"))
     [
         ("<p>One &amp; two</p><p>three</p>", "\nOne & two\n\nthree\n"),
         ("a<br/>b<BR>c", "a\nb\nc"),
-        ('<a href="x" title=\'1 > 0\'>link</a>', "link"),
+        ("<a href=\"x\" title='1 > 0'>link</a>", "link"),
         ("<!DOCTYPE html><html><body class=x>t</body>", "\n\nt\n"),
         ("a<!-- <p>gone\n -->b", "ab"),
         ("a<script>if (a < b) { c('</p>') }</SCRIPT >b<style>p {}</style>c", "abc"),
@@ -35,7 +35,9 @@ def test_html(text, wanted):
     assert clean.strip_html(text) == wanted
 
 
-@pytest.mark.parametrize("piece", ["<!--", "<script>", "<style ", "<a ", '<a "', "<a '\"", "</", "<p ", "&", "&#", "<a b=\"'"])
+@pytest.mark.parametrize(
+    "piece", ["<!--", "<script>", "<style ", "<a ", '<a "', "<a '\"", "</", "<p ", "&", "&#", "<a b=\"'"]
+)
 def test_hostile_html_ends(piece):
     """Quadratic time would take an hour here."""
     assert clean.strip_html(piece * 300_000) in (piece * 300_000, "")
@@ -84,7 +86,11 @@ def test_every_step_counts_what_it_did():
 
 def test_steps_reach_into_lists_and_objects_and_leave_the_rest():
     cleaner = clean.Cleaner(Clean(whitespace=True))
-    assert cleaner({"en": " a  b ", "tags": ["x ", 1, None], "n": 2.5}) == {"en": "a b", "tags": ["x", 1, None], "n": 2.5}
+    assert cleaner({"en": " a  b ", "tags": ["x ", 1, None], "n": 2.5}) == {
+        "en": "a b",
+        "tags": ["x", 1, None],
+        "n": 2.5,
+    }
 
 
 def test_length_of_a_value():

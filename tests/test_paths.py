@@ -39,7 +39,8 @@ def test_hub_ids(here, path):
 
 
 @pytest.mark.parametrize(
-    "path", ["a.jsonl", "x/a.csv.gz", "a.zst", "./imdb", "../imdb", "/imdb", "~/imdb", "x/*", "a?", "x/y/z", "a b", "a.jsnl"]
+    "path",
+    ["a.jsonl", "x/a.csv.gz", "a.zst", "./imdb", "../imdb", "/imdb", "~/imdb", "x/*", "a?", "x/y/z", "a b", "a.jsnl"],
 )
 def test_paths(here, path):
     assert is_local(path)
@@ -69,7 +70,16 @@ def test_formats_by_suffix(here):
 
 
 def test_folders_and_globs_are_sorted_and_deep_and_pass_over_what_is_hidden(here):
-    lay(here, "c/b.jsonl", "c/a/z.jsonl", "c/a/.hidden.jsonl", "c/.git/x.jsonl", "c/LICENSE", "c/README.md", "c/10.jsonl")
+    lay(
+        here,
+        "c/b.jsonl",
+        "c/a/z.jsonl",
+        "c/a/.hidden.jsonl",
+        "c/.git/x.jsonl",
+        "c/LICENSE",
+        "c/README.md",
+        "c/10.jsonl",
+    )
     wanted = ["c/10.jsonl", "c/a/z.jsonl", "c/b.jsonl"]
     assert names("c") == names("c/**/*.jsonl") == wanted
     assert names("c/[0-9b]*.jsonl") == ["c/10.jsonl", "c/b.jsonl"]
@@ -90,7 +100,16 @@ def test_home(here, monkeypatch):
 
 
 def test_a_folder_of_splits(here):
-    lay(here, "d/train-00000.csv", "d/train-00001.csv", "d/dev.csv", "e/train/a.txt", "e/test/train.txt", "f/x_valid.tsv", "f/x_train.tsv")
+    lay(
+        here,
+        "d/train-00000.csv",
+        "d/train-00001.csv",
+        "d/dev.csv",
+        "e/train/a.txt",
+        "e/test/train.txt",
+        "f/x_valid.tsv",
+        "f/x_train.tsv",
+    )
     assert names("d", split="train") == ["d/train-00000.csv", "d/train-00001.csv"]
     assert names("d", split="validation") == ["d/dev.csv"]
     assert names("e", split="test") == ["e/test/train.txt"], "the folder tells more than the name"

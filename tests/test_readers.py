@@ -19,11 +19,15 @@ from hftune.schema import Data
 
 SLOW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 text = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=40)
-odd = st.sampled_from(["NA", "null", "None", "nan", "001", "1e5", "True", '"', '""', ",", "\t", "\r\n", "\n", "\ufeff", "a b"])
+odd = st.sampled_from(
+    ["NA", "null", "None", "nan", "001", "1e5", "True", '"', '""', ",", "\t", "\r\n", "\n", "\ufeff", "a b"]
+)
 
 
 def rows_of(path, texts=(), columns=(), split="train", **settings):
-    return data.open_split(Data(train=[{"path": str(path), **settings.pop("source", {})}], **settings), split, texts, columns)
+    return data.open_split(
+        Data(train=[{"path": str(path), **settings.pop("source", {})}], **settings), split, texts, columns
+    )
 
 
 def read(path, **settings):
@@ -64,9 +68,23 @@ HOSTILE = [
     ("deep.jsonl", b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", {}, ":1", "nested too deeply", "JSON"),
     ("half.jsonl", GOOD + b'{"text": "a \\ud83d b"}\n', {}, ":2", "half of a surrogate pair, '\\ud83d'", "JSON"),
     ("rawnul.jsonl", GOOD + b'{"text": "a\0b"}\n', {}, ":2:12", "control character", "one JSON object"),
-    ("nul.jsonl", GOOD + b'{"text": "a\\u0000b"}\n', {"texts": ["text"]}, ":2", "a NUL character: 'a\\x00b'", "clean.control"),
+    (
+        "nul.jsonl",
+        GOOD + b'{"text": "a\\u0000b"}\n',
+        {"texts": ["text"]},
+        ":2",
+        "a NUL character: 'a\\x00b'",
+        "clean.control",
+    ),
     ("nul.csv", b"text\na\0b\n", {"texts": ["text"]}, ":2", "'text' holds a NUL character", "clean.control"),
-    ("latin.jsonl", GOOD + '{"text": "café"}\n'.encode("latin-1"), {}, ":2:14", "not utf-8: 0xe9 at byte 41", "data.encoding"),
+    (
+        "latin.jsonl",
+        GOOD + '{"text": "café"}\n'.encode("latin-1"),
+        {},
+        ":2:14",
+        "not utf-8: 0xe9 at byte 41",
+        "data.encoding",
+    ),
     ("latin.json", '[{"text": "café"}]'.encode("latin-1"), {}, "", "not utf-8: 0xe9 at byte 14", "data.encoding"),
     ("latin.txt", "one\ncafé\n".encode("latin-1"), {}, ":2:4", "0xe9 at byte 7", "cp1252"),
     ("latin.csv", "text\na\ncafé\n".encode("latin-1"), {}, ":3:4", "0xe9 at byte 10", "data.encoding"),
@@ -105,7 +123,14 @@ HOSTILE = [
     ("not.txt.xz", GOOD, {}, "", "not a whole .xz file", "suffix"),
     ("not.txt.bz2", GOOD, {}, "", "not a whole .bz2 file", "suffix"),
     ("not.txt.zst", GOOD, {}, "", "not a whole .zst file", "suffix"),
-    ("bits.jsonl.gz", gz(LINES)[:500] + b"\xff" * 50 + gz(LINES)[550:], {}, "", "not a whole .gz file", "fetch it again"),
+    (
+        "bits.jsonl.gz",
+        gz(LINES)[:500] + b"\xff" * 50 + gz(LINES)[550:],
+        {},
+        "",
+        "not a whole .gz file",
+        "fetch it again",
+    ),
     ("gz.jsonl", gz(GOOD), {}, "", "a gzip file", ".gz"),
     ("lfs.jsonl", b"version https://git-lfs.github.com/spec/v1\n", {}, "", "Git LFS pointer", "git lfs pull"),
     ("bad.parquet", b"PAR1 and no more", {}, "", "not a whole Parquet file", "write it again"),
@@ -113,14 +138,28 @@ HOSTILE = [
     ("bool.jsonl", b'{"y": 1}\n{"y": 1.5}\n{"y": true}\n', {"columns": ["y"]}, ":3", "true or false here", "alike"),
     ("label.jsonl", b'{"y": "a"}\n{"y": ["a"]}\n', {"columns": ["y"]}, ":2", "a list here", "alike"),
     ("null.jsonl", b'{"y": "a"}\n{"y": null}\n', {"columns": ["y"]}, ":2", "'y' is null", "drop the row"),
-    ("nan.parquet", parquet(pa.table({"y": [1.0, float("nan")]})), {"columns": ["y"]}, ": row 2", "'y' is nan", "drop the row"),
+    (
+        "nan.parquet",
+        parquet(pa.table({"y": [1.0, float("nan")]})),
+        {"columns": ["y"]},
+        ": row 2",
+        "'y' is nan",
+        "drop the row",
+    ),
     ("no.parquet", parquet(pa.table({"y": ["a", None]})), {"columns": ["y"]}, ": row 2", "'y' is null", "drop the row"),
     ("gone.jsonl", b'{"y": "a"}\n{"Y": "b"}\n', {"columns": ["y"]}, ":2", "no 'y' in this row", "'Y'"),
     ("int.jsonl", b'{"text": 5}\n', {"texts": ["text"]}, ":1", "'text' is 5, not text", "the row has"),
     ("bytes.parquet", parquet(pa.table({"text": [b"a"]})), {"texts": ["text"]}, ": row 1", "not text", "the row has"),
     ("object.json", b'{"version": 1, "data": [{"a": 1}]}', {}, "", "rows may be under 'data'", "set field"),
     ("field.json", b'{"data": [{"a": 1}]}', {"source": {"field": "rows"}}, "", "no key 'rows'", "'data'"),
-    ("dict.json", b'{"data": {"a": 1}}', {"source": {"field": "data"}}, ":1:10", "[ expected, found '{", "list of objects"),
+    (
+        "dict.json",
+        b'{"data": {"a": 1}}',
+        {"source": {"field": "data"}},
+        ":1:10",
+        "[ expected, found '{",
+        "list of objects",
+    ),
     ("cut.json", b'[{"a": 1},\n {"a": ', {}, ":2:8", "not JSON: expecting value", "list of objects"),
     ("end.json", b'[{"a": 1}\n', {}, ":2:1", ", or ] expected, found the end of the file", "list of objects"),
     ("tail.json", b'[{"a": 1}] []', {}, ":1:12", "text after the end", "list of objects"),
@@ -131,11 +170,13 @@ HOSTILE = [
     ("none.json", b"[]", {}, "", "no rows", "remove"),
     ("lines.json", b'{"a": 1}\n{"a": \n', {}, ":2", "not JSON", "one JSON object"),
     ("map.jsonl", b'{"a": {"b": 1}}\n', {"source": {"columns": {"text": "a.c"}}}, ":1", "no column 'a.c'", "'a'"),
-    ("escape.jsonl", b'{"\x1b[31m": 1\n', {}, ":1", "'{\"\\x1b[31m\"", "JSON"),
+    ("escape.jsonl", b'{"\x1b[31m": 1\n', {}, ":1", '\'{"\\x1b[31m"', "JSON"),
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "given_", "place", "says", "hint"), HOSTILE, ids=[case[0] for case in HOSTILE])
+@pytest.mark.parametrize(
+    ("name", "content", "given_", "place", "says", "hint"), HOSTILE, ids=[case[0] for case in HOSTILE]
+)
 def test_a_broken_file_has_its_line(tmp_path, name, content, given_, place, says, hint):
     path = tmp_path / name
     path.write_bytes(content)
@@ -231,7 +272,9 @@ json_values = st.recursive(
 
 
 @SLOW
-@given(st.lists(st.dictionaries(text, json_values, max_size=4), min_size=2, max_size=6), st.integers(1, 40), st.booleans())
+@given(
+    st.lists(st.dictionaries(text, json_values, max_size=4), min_size=2, max_size=6), st.integers(1, 40), st.booleans()
+)
 def test_json_is_the_same_in_whatever_pieces_it_comes(tmp_path, rows, piece, pretty):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(rows, indent=2 if pretty else None), encoding="utf-8")
@@ -252,16 +295,19 @@ def test_json_is_the_same_in_whatever_pieces_it_comes(tmp_path, rows, piece, pre
 
 
 @SLOW
-@given(st.binary(max_size=200), st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.parquet", "a.txt.gz"]))
+@given(
+    st.binary(max_size=200), st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.parquet", "a.txt.gz"])
+)
 @example(b'{"a": [{}]}', "a.json")
 @example(b"{", "a.json")
 def test_no_bytes_make_a_traceback(tmp_path, content, name):
     (tmp_path / name).write_bytes(content)
     for on_error in ("stop", "skip"):
         try:
-            list(rows_of(tmp_path / name, on_error=on_error, max_errors=3))
+            said = str(list(rows_of(tmp_path / name, on_error=on_error, max_errors=3)))
         except UserError as fault:
-            assert str(fault).replace("\n  hint: ", "").isprintable()
+            said = f"{fault.where}{fault.message}{fault.hint}"
+        assert said.isprintable()
 
 
 @SLOW
@@ -324,13 +370,19 @@ def test_a_skipped_csv_line_takes_its_whole_row_and_no_other(tmp_path):
         list(rows_of(tmp_path / "b.csv", on_error="skip"))
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16", "utf-16-be", "utf-32", "shift_jis", "gb18030", "utf-8-sig"])
+@pytest.mark.parametrize(
+    "encoding", ["latin-1", "cp1252", "utf-16", "utf-16-be", "utf-32", "shift_jis", "gb18030", "utf-8-sig"]
+)
 def test_encodings(tmp_path, encoding):
     words = "日本語\nテキスト" if encoding in ("shift_jis", "gb18030", "utf-16", "utf-32") else "café\nnaïve"
     (tmp_path / "a.txt").write_bytes(words.encode(encoding))
     assert [row["text"] for row in rows_of(tmp_path / "a.txt", encoding=encoding)] == words.split("\n")
     rows = [{"text": words}, {"text": "b"}]
     for name in ("a.json", "a.jsonl"):
-        content = json.dumps(rows, ensure_ascii=False) if name == "a.json" else "\n".join(json.dumps(r, ensure_ascii=False) for r in rows)
+        content = (
+            json.dumps(rows, ensure_ascii=False)
+            if name == "a.json"
+            else "\n".join(json.dumps(r, ensure_ascii=False) for r in rows)
+        )
         (tmp_path / name).write_bytes(content.encode(encoding))
         assert read(tmp_path / name, encoding=encoding) == rows

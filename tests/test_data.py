@@ -1,0 +1,400 @@
+"""Splits that never move, mappings, duplicates, mixtures, fingerprints, and the Hub."""
+
+import copy
+import json
+import os
+import pickle
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hftune import data
+from hftune.errors import UserError
+from hftune.schema import Data
+
+QUICK = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+texts = st.lists(
+    st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), min_size=1, max_size=12), min_size=1
+)
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def opened(split="train", texts=("text",), needs=(), **block):
+    reader = data.open_split(Data(**block), split, texts, needs)
+    assert reader is not None
+    return reader
+
+
+def given_rows(reader):
+    """The rows as a list, where none are left the empty one."""
+    try:
+        return list(reader)
+    except UserError as fault:
+        if "no row is left" not in fault.message:
+            raise
+        return []
+
+
+def fault(make):
+    with pytest.raises(UserError) as caught:
+        make()
+    return caught.value
+
+
+def halves(path, fraction=0.3, **clean):
+    block = {"train": path, "validation_fraction": fraction, "clean": clean}
+    return [[row["text"] for row in given_rows(opened(split, **block))] for split in ("train", "validation")]
+
+
+@QUICK
+@given(texts, texts, st.randoms(use_true_random=False))
+def test_the_split_by_fraction_never_moves(tmp_path, some, more, rng):
+    train, held = halves(write(tmp_path / "a.jsonl", [{"text": t} for t in some]))
+    assert sorted(train + held) == sorted(some), "each row is on one side"
+    assert not set(train) & set(held)
+    mixed = [{"text": t, "id": i} for i, t in enumerate(some + more)]
+    rng.shuffle(mixed)
+    later_train, later_held = halves(write(tmp_path / "b.jsonl", mixed))
+    assert set(train) <= set(later_train)
+    assert set(held) <= set(later_held)
+
+
+@QUICK
+@given(texts)
+def test_a_larger_fraction_takes_more_and_gives_none_back(tmp_path, some):
+    path = write(tmp_path / "a.jsonl", [{"text": t} for t in some])
+    assert set(halves(path, 0.2)[1]) <= set(halves(path, 0.6)[1])
+
+
+def test_the_fraction_is_the_fraction(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": f"row {i}"} for i in range(4000)])
+    for fraction in (0.05, 0.5):
+        held = len(halves(path, fraction)[1])
+        assert abs(held - 4000 * fraction) < 4 * (4000 * fraction * (1 - fraction)) ** 0.5
+
+
+def test_equal_texts_are_on_one_side_whatever_their_space_and_form(tmp_path):
+    rows = [{"text": t, "y": i} for i in range(200) for t in (f"caf\xe9 {i}", f" cafe\u0301\t{i}\n")]
+    train, held = halves(write(tmp_path / "a.jsonl", rows))
+    assert len(train) % 2 == len(held) % 2 == 0
+    assert train
+    assert held
+
+
+def test_an_empty_side_is_a_fault(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": "one"}])
+    found = [
+        fault(lambda s=s: list(opened(s, train=path, validation_fraction=0.5)))
+        for s in ("train", "validation")
+        if not halves(path, 0.5)[s == "validation"]
+    ]
+    assert len(found) == 1
+    assert "no row is left of 1 read: 1 held_out" in found[0].message
+    assert found[0].where in ("data.train", "data.validation")
+
+
+@QUICK
+@given(st.lists(st.sampled_from(["a", "b", " a", "A", "ab", "c "]), min_size=1, max_size=20), st.booleans())
+def test_exact_duplicates_go_and_the_first_stays(tmp_path, some, whitespace):
+    path = write(tmp_path / "a.jsonl", [{"text": t, "n": i} for i, t in enumerate(some)])
+    reader = opened(train=path, clean={"deduplicate": True, "whitespace": whitespace})
+    cleaned = [t.strip() if whitespace else t for t in some]
+    for _ in range(2):
+        assert [row["n"] for row in reader] == [i for i, t in enumerate(cleaned) if t not in cleaned[:i]]
+        assert reader.report["duplicate"] == len(some) - len(set(cleaned))
+
+
+def test_duplicates_of_pairs_and_over_sources(tmp_path):
+    one = write(tmp_path / "a.jsonl", [{"a": "x", "b": "yz"}, {"a": "xy", "b": "z"}])
+    two = write(tmp_path / "b.jsonl", [{"a": "x", "b": "yz", "c": 1}, {"a": "x", "b": "z"}])
+    reader = opened(train=[one, two], texts=("a", "b"), clean={"deduplicate": True})
+    assert [(row["a"], row["b"], row.source) for row in reader] == [("x", "yz", 0), ("xy", "z", 0), ("x", "z", 1)]
+
+
+def test_cleaning_is_counted_and_short_rows_dropped(tmp_path):
+    rows = [{"text": "<p>one</p>", "pair": "<b>"}, {"text": "  a ", "pair": ""}, {"text": "three", "pair": ""}]
+    reader = opened(train=write(tmp_path / "a.jsonl", rows), clean={"html": True, "whitespace": True, "min_chars": 2})
+    assert [dict(row) for row in reader] == [{"text": "one", "pair": "<b>"}, {"text": "three", "pair": ""}]
+    assert reader.report == {
+        "read": 3, "broken": 0, "short": 1, "held_out": 0, "duplicate": 0, "rows": 2,
+        "html_changed": 1, "html_chars": 5, "whitespace_changed": 2, "whitespace_chars": 5,
+    }  # fmt: skip
+    found = fault(lambda: list(opened(train=str(tmp_path / "a.jsonl"), clean={"min_chars": 50})))
+    assert found.message == "no row is left of 3 read: 3 short"
+
+
+def test_control_characters_may_be_cleaned_instead_of_being_faults(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": "a\0b"}])
+    assert [row["text"] for row in opened(train=path, clean={"control": True})] == ["ab"]
+
+
+def test_columns_are_mapped(tmp_path):
+    rows = [
+        {"review": "r", "text": "old", "translation": {"en": "e", "fr": "f"}, "tokens": ["a"], "a.b": 1, "a": {"b": 2}}
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    plain = opened(train=path)
+    assert next(iter(plain)) == rows[0]
+    assert plain.columns() == list(rows[0])
+    mapping = {"text": "review", "source": "translation.en", "target": "translation.fr", "n": "a.b"}
+    block = {
+        "train": [{"path": path, "columns": {"n": "a.b", "text": "review"}}],
+        "columns": mapping | {"text": "missing"},
+    }
+    row = next(iter(opened(**block)))
+    assert row == {
+        "text": "r", "source": "e", "target": "f", "n": 1,
+        "translation": rows[0]["translation"], "tokens": ["a"], "a": {"b": 2},
+    }  # fmt: skip
+    assert set(opened(**block).columns()) == set(row)
+    twice = next(iter(opened(train=path, columns={"source": "review", "target": "review"}, texts=())))
+    assert (twice["source"], twice["target"], "review" in twice) == ("r", "r", False)
+
+
+def test_missing_columns_are_listed_with_the_nearest(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"texts": "r", "label": 1}])
+    reader = opened(train=path)
+    data.check_columns(reader, ["label"])
+    found = fault(lambda: data.check_columns(reader, ["text", "label"]))
+    assert found.message == "no column 'text'; there are 'texts', 'label'"
+    assert found.hint == "map it: data.columns: {text: texts}"
+    assert found.where == path
+    two = opened(train=[path, write(tmp_path / "b.jsonl", [{"label": 1, "body": "b"}])], columns={"texts": "texts"})
+    assert "no column 'texts'" in fault(lambda: data.check_columns(two, ["texts"])).message, "each source is looked at"
+
+
+def test_rows_know_where_they_are_from(tmp_path):
+    for name in ("b", "a"):
+        write(tmp_path / f"{name}.jsonl", [{"text": f"{name} {i}"} for i in range(3)])
+    sources = [{"path": str(tmp_path / "b.jsonl"), "prefix": "sum: ", "weight": 2, "limit": 2}, str(tmp_path)]
+    reader = opened(train=sources)
+    rows = list(reader)
+    assert [row["text"] for row in rows] == ["b 0", "b 1", "a 0", "a 1", "a 2", "b 0", "b 1", "b 2"]
+    assert [(row.source, row.prefix) for row in rows] == [(0, "sum: ")] * 2 + [(1, "")] * 6
+    assert [row.where for row in rows[:3]] == [
+        f"{tmp_path}/b.jsonl:1",
+        f"{tmp_path}/b.jsonl:2",
+        f"{tmp_path}/a.jsonl:1",
+    ]
+    assert [source.weight for source in reader.sources] == [2, 1]
+    assert rows == list(reader), "an iteration reads anew"
+    for copied in (pickle.loads(pickle.dumps(rows[0])), copy.copy(rows[0])):
+        assert (copied, copied.where, copied.source, copied.prefix) == (rows[0], rows[0].where, 0, "sum: ")
+
+
+def test_iterations_may_interleave(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": str(i % 7)} for i in range(20)])
+    reader = opened(train=path, clean={"deduplicate": True})
+    assert [(a["text"], b["text"]) for a, b in zip(reader, reader, strict=True)] == [(str(i), str(i)) for i in range(7)]
+
+
+def test_only_what_is_asked_for_is_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "b"}\nbroken\n')
+    assert len(list(opened(train=[{"path": str(path), "limit": 2}]))) == 2
+    assert opened(train=str(path)).columns() == ["text"]
+
+
+def test_which_splits_there_are(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": "a"}])
+    block = Data(train=path)
+    assert data.open_split(block, "train") is not None
+    assert data.open_split(block, "validation") is data.open_split(block, "test") is None
+    assert data.open_split(Data(validation=path), "train") is None
+
+
+def test_a_folder_of_splits_gives_each_block_its_own(tmp_path):
+    for split in ("train", "validation", "test"):
+        write(tmp_path / f"{split}.jsonl", [{"text": split}])
+    folder = str(tmp_path)
+    for split in ("train", "validation", "test"):
+        assert [row["text"] for row in opened(split, **{split: folder})] == [split]
+    assert [row["text"] for row in opened("test", test=[{"path": folder, "split": "validation"}])] == ["validation"]
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ({"name": "x"}, "name is for hub"),
+        ({"revision": "x"}, "revision is for hub"),
+        ({"field": "x"}, "field is for json"),
+        ({"quotes": False}, "quotes is for csv and tsv"),
+        ({"delimiter": ";"}, "delimiter is for csv and tsv"),
+        ({"sample_by": "line"}, "sample_by is for text"),
+        ({"split": "test"}, "split is for folders and Hub data sets"),
+    ],
+)
+def test_no_option_is_ignored(tmp_path, source, says):
+    path = write(tmp_path / "a.jsonl", [{"text": "a"}])
+    found = fault(lambda: opened(train=[{"path": path, **source}]))
+    assert says in found.message
+    assert found.where == "data.train"
+    if source.keys() <= {"quotes", "delimiter", "sample_by", "field"}:
+        assert says in fault(lambda: opened(train=[{"path": "owner/name", **source}])).message
+
+
+def test_the_fingerprint_follows_content_and_settings(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": "one", "b": "two"}])
+
+    def of(path=path, split="train", texts=("text",), needs=(), source=(), **block):
+        return opened(split, texts, needs, train=[{"path": path, **dict(source)}], **block).fingerprint()
+
+    base = of()
+    os.utime(path, (1, 1))
+    assert of() == base
+    (tmp_path / "sub").mkdir()
+    assert of(write(tmp_path / "sub" / "other.jsonl", [{"text": "one", "b": "two"}])) == base, "a name decides nothing"
+    assert of(source={"weight": 3}.items(), max_errors=3, num_workers=2, cache_dir="x") == base
+    changes = [
+        of(texts=("b",)),
+        of(needs=("b",)),
+        of(source={"prefix": "a"}.items()),
+        of(source={"limit": 1}.items()),
+        of(clean={"html": True}),
+        of(encoding="latin-1"),
+        of(on_error="skip"),
+        of(validation_fraction=0.1),
+        of(validation_fraction=0.2),
+        of(split="validation", validation_fraction=0.2),
+        of(source={"columns": {"text": "b"}}.items()),
+        of(write(tmp_path / "a.txt", [{"text": "one", "b": "two"}])),
+    ]
+    stat = os.stat(path)
+    write(tmp_path / "a.jsonl", [{"text": "one", "b": "tw0"}])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert os.stat(path).st_size == stat.st_size
+    changes.append(of())
+    assert len({base, *changes}) == len(changes) + 1
+
+
+def test_file_bounds_are_part_of_the_fingerprint(tmp_path):
+    for folder, cut in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        lines = [{"text": "x"}] * 3
+        write(tmp_path / folder / "1.jsonl", lines[:cut])
+        write(tmp_path / folder / "2.jsonl", lines[cut:])
+    assert len({opened(train=str(tmp_path / folder)).fingerprint() for folder in "ab"}) == 2
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    tracemalloc = pytest.importorskip("tracemalloc")
+    path = write(tmp_path / "a.jsonl", [{"text": "text " * 200 + str(i)} for i in range(6000)])
+    reader = opened(train=path, clean={"deduplicate": True}, validation_fraction=0.1)
+    tracemalloc.start()
+    try:
+        for _ in reader:
+            pass
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 22 < os.path.getsize(path)
+
+
+# --- the Hub -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A data set as the Hub would give it; what was asked for is kept."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            "text": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["bad", "good"]),
+            "tags": datasets.List(datasets.ClassLabel(names=["O", "B"])),
+        }
+    )
+    columns = {"text": ["a", "b", "c"], "label": [1, 0, -1], "tags": [[0, 1], [], [1]]}
+    asked = []
+
+    def load(path, name=None, *, split, revision=None):
+        asked.append((path, name, split, revision))
+        return datasets.Dataset.from_dict(columns, features)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    return asked, columns
+
+
+def test_hub_rows_have_label_names(hub):
+    asked, _ = hub
+    reader = opened(train=[{"path": "owner/name", "name": "config", "revision": "v1", "limit": 2}], needs=("label",))
+    assert not asked, "nothing is fetched before it is needed"
+    assert reader.remote
+    assert [dict(row) for row in reader] == [
+        {"text": "a", "label": "good", "tags": ["O", "B"]},
+        {"text": "b", "label": "bad", "tags": []},
+    ]
+    assert asked == [("owner/name", "config", "train", "v1")]
+    found = fault(lambda: list(opened("test", test=[{"path": "owner/name", "split": "validation"}], needs=("label",))))
+    assert (found.where, found.message) == ("owner/name: row 3", "'label' is null")
+    assert asked[-1][2] == "validation"
+
+
+def test_the_fingerprint_of_hub_rows_follows_their_content(hub):
+    _, columns = hub
+    before = opened(train="owner/name").fingerprint()
+    assert opened(train="owner/name").fingerprint() == before
+    columns["text"][1] = "B"
+    assert opened(train="owner/name").fingerprint() != before
+
+
+def test_the_hub_out_of_reach_is_one_line():
+    found = fault(lambda: list(opened(train="owner/name")))
+    assert (
+        found.message
+        == "the Hub cannot be reached, and 'owner/name' is neither in its local cache nor a file or folder here"
+    )
+    assert found.where == "data.train"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (lambda d: d.exceptions.DatasetNotFoundError("gone"), "no data set 'owner/name' on the Hub, and no file"),
+        (lambda d: ConnectionError("no route"), "the Hub cannot be reached"),
+        (
+            lambda d: ValueError("Unknown split \"x\".\nShould be one of ['train']"),
+            'cannot be loaded: Unknown split "x".',
+        ),
+        (lambda d: RuntimeError(""), "cannot be loaded: RuntimeError"),
+        (lambda d: RuntimeError("\x1b[31mred"), "cannot be loaded: '\\x1b[31mred'"),
+    ],
+)
+def test_faults_of_the_hub_are_one_line(monkeypatch, error, says):
+    datasets = pytest.importorskip("datasets")
+
+    def load(*args, **kwargs):
+        raise error(datasets)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = fault(lambda: opened(train="owner/name").fingerprint())
+    assert says in found.message
+    assert found.message.isprintable()
+    assert found.hint
+
+
+def test_bundled_data_is_read_whole_and_test_rows_are_not_in_training():
+    from hftune.overlap import overlap
+
+    root = os.path.join(os.path.dirname(__file__), os.pardir, "data")
+    texts = {"sentiment-tweets": ["text"], "translation-ui-en-fr": ["translation"], "address-tokens": ["tokens"]}
+    for name, columns in texts.items():
+        path = os.path.join(root, name)
+        train, test = (opened(split, columns, train=path, test=path) for split in ("train", "test"))
+        found = overlap(train, test, columns)
+        assert found["exact"] == 0
+        assert train.report["rows"] > 2 * found["rows"] > 100
+
+
+def test_the_same_rows_in_any_order_of_reading(tmp_path):
+    """A reader has no state of its own: two that are opened alike give alike, in whatever order they are drained."""
+    path = write(tmp_path / "a.jsonl", [{"text": str(random.Random(i).random())} for i in range(50)])
+    readers = [opened(split, train=path, validation_fraction=0.4) for split in ("train", "validation")]
+    forward = [list(reader) for reader in readers]
+    assert [list(reader) for reader in reversed(readers)] == forward[::-1]
