@@ -100,9 +100,8 @@ def forward(networks: Any, input_ids: Any, labels: Any, original: Any, uniform: 
     import torch
 
     logits = networks.generator(input_ids=input_ids, **inputs).logits
-    asked = labels != IGNORE
-    there = original != IGNORE
-    filled = torch.where(there, original, input_ids)
+    asked, there = labels != IGNORE, original != IGNORE
+    filled = input_ids.clone()  # but for the tokens asked for it is the text
     filled[asked] = sample(logits[asked] if logits.dim() == 3 else logits, uniform[asked])
     found = networks.main(input_ids=filled, **inputs).logits
     replaced = torch.where(there, (filled != original).float(), IGNORE)

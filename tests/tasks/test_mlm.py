@@ -279,6 +279,36 @@ def test_the_second_segment_goes_on_where_the_first_ends(sizes):
             assert joined == whole
 
 
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=9), st.lists(st.integers(1, 12), min_size=1, max_size=9))
+def test_what_a_random_segment_stands_for_begins_the_next_pair(sizes, others):
+    """Of a document that fits a row nothing is lost but half of a last sentence without another to stand beside."""
+    text = numbered(sizes)
+    rows, _, tok = pairs([text, "0. " * len(others)], max_length=512)
+    whole, found = tok(text, add_special_tokens=False)["input_ids"], []
+    for i in range(len(rows)):
+        row, second = rows[i]["input_ids"].tolist(), int(rows[i]["second"])
+        if "0" not in tok.decode(row[1 : second - 1]):
+            found += row[1 : second - 1] + ([] if rows[i]["unrelated"] else row[second:-1])
+    assert whole[: len(found)] == found
+    assert len(whole) - len(found) <= (sizes[-1] + 2) // 2
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(2, 80), seeds)
+def test_the_longer_segment_is_cut_at_either_end(first, second, room, seed):
+    parts = np.arange(first), np.arange(100, 100 + second)
+    found = mlm.truncate(*parts, room, np.random.default_rng(seed))
+    sizes = [len(part) for part in found]
+    assert sum(sizes) == min(room, first + second)
+    for part, whole in zip(found, parts, strict=True):
+        assert (np.diff(part) == 1).all()
+        assert len(part) in (len(whole), *range(room // 2, room)), "never below half of the room"
+    cut = [len(part) < len(whole) for part, whole in zip(found, parts, strict=True)]
+    if all(cut):
+        assert abs(sizes[0] - sizes[1]) <= 1
+    many = [mlm.truncate(np.arange(90), np.arange(9), 50, np.random.default_rng(n))[0][0] for n in range(100)]
+    assert 15 < np.mean(many) < 35, "of 49 tokens some half are taken off the front"
+
+
 def test_half_of_the_pairs_are_random():
     texts = [row["text"][:3000] for row in tiny.lines("docs-text", limit=120)]
     rows, _, _ = pairs(texts, max_length=64)
