@@ -213,10 +213,18 @@ def combine(answers: list[dict[str, Any]], options: QaOptions) -> dict[str, Any]
 
 
 def baseline(train: Iterable[Any], rows: Iterable[Any], options: QaOptions) -> list[str]:
-    """The most frequent answer in training that occurs in the context; where most questions have none, none."""
-    counts = Counter((_answers(row, options) or [("", 0)])[0][0] for row in train)
-    common = [text for text, _ in counts.most_common()]
-    return [next((text for text in common if text in str(row["context"])), "") for row in rows]
+    """The most frequent answer in training, to this question if it was asked there, that occurs in the context."""
+    counts: dict[str | None, Counter[str]] = defaultdict(Counter)
+    for row in train:
+        text = (_answers(row, options) or [("", 0)])[0][0]  # no answer occurs in every context
+        for key in (str(row["question"]), None):
+            counts[key][text] += 1
+    ranked = {key: [text for text, _ in texts.most_common()] for key, texts in counts.items()}
+    found = []
+    for row in rows:
+        common = ranked.get(str(row["question"]), ranked[None])
+        found.append(next((text for text in common if text in str(row["context"])), ""))
+    return found
 
 
 TASK = Task(

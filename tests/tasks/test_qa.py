@@ -191,23 +191,39 @@ def test_questions_without_answer_aim_at_none():
 
 def test_the_baseline_is_the_most_frequent_answer_that_occurs():
     train = [
-        {"context": "a b", "question": "", "answers": {"text": [t], "answer_start": [s]}}
-        for t, s in (("b", 2), ("b", 2), ("a", 0))
+        {"context": "a b", "question": question, "answers": {"text": [text], "answer_start": [start]}}
+        for question, text, start in (("", "b", 2), ("", "b", 2), ("", "a", 0), ("which?", "a", 0))
     ]
-    asked = [{"context": c, "question": "?"} for c in ("so a it is", "b or a", "neither")]
-    assert qa.baseline(fine.rows(train), fine.rows(asked), options()) == ["a", "b", ""]
+    asked = [
+        {"context": c, "question": q}
+        for c, q in (("so a it is", "?"), ("b or a", "?"), ("b or a", "which?"), ("no", "?"))
+    ]
+    assert qa.baseline(fine.rows(train), fine.rows(asked), options()) == ["a", "b", "a", ""]
+
+
+def long_rows(number):
+    """Questions about documents longer than a window."""
+    found = []
+    for row in tiny.lines("docs-text", limit=number):
+        context = row["text"][:500]
+        answer = context.split()[len(context.split()) * 2 // 3]
+        start = context.index(answer)
+        found.append(
+            {"context": context, "question": context[-60:], "answers": {"text": [answer], "answer_start": [start]}}
+        )
+    return found
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "xlnet", "t5"])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_gradients_are_the_same_at_every_split(kind, smoothing):
-    values = tiny.lines("cloze-qa", limit=8)
+    values = long_rows(8)
     data = fine.encoded(qa.TASK, kind, options((96, 24, 32)), values)
     fine.assert_same_gradients_at_every_split(fine.model(qa.TASK, data, kind), data, smoothing)
 
 
 def test_from_end_to_end(tmp_path):
-    values = tiny.lines("cloze-qa", limit=24)
+    values = [{"id": f"q{number}", **row} for number, row in enumerate(long_rows(24))]
     settings = {"max_length": 96, "stride": 16, "max_question_length": 32}
     figures, found, predicted = fine.from_end_to_end(tmp_path, "qa", settings, values)
     assert np.isfinite(figures["loss"]["value"])
