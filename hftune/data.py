@@ -93,7 +93,7 @@ class Reader:
             raise UserError(message, hint=hint, where=f"data.{self.split}")
 
     def _chooser(self) -> Callable[[Row], str]:
-        """`row -> why it is dropped`, empty if it is not. Remembers 16 bytes a row where duplicates are dropped."""
+        """`row -> why it is dropped`, empty if it is not. Remembers a 128-bit hash of each row to know duplicates."""
         texts, clean, side = self.texts, self.data.clean, self.side
         bound = int(self.data.validation_fraction * 2**64)
         seen: set[bytes] = set()

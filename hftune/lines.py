@@ -110,6 +110,7 @@ class Text:
                 except UnicodeDecodeError as error:
                     line = self._undecoded(raw, error)
                 self.offset += len(raw)
+                raw = b""  # of a long line one copy less is held
                 yield line
 
     def _undecoded(self, raw: bytes, error: UnicodeDecodeError) -> str:

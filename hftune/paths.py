@@ -149,6 +149,9 @@ def _folder(folder: str, format: str | None, split: str) -> list[str]:
             if _leaves(linked, folder):
                 raise UserError(f"{shown(linked)} is a link that leaves the folder", hint="name that folder itself")
         found += [os.path.join(here, name) for name in names if not name.startswith(".")]
+    if any(p.endswith(".arrow") for p in found):
+        hint = "write it out with its to_parquet or to_json, and name that file"
+        raise UserError(f"{shown(folder)} is a data set that datasets saved for itself", hint=hint)
     data = sorted(p for p in found if format or _kind(p)[0])
     if any(_kind(p)[0] != "text" for p in data):  # the README beside the data is not data
         data = [p for p in data if not os.path.basename(p).lower().startswith("readme.")]

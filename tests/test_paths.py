@@ -93,6 +93,13 @@ def test_text_folders_keep_their_readme_and_other_suffixes_need_a_format(here):
     assert names("src", "text") == ["src/a.py", "src/b/c.py"]
 
 
+def test_a_folder_of_save_to_disk(here):
+    lay(here, "d/data-00000-of-00001.arrow", "d/dataset_info.json", "d/state.json")
+    found = fault("d")
+    assert "datasets saved for itself" in found.message
+    assert "to_parquet" in found.hint
+
+
 def test_home(here, monkeypatch):
     monkeypatch.setenv("HOME", str(here))
     lay(here, "a.txt")
