@@ -1,0 +1,52 @@
+"""Classification: its trivial baselines, and what does not depend on the batch."""
+
+import fine
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hftune.tasks import classify
+
+texts = st.text("abcdefghij .,", max_size=60)
+
+
+def rows(*labels):
+    return fine.rows([{"text": "a", "label": label} for label in labels])
+
+
+def test_the_baseline_is_the_majority_or_the_mean():
+    single = classify.ClassifyOptions()
+    assert classify.baseline(rows("b", "a", "b"), rows("?", "?"), single) == ["b", "b"]
+    assert classify.baseline(rows(2, 2.0, "1"), rows("?"), single) == ["2"]
+    multi = classify.ClassifyOptions(kind="multi")
+    assert classify.baseline(rows(["y", "x"], "x, y", ["z"]), rows([]), multi) == [["x", "y"]]
+    number = classify.ClassifyOptions(kind="regression")
+    assert classify.baseline(rows(1, "2", 4.5), rows(0, 0), number) == [2.5, 2.5]
+
+
+@given(
+    st.sampled_from(["bert", "roberta", "xlnet"]),
+    st.lists(st.tuples(texts, texts), min_size=1, max_size=5),
+    st.booleans(),
+)
+def test_nothing_depends_on_the_batch(kind, pairs, pair):
+    options = classify.ClassifyOptions(pair=pair, max_length=48, label_names=("0", "1"))
+    values = [{"text": a, "text_pair": b, "label": len(a) % 2} for a, b in pairs]
+    data = fine.encoded(classify.TASK, kind, options, values)
+    together = fine.batch(data, range(len(data)))
+    for row in range(len(data)):
+        alone = fine.batch(data, [row])
+        names = [name for name in alone if name != "labels"]
+        assert fine.unpadded(alone, 0, names) == fine.unpadded(together, row, names)
+        assert together["labels"][row] == alone["labels"][0]
+
+
+@pytest.mark.parametrize("kind", ["roberta", "xlnet"])
+@pytest.mark.parametrize("problem", ["single", "multi", "regression"])
+def test_gradients_are_the_same_at_every_split(kind, problem):
+    labels = {"single": "abc", "multi": [["a"], ["a", "b"], []], "regression": [0.5, -1, 2]}[problem]
+    values = [{"text": "some words and more " * (1 + i % 4), "label": labels[i % 3]} for i in range(8)]
+    options = classify.labels(fine.rows(values), classify.ClassifyOptions(kind=problem))
+    data = fine.encoded(classify.TASK, kind, options, values)
+    assert np.isfinite(fine.assert_same_gradients_at_every_split(fine.model(classify.TASK, data, kind), data))

@@ -1,0 +1,89 @@
+"""A finished run at work: windows count as rows, baselines stand beside the figures, lines become rows."""
+
+import io
+import json
+import math
+
+import fine
+import pytest
+import tiny
+
+from hftune import commands, evaluation, measure, recipe, run
+from hftune import task as tasks
+from hftune.errors import UserError
+from hftune.report import Reporter
+from hftune.tasks import tag
+
+QUIET = Reporter(silent=True)
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory):
+    """A run of the task tag, most of whose rows are several windows."""
+    folder, values = tmp_path_factory.mktemp("tagger"), tiny.lines("address-tokens", limit=40)
+    names = list(tag.labels(fine.rows(values), tag.TagOptions()).label_names)
+    fine.from_end_to_end(folder, "tag", {"max_length": 18, "stride": 2, "label_names": names}, values)
+    return folder, values[20:]
+
+
+def test_a_limit_counts_rows_not_windows(tagger):
+    folder, values = tagger
+    whole = list(evaluation.read_lines(folder / "run" / "predictions" / "test.jsonl"))
+    assert [line["tokens"] for line in whole] == [row["tokens"] for row in values]
+    for limit in (1, 5, 20, 99):
+        made = recipe.load(folder / "run" / "recipe.yaml", [f"eval.limit={limit}"])
+        found = measure.evaluate_run(folder / "run", made, None, QUIET, baseline=True)
+        assert found["tag_accuracy"]["count"] == min(limit, 20)
+        assert found["loss"]["count"] == sum(len(row["tokens"]) for row in values[:limit]), (
+            "targets of these rows alone"
+        )
+        assert list(evaluation.read_lines(folder / "run" / "predictions" / "test.jsonl")) == whole[:limit]
+
+
+def test_answers_of_windows_are_joined_row_by_row():
+    answers = [{"tokens": [str(i)]} for i in range(5)]
+    found = evaluation.combined(answers, [1, 0, 1, 1, 0], tasks.load("tag"), None)
+    assert [one["tokens"] for one in found] == [["0", "1"], ["2"], ["3", "4"]]
+    assert list(evaluation.combined([], [], tasks.load("tag"), None)) == []
+
+
+def test_eval_shows_the_baseline_and_keeps_it(tagger, capsys):
+    folder, _ = tagger
+    commands.evaluate(str(folder / "run"), [], None, None, None, None, True, 1, True, False)
+    told = json.loads(capsys.readouterr().out)
+    assert 0 <= told["tag_accuracy"]["baseline"]["low"] <= told["tag_accuracy"]["baseline"]["value"] <= 1
+    assert json.loads((folder / "run" / "metrics.json").read_text())["test"] == told
+    commands.evaluate(str(folder / "run"), [], ["tag_accuracy"], None, None, None, True, 1, False, False)
+    shown = capsys.readouterr().out
+    assert "baseline: The tag that each word has most often in training" in shown
+    assert f"baseline {told['tag_accuracy']['baseline']['value']:.4f}" in shown
+
+
+def test_the_baseline_of_a_language_model_is_the_unigram(tmp_path, tokenizer_folder):
+    source = {**tiny.mlm(tmp_path, max_steps=1), "tokenizer": {"path": str(tokenizer_folder)}}
+    figures = run.train(recipe.from_dict(source), QUIET)
+    made = recipe.load(tmp_path / "run" / "recipe.yaml")
+    found = measure.evaluate_run(tmp_path / "run", made, "validation", QUIET, baseline=True)
+    assert found["loss"]["baseline"]["value"] == pytest.approx(figures["unigram_loss"]["value"])
+    assert found["perplexity"]["baseline"]["value"] == pytest.approx(math.exp(figures["unigram_loss"]["value"]))
+
+
+def lines(task, text, monkeypatch, limit=None, **options):
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    loaded = tasks.load(task)
+    return list(measure._rows("-", None, loaded, loaded.options(**options), limit))
+
+
+def test_lines_of_text_are_rows_and_where_a_row_has_several_parts_objects(monkeypatch):
+    read = lines("tag", "one two\n\nthree\n", monkeypatch, limit=2)
+    assert [(row["tokens"], row.where) for row in read] == [("one two", "standard input:1"), ("", "standard input:2")]
+    asked = {"context": "a b", "question": "c?", "id": "7"}
+    (row,) = lines("qa", json.dumps(asked) + "\n", monkeypatch)
+    assert dict(row) == asked
+    for broken in ('{"context": "a"}', "plain", "[1]"):
+        with pytest.raises(UserError, match="not a JSON object with context and question") as fault:
+            lines("qa", json.dumps(asked) + "\n" + broken + "\n", monkeypatch)
+        assert "standard input:2" in str(fault.value)
+    assert lines("classify", "just text\n", monkeypatch)[0]["text"] == "just text"
+    with pytest.raises(UserError, match="text and text_pair"):
+        lines("classify", "just text\n", monkeypatch, pair=True)
