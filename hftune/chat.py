@@ -15,14 +15,16 @@ TRACKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]
 
 
-def messages_of(value: Any, where: str | None) -> list[dict[str, Any]]:
+def messages_of(value: Any, where: str | None, prefix: str = "") -> list[dict[str, Any]]:
     """The messages of a row: a list of {role, content}; a text alone is what the user says.
+
+    The prefix is put before the user's first words.
 
     Raises:
         UserError: it is neither.
     """
     if isinstance(value, str):
-        return [{"role": "user", "content": value}]
+        return [{"role": "user", "content": prefix + value}]
     parts = value if isinstance(value, list) and value else [None]
     if not all(isinstance(part, dict) and isinstance(part.get("role"), str) for part in parts):
         raise UserError(
@@ -30,7 +32,10 @@ def messages_of(value: Any, where: str | None) -> list[dict[str, Any]]:
             hint='write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
             where=where,
         )
-    messages: list[dict[str, Any]] = value
+    messages: list[dict[str, Any]] = list(value)
+    asked = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)
+    if prefix and asked is not None:
+        messages[asked] = {**messages[asked], "content": f"{prefix}{messages[asked]['content']}"}
     return messages
 
 

@@ -121,6 +121,32 @@ def predict(
 
 
 @app.command()
+def generate(
+    run: Annotated[str, typer.Argument(help="run folder")],
+    prompt: Annotated[str, typer.Argument(help="what to answer or go on with; - or none: standard input", show_default=False)] = "-",
+    overrides: Overrides = None,
+    number: Annotated[int | None, typer.Option("--num-return-sequences", "-n", help="number of texts", show_default=False)] = None,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="most tokens of a text", show_default=False)] = None,
+    num_beams: Annotated[int | None, typer.Option("--num-beams", help="beam search; 1: greedy", show_default=False)] = None,
+    sample: Annotated[bool, typer.Option("--sample", help="draw each token; so do the options below")] = False,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="below 1 likelier tokens gain", show_default=False)] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="only the so many likeliest tokens", show_default=False)] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="only the likeliest tokens of this probability together", show_default=False)] = None,
+    min_p: Annotated[float | None, typer.Option("--min-p", help="only tokens so likely relative to the likeliest", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="seed of the draws", show_default=False)] = None,
+    repetition_penalty: Annotated[float | None, typer.Option("--repetition-penalty", help="above 1: less likely what occurred", show_default=False)] = None,
+    as_json: Json = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Let a run write: go on with a text, answer, translate, summarize."""
+    from . import commands
+
+    drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+    given = {"num_return_sequences": number, "max_new_tokens": max_new_tokens, "num_beams": num_beams, "repetition_penalty": repetition_penalty}
+    commands.generate(run, prompt, overrides or [], given, drawn, sample, as_json, trust_remote_code)
+
+
+@app.command()
 def check(
     recipe: Annotated[str, typer.Argument(help="recipe file, or the name of one that comes with hftune")],
     overrides: Overrides = None,

@@ -142,6 +142,55 @@ def predict(
     _write_lines(answers, output)
 
 
+def generate(
+    name: str,
+    prompt: str,
+    overrides: Sequence[str],
+    given: dict[str, Any],
+    drawn: dict[str, Any],
+    sample: bool,
+    as_json: bool,
+    trust_remote_code: bool,
+) -> None:
+    """`hftune generate`; options of sampling say that there is to be sampling, --num-beams that there is none."""
+    path = Path(name)
+    if not is_run(path):
+        raise UserError(f"{path} holds no run", hint="give the folder of a finished run")
+    given, drawn = ({k: v for k, v in options.items() if v is not None} for options in (given, drawn))
+    if sample or drawn:
+        given |= {"do_sample": True, "num_beams": 1, "length_penalty": 1.0, "early_stopping": False, **given, **drawn}
+    elif "num_beams" in given:
+        given |= {"do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 0}
+    recipe = recipes.load(path / RECIPE, [*overrides, *(f"task.{key}={json.dumps(value)}" for key, value in given.items())])
+    text = _standard_input() if prompt == "-" else prompt
+    from . import generation
+    from .report import clean
+
+    terminal, several = sys.stdout.isatty(), getattr(recipe.task.options, "num_return_sequences", 1) > 1
+    shown: set[int] = set()
+
+    def show(number: int, piece: str) -> None:
+        if as_json:
+            return
+        if number not in shown and several:
+            sys.stdout.write(f"{chr(10) if number else ''}[{number + 1}]\n")
+        shown.add(number)
+        sys.stdout.write(clean(piece) if terminal else piece)
+        sys.stdout.flush()
+
+    texts = generation.generate(path, recipe, text, show, trust_remote_code=trust_remote_code)
+    if as_json:
+        return Reporter(True).json({"prompt": text, "texts": texts})
+    sys.stdout.write("\n")
+    return None
+
+
+def _standard_input() -> str:
+    if sys.stdin.isatty():
+        sys.stderr.write("the prompt (end it with Ctrl-D):\n")
+    return sys.stdin.read().removesuffix("\n")
+
+
 def _write_lines(answers: Iterable[dict[str, Any]], output: str | None) -> None:
     if output is None:
         for answer in answers:

@@ -40,7 +40,7 @@ def stream_predictions(
                 continue
             batch = rows.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])
             batch = {k: v.to(accelerator.device) for k, v in batch.items()}
-            raw = [rows.data[int(row)] for row in chosen]
+            raw = [{**rows.data[int(row)], "row": int(row)} for row in chosen]
             with accelerator.autocast():
                 found = rows.task.predict(model, batch, raw, rows.tokenizer, rows.options)
             for number, source, answer in zip(chosen, raw, found, strict=True):

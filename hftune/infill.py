@@ -18,7 +18,7 @@ MARKS = (
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),  # Code Llama
     ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),  # DeepSeek
 )
-EXTRA = 8  # tokens by which a text may grow: three marks, and its words cut in two places
+EXTRA = 8  # tokens by which a text may grow: three marks, the end, and what comes of words cut in two places
 
 
 def marks(tokenizer: Any) -> tuple[str, str, str]:
@@ -60,6 +60,6 @@ def _parts(ids: Ids, tokenizer: Any, rng: np.random.Generator) -> list[Any]:
     together = [id for part in parts for id in part]
     again = tokenizer.decode(together, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     whole = again == text and "\ufffd" not in text  # what stands for half a character cannot be encoded again
-    if whole and len(together) <= len(ids) + EXTRA - 3:
+    if whole and len(together) <= len(ids) + EXTRA - 4:
         return parts
     return [part.tolist() for part in np.split(ids, [round(first * len(ids)), round(second * len(ids))])]

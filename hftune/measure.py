@@ -4,9 +4,9 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -19,6 +19,7 @@ from .loop import Rows
 from .recipe import Recipe
 from .report import Reporter
 from .schema import Data, Model, Tokenizer
+from .task import Options
 
 BATCH = 512  # rows that `predict` reads ahead, to sort them by length
 
@@ -77,25 +78,32 @@ def _baseline(path: Path, recipe: Recipe, prepared: prepare.Prepared, split: str
 
 def predict_rows(path: Path, recipe: Recipe, source: str, limit: int | None, *, trust_remote_code: bool = False) -> Iterator[dict[str, Any]]:
     """Predictions for the rows of a file, or for lines of text on standard input, in their order."""
-    task = tasks.load(recipe.task.name)
+    prepared, model = ready(path, recipe, trust_remote_code=trust_remote_code)
+    rows = iter(_rows(source, recipe, prepared.task, prepared.options, limit))
+    for first in count(0, BATCH):
+        batch = list(islice(rows, BATCH))
+        if not batch:
+            return
+        yield from predict(model, prepared, batch, recipe.eval.batch_tokens, first)
+
+
+def ready(path: Path, recipe: Recipe, *, trust_remote_code: bool = False) -> tuple[prepare.Prepared, Any]:
+    """A finished run that is to predict: its pieces, and its model in eval mode.
+
+    Raises:
+        UserError: the run is not finished, or its task predicts nothing.
+    """
+    own, given = trained(path, recipe), cast(Options, recipe.task.options)
+    options = given.predicting()
+    task = tasks.load(recipe.task.name).under(options)
     if task.predict is None:
         raise UserError(f"the task {recipe.task.name} predicts nothing by itself", where="task.name")
-    own = trained(path, recipe)
     machine.choose_matmul(recipe.train.matmul)
-    tokenizer = prepare.load_tokenizer(own, models.model_type_of(own.model), task, recipe.task.options, Reporter(silent=True))
-    options = recipe.task.options
-    prepared = prepare.Prepared(own, task, options, tokenizer, models.model_type_of(own.model))
+    model_type = models.model_type_of(own.model, trust_remote_code)
+    tokenizer = prepare.load_tokenizer(own, model_type, task, options, Reporter(silent=True), trust_remote_code)
+    prepared = prepare.Prepared(own, task, options, tokenizer, model_type)
     model = prepare.build_model(prepared, trust_remote_code=trust_remote_code).model.eval()
-    if torch.cuda.is_available():
-        model = model.cuda()
-    batch: list[Any] = []
-    for row in _rows(source, recipe, task, options, limit):
-        batch.append(row)
-        if len(batch) == BATCH:
-            yield from _predict(model, prepared, batch, recipe.eval.batch_tokens)
-            batch = []
-    if batch:
-        yield from _predict(model, prepared, batch, recipe.eval.batch_tokens)
+    return prepared, model.cuda() if torch.cuda.is_available() else model
 
 
 def _rows(source: str, recipe: Recipe, task: Any, options: Any, limit: int | None) -> Iterator[Any]:
@@ -126,13 +134,14 @@ def _object(line: str, wanted: list[str], where: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _predict(model: Any, prepared: prepare.Prepared, rows: list[Any], budget: int) -> list[dict[str, Any]]:
+def predict(model: Any, prepared: prepare.Prepared, rows: list[Any], budget: int, first: int = 0) -> list[dict[str, Any]]:
+    """Predictions for rows of text, of which the first has that number among all."""
     found = Rows(store.in_memory(prepared.task.encode(rows, prepared.tokenizer, prepared.options)), prepared.task, prepared.tokenizer, prepared.options)
     answers: list[Any] = [None] * len(found)
     for chosen in batching.evaluation_batches(found.data.lengths, budget):
         batch = found.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])
         batch = {k: v.to(model.device) for k, v in batch.items()}
-        raw = [found.data[int(row)] for row in chosen]
+        raw = [{**found.data[int(row)], "row": first + int(row)} for row in chosen]
         given = prepared.task.predict(model, batch, raw, prepared.tokenizer, prepared.options)  # type: ignore[misc]
         for number, source, answer in zip(chosen, raw, given, strict=True):
             answers[int(number)] = {**{k: v for k, v in source.items() if isinstance(v, str)}, **answer}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import Ragged
 from .errors import UserError
 
 Sizes = npt.NDArray[np.int64]
@@ -45,6 +46,30 @@ def best_fit(sizes: Sizes, room: int) -> list[Sizes]:
                 insort(spaces, left)
             by_space.setdefault(left, []).append(row)
     return [np.array(row) for row in sorted(sorted(row) for row in rows)]
+
+
+def pack(columns: dict[str, Any], room: int, extra: int = 0) -> dict[str, Any]:
+    """Encoded rows, each a context token and what follows it, put together to rows of at most `room` inputs.
+
+    Args:
+        columns: ragged `input_ids` and perhaps `trained`; other columns are left out, counts stay.
+        room: most tokens of a row.
+        extra: tokens by which a row may yet grow.
+
+    Returns:
+        The same columns, and ragged int32 `pieces`, the lengths of what each row holds.
+    """
+    ids = columns["input_ids"]
+    lengths = np.diff(ids.offsets)
+    rows = best_fit(lengths - 1 + extra, room)
+    order = np.concatenate([np.zeros(0, np.int64), *rows])
+    outer = np.cumsum([0, *map(len, rows)])
+    offsets = np.concatenate([[0], np.cumsum(lengths[order])])
+    at = np.repeat(ids.offsets[order] - offsets[:-1], lengths[order]) + np.arange(offsets[-1])
+    packed: dict[str, Any] = {name: column for name, column in columns.items() if isinstance(column, int)}
+    for name in {"input_ids", "trained"} & columns.keys():
+        packed[name] = Ragged(columns[name].values[at], offsets[outer])
+    return {**packed, "pieces": Ragged(lengths[order].astype(np.int32), outer)}
 
 
 def positions(sizes: Any) -> Sizes:

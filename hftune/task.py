@@ -79,7 +79,8 @@ class Task:
         inputs: what `predict` yields for the metrics: "label", "labels", "number", "text", "tags", "spans".
         predict: `(model, batch, rows, tokenizer, options) -> list of dicts`, one a row, in order, each with
             `prediction`, `reference` where the row has one, and optionally `scores`; only for tasks with
-            metrics beyond the loss. `model` is in eval mode, `batch` holds tensors on its device.
+            metrics beyond the loss. `model` is in eval mode, `batch` holds tensors on its device; each of the encoded
+            `rows` has also `row`, its number among all.
         labels: `(rows, options) -> options`; reads an iterable of rows and returns the options completed
             with the label names; only for tasks with labels.
         terms: the summands of the loss. Where the model has a vocabulary head, the first is the loss over it.

@@ -1,0 +1,76 @@
+"""`hftune generate`: a finished run writes, and each token is shown as it comes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import data, decode, measure
+from .errors import UserError
+from .recipe import Recipe
+
+
+def generate(
+    path: Path, recipe: Recipe, prompt: str, show: Callable[[int, str], None], *, trust_remote_code: bool = False
+) -> list[str]:
+    """Texts of a run for one prompt.
+
+    Args:
+        path: folder of a finished run.
+        recipe: its recipe; the task's options say how to generate.
+        prompt: what a row to be predicted holds: text to go on with, to translate, a question, ...
+        show: called with the number of a text and its next few characters; for beams once, with the whole.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Raises:
+        UserError: the run is not finished, its task writes no text, or a row of it needs more than a text.
+    """
+    prepared, model = measure.ready(path, recipe, trust_remote_code=trust_remote_code)
+    wanted, options = prepared.task.inputs_only(prepared.options), prepared.options
+    if not isinstance(options, decode.Decoding) or len(wanted) != 1:
+        hint = f"hftune predict {path} FILE"
+        raise UserError(f"the task {recipe.task.name} writes no text for a prompt", hint=hint, where="task.name")
+    row = data.Row({wanted[0]: prompt})
+    row.where, row.source, row.prefix = "the prompt", 0, ""
+    streams: list[Stream] = []
+
+    def watch(_: int, text: int, id: int) -> None:
+        while len(streams) <= text:  # one before it may have ended before it began
+            finish()
+            streams.append(Stream(prepared.tokenizer))
+        show(text, streams[-1](id))
+
+    def finish() -> None:
+        if streams:
+            show(len(streams) - 1, streams[-1].rest())
+
+    with decode.streaming(watch):
+        [answer] = measure.predict(model, prepared, [row], recipe.eval.batch_tokens)
+    finish()
+    texts = list(answer.get("predictions", [answer["prediction"]]))
+    for number in range(len(streams), len(texts)):  # beams
+        show(number, texts[number])
+    return texts
+
+
+class Stream:
+    """Ids to text, each as soon as what it stands for cannot change: bytes of a character wait for the last of them."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.shown = ""
+
+    def __call__(self, id: int) -> str:
+        """The text that has become certain."""
+        self.ids.append(id)
+        return "" if self._text().endswith("\ufffd") else self.rest()
+
+    def rest(self) -> str:
+        """What has not been shown."""
+        text = self._text()
+        new, self.shown = text[len(self.shown) :], text
+        return new
+
+    def _text(self) -> str:
+        text: str = self.tokenizer.decode(self.ids, skip_special_tokens=True)
+        return text

@@ -1,0 +1,108 @@
+"""`hftune generate`: a tiny run writes, token by token, the same text by every way."""
+
+import json
+
+import fine
+import pytest
+import tiny
+import torch
+from typer.testing import CliRunner
+
+from hftune import cli, generation, measure, recipe, run
+from hftune.errors import UserError
+from hftune.folder import RECIPE
+from hftune.report import Reporter
+
+
+def clm(folder, **task):
+    """A causal recipe of a few seconds."""
+    return {
+        "task": {"name": "clm", "max_length": 48, "max_new_tokens": 12, **task},
+        "model": {"init": "gpt2", "config": {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}},
+        "tokenizer": {"train": "bpe", "vocab_size": 400},
+        "data": {"train": str(tiny.corpus(folder)), "validation_fraction": 0.2, "cache_dir": str(folder / "cache")},
+        "train": {"batch_size": 8, "max_steps": 12, "learning_rate": 3e-3},
+        "eval": {"resamples": 0},
+        "output": {"dir": str(folder / "run")},
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clm")
+    figures = run.train(recipe.from_dict(clm(folder, packing=True)), Reporter(silent=True))
+    assert {"loss", "perplexity", "bits_per_byte"} <= figures.keys()
+    return folder / "run"
+
+
+def ask(*words, given=None):
+    found = CliRunner().invoke(cli.app, ["generate", *map(str, words)], input=given, catch_exceptions=False)
+    assert found.exit_code == 0
+    return found.stdout
+
+
+def test_text_is_transformers_own(finished):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(finished), AutoTokenizer.from_pretrained(finished)
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer("The file")["input_ids"]]])
+    own = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+    assert ask(finished, "The file") == tokenizer.decode(own, skip_special_tokens=True) + "\n"
+
+
+def test_standard_input_and_arguments_give_the_same(finished):
+    text = ask(finished, "The file\nis", "--seed", 3)
+    assert ask(finished, "--seed", 3, given="The file\nis\n") == text
+    assert ask(finished, "-", "--seed", 3, given="The file\nis") == text
+    assert ask(finished, "-", "task.do_sample=true", "task.seed=3", given="The file\nis") == text
+    assert ask(finished, "The file\nis", "--seed", 4) != text
+    assert ask(finished, "The file\nis") != text
+
+
+def test_several_texts_come_in_order_and_as_json(finished):
+    found = json.loads(ask(finished, "The", "-n", 3, "--temperature", 1.5, "--json"))
+    assert found["prompt"] == "The"
+    assert len(set(found["texts"])) == 3
+    shown = ask(finished, "The", "-n", 3, "--temperature", 1.5)
+    assert shown == "\n".join(f"[{i}]\n{text}" for i, text in enumerate(found["texts"], 1)) + "\n"
+    beams = json.loads(ask(finished, "The", "-n", 2, "--num-beams", 3, "--json"))["texts"]
+    assert len(set(beams)) == 2
+    assert ask(finished, "The", "-n", 2, "--num-beams", 3) == f"[1]\n{beams[0]}\n[2]\n{beams[1]}\n"
+
+
+def test_tokens_are_shown_as_they_come(finished):
+    pieces = []
+    recipe_of = recipe.load(finished / RECIPE)
+    texts = generation.generate(finished, recipe_of, "The", lambda number, piece: pieces.append((number, piece)))
+    assert "".join(piece for _, piece in pieces) == texts[0]
+    assert len(pieces) > 6
+
+
+def test_half_a_character_waits_for_the_other_half():
+    tokenizer = fine.tok("gpt2")
+    ids = tokenizer("é 日本 x\n")["input_ids"]
+    stream = generation.Stream(tokenizer)
+    pieces = [stream(id) for id in ids]
+    assert "".join(pieces) == "é 日本 x\n"
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert "" in pieces
+
+
+def test_predictions_of_a_file_do_not_depend_on_what_is_read_together(finished, tmp_path, monkeypatch):
+    path = tiny.write_rows(
+        tmp_path / "prompts.jsonl", [{"prompt": text} for text in ("The", "In this", "A file is", "x")]
+    )
+    own = recipe.load(finished / RECIPE, ["task.do_sample=true"])
+    whole = list(measure.predict_rows(finished, own, str(path), None))
+    monkeypatch.setattr(measure, "BATCH", 3)
+    assert list(measure.predict_rows(finished, own, str(path), None)) == whole
+    assert [row["prompt"] for row in whole] == ["The", "In this", "A file is", "x"]
+
+
+def test_faults_are_told(finished, tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        ask(tmp_path, "x")
+    with pytest.raises(UserError, match="do_sample"):
+        ask(finished, "x", "-n", 2)
+    with pytest.raises(UserError, match="positions"):
+        ask(finished, "x", "--max-new-tokens", 100)
