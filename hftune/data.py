@@ -13,7 +13,7 @@ import xxhash
 from .clean import Cleaner, essence, length
 from .errors import UserError
 from .lines import Rejects, check_encoding
-from .paths import shown
+from .paths import safe, shown
 from .schema import Data, Source
 from .sources import HubRows, origin
 
@@ -208,9 +208,10 @@ def check_columns(reader: Reader, wanted: Sequence[str]) -> None:
         found = reader.columns(index)
         for name in wanted:
             if name not in found:
-                message = f"no column {shown(name)}; there are {', '.join(map(shown, found))}"
+                listed = ", ".join(map(shown, found[:20])) + (", …" if len(found) > 20 else "")
                 near = difflib.get_close_matches(name, found, 1, 0.4) or [c for c in found if c not in wanted] or found
-                raise UserError(message, hint=f"map it: data.columns: {{{name}: {near[0]}}}", where=source.path)
+                hint = f"map it: data.columns: {{{name}: {safe(near[0])[:60]}}}" if near else "the first row is empty"
+                raise UserError(f"no column {shown(name)}; there are {listed or 'none'}", hint=hint, where=source.path)
 
 
 def _mapped(row: dict[str, Any], mapping: dict[str, str], where: str) -> dict[str, Any]:

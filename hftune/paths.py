@@ -38,6 +38,11 @@ def shown(text: str, limit: int = 60) -> str:
     return repr(text[:limit]) + ("…" if len(text) > limit else "")
 
 
+def safe(text: str) -> str:
+    """A name or a library's words as they may stand in a message."""
+    return text if text.isprintable() else repr(text)
+
+
 @dataclass(frozen=True)
 class File:
     """A local file: its path, its format (a value of FORMATS) and its compression (one of PACKINGS, or empty)."""
@@ -49,7 +54,7 @@ class File:
     @property
     def name(self) -> str:
         """The path as it may stand in a message."""
-        return self.path if self.path.isprintable() else repr(self.path)
+        return safe(self.path)
 
     def open(self) -> io.BufferedReader:
         """The unpacked bytes; opening and reading raise any of DAMAGE, which `damage` puts into words."""
@@ -70,7 +75,7 @@ class File:
             hint = "fetch it again; it did not arrive whole"
             return UserError("the compressed file is cut short", hint=hint, where=self.name)
         hint = "fetch it again, or correct its suffix if it is not compressed so"
-        return UserError(f"not a whole {self.packing} file: {error}", hint=hint, where=self.name)
+        return UserError(f"not a whole {self.packing} file: {safe(str(error))}", hint=hint, where=self.name)
 
 
 def is_local(path: str) -> bool:
@@ -191,5 +196,5 @@ def _nearby(path: str) -> str:
     names = sorted(n for n in os.listdir(folder or ".") if not n.startswith("."))
     below = os.path.relpath(path, folder or ".").split(os.sep)[0]
     near = difflib.get_close_matches(below, names, 3, 0.6) or names[:5]
-    listed = ", ".join(os.path.join(folder, n) if n.isprintable() else repr(n) for n in near)
+    listed = ", ".join(safe(os.path.join(folder, n)) for n in near)
     return f"there is: {listed}" if near else f"the folder {folder or '.'} is empty"

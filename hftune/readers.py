@@ -11,7 +11,7 @@ from typing import Any, Literal
 from . import jsonrows
 from .errors import UserError
 from .lines import LONGEST, Rejects, Text
-from .paths import File, shown
+from .paths import File, safe, shown
 from .schema import Source
 
 Placed = Iterator[tuple[int | str, dict[str, Any]]]
@@ -84,7 +84,7 @@ def _broken_table(error: csv.Error, where: str, further: int) -> UserError:
         raise UserError("a bare CR in a line", hint="convert the line ends to LF", where=where) from None
     span = f" (the row takes {further + 1} lines)" if further > 0 else ""
     hint = 'a quote within a quoted field is written twice (""); or set quotes: false if quotes are text'
-    return UserError(f"broken quotes: {error}{span}", hint=hint, where=where)
+    return UserError(f"broken quotes: {safe(str(error))}{span}", hint=hint, where=where)
 
 
 def text_lines(text: Text, source: Source, rejects: Rejects) -> Placed:
@@ -130,7 +130,7 @@ def _parquet(file: File) -> Placed:
                     yield f" row {number}", row
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         where = f"{file.name}: row {number + 1}" if number else file.name
-        message = f"not a whole Parquet file: {str(error).splitlines()[0]}"
+        message = f"not a whole Parquet file: {safe(str(error).splitlines()[0])}"
         raise UserError(message, hint="fetch or write it again", where=where) from None
 
 

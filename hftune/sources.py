@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from . import readers
 from .errors import UserError
 from .lines import Rejects
-from .paths import File, find, is_local, shown
+from .paths import File, find, is_local, safe, shown
 from .schema import Source
 
 FORMATS = ("json", "jsonl", "csv", "tsv", "parquet", "text")
@@ -126,7 +126,7 @@ def _load(source: Source, split: str, where: str) -> Any:
         raise UserError(message, hint="connect to the network, or give a local path", where=where) from None
     except Exception as error:  # its faults have no common class
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        message = f"{name} cannot be loaded: {line if line.isprintable() else repr(line)}"[:300]
+        message = f"{name} cannot be loaded: {safe(line)}"[:300]
         raise UserError(message, hint="set name, split or revision of the source", where=where) from None
     finally:
         quiet.setLevel(level)

@@ -52,6 +52,7 @@ def parquet(table):
 
 GOOD = b'{"text": "one", "label": 1}\n'
 LINES = b"".join(b'{"text": "row %d of many, by no means the last"}\n' % i for i in range(20_000))
+PARQUET = parquet(pa.table({"text": ["a"]}))
 HOSTILE = [
     # name, content, settings, where it must point (after the file's name), what it must say, what the hint must say
     ("cut.jsonl", GOOD + b'{"text": "two', {}, ":2:10", "unterminated string", "one JSON object"),
@@ -109,6 +110,15 @@ HOSTILE = [
     ("few.csv", b'text,label\n"a\nb",1\nc\n', {}, ":4", "1 fields where the header has 2", "double quotes"),
     ("open.csv", b'text,label\na,1\n"b,2\nc,3\n', {}, ":3", "never closed", "quotes: false"),
     ("inside.csv", b'text,label\na,1\n"b" c,2\n', {}, ":3", "broken quotes", "quotes: false"),
+    ("inside.tsv", b'text\tlabel\n"b" c\t2\n', {}, ":2", "broken quotes", "quotes: false"),
+    (
+        "thrift.parquet",
+        PARQUET[:-20] + b"\x0f" * 12 + PARQUET[-8:],
+        {},
+        "",
+        "not a whole Parquet file",
+        "write it again",
+    ),
     ("lines.csv", b'text,label\n"a\nb\nc" d,2\n', {}, ":2", "(the row takes 3 lines)", "written twice"),
     ("cr.csv", b"text,label\ra,1\rb,2\r", {}, ":1", "a bare CR", "convert the line ends"),
     ("same.csv", b"text,text\na,b\n", {}, ":1", "two columns are named 'text'", "rename"),
