@@ -49,6 +49,12 @@ def test_each_token_is_predicted_at_the_rate_wherever_it_stands(length):
     assert np.abs(share - 1 / 6).max() < 4.5 * np.sqrt(1 / 6 * 5 / 6 / 12_000)
 
 
+def test_the_beginning_of_a_row_is_no_exception():
+    rng = np.random.default_rng(0)
+    share = np.mean([spans.scattered(200, 0.2, 40, rng) for _ in range(8000)], 0)
+    assert share[:30].mean() == pytest.approx(0.2, abs=0.005)
+
+
 def test_scattered_spans_have_lengths_of_probability_one_over_length():
     found = runs(spans.scattered(400_000, 0.01, 5, np.random.default_rng(0)))  # so far apart that hardly any meet
     share = np.bincount(found, minlength=6)[1:6] / len(found)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from ..arrays import inputs, pad
+from ..arrays import inputs, pad, width
 from ..spans import ordinary, scattered
 from ..task import IGNORE, Options, Task
 from ..text import chunk, frame
@@ -42,8 +42,8 @@ def collate(
 
     Returns:
         `input_ids`, `attention_mask`, `token_type_ids` int64 [B, T]; `perm_mask` float32 [B, T, T], 1 where position i
-        does not see position j; `target_mapping` float32 [B, P, T], 1 where prediction p is of position j, P being the
-        most predictions of a row; `labels` int64 [B, P].
+        does not see position j; `target_mapping` float32 [B, P, T], 1 where prediction p is of position j, P being as
+        large as the row with most predictions needs; `labels` int64 [B, P].
     """
     free, segments = ordinary(tokenizer), frame_segments(tokenizer)
     ids = [row["input_ids"] for row in rows]
@@ -54,7 +54,7 @@ def collate(
     counts = target.sum(1)
     row, at = np.nonzero(target)
     slot = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    mapping = np.zeros((len(rows), max(1, counts.max()), place.shape[1]), np.float32)
+    mapping = np.zeros((len(rows), width(max(1, counts.max())), place.shape[1]), np.float32)
     mapping[row, slot, at] = 1
     labels = np.full(mapping.shape[:2], IGNORE)
     labels[row, slot] = batch["input_ids"][row, at]

@@ -80,7 +80,7 @@ def test_a_row_is_the_same_in_any_batch(lines, seed):
 
 
 def test_segments_are_the_tokenizers_own():
-    rows, batch = batch_of(["w1 w2 w3", "w4"])
+    _, batch = batch_of(["w1 w2 w3", "w4"])
     for number, line in enumerate(["w1 w2 w3", "w4"]):
         own = TOKENIZER(line)["token_type_ids"]
         assert batch["token_type_ids"][number].tolist()[-len(own) :] == own
