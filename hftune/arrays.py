@@ -37,14 +37,23 @@ class Ragged:
         return cls(np.concatenate(parts) if parts else np.zeros(0, dtype), offsets)
 
 
+def width(longest: int) -> int:
+    """The padded length of rows: a little more than the longest, so that few shapes occur.
+
+    Matrix libraries keep code for every shape that they met: without this a long run on ragged rows grows by gigabytes.
+    """
+    step = 4 if longest <= 32 else 8 if longest <= 128 else 16
+    return -(-longest // step) * step
+
+
 def pad(rows: Sequence[Any], fill: float, side: str = "right", dtype: Any = np.int64) -> npt.NDArray[Any]:
-    """Rows to one array [rows, longest], filled with `fill` on the given side."""
-    width = max((len(row) for row in rows), default=0)
-    out = np.full((len(rows), width), fill, dtype)
+    """Rows to one array [rows, width(longest)], filled with `fill` on the given side."""
+    columns = width(max((len(row) for row in rows), default=0))
+    out = np.full((len(rows), columns), fill, dtype)
     for line, row in zip(out, rows, strict=True):
         line[: len(row)] = row
-        if side == "left" and len(row) < width:
-            line[:] = np.roll(line, width - len(row))
+        if side == "left" and len(row) < columns:
+            line[:] = np.roll(line, columns - len(row))
     return out
 
 

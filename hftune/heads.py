@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .task import IGNORE, Task
 
 PROBE = 32.0  # hidden states are magnified so while a head is tried: a cap on its logits shows
+SHAPES = 32  # rows of a chunk come in multiples of this: see arrays.width
 CHUNK = 2**22  # logits held at once (16 MB in float32): fits a cache, and no figure depends on it
 
 
@@ -39,12 +40,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_weight = torch.zeros_like(weight_VH) if need_weight else None
         d_bias = torch.zeros_like(bias_V) if need_bias and bias_V is not None else None
         total = torch.zeros((), dtype=torch.float64 if hidden_NH.device.type != "mps" else torch.float32, device=hidden_NH.device)
-        step = max(1, CHUNK // vocabulary)
+        step = max(1, CHUNK // vocabulary // SHAPES) * SHAPES
         for at in range(0, rows, step):
             hidden, labels = hidden_NH[at : at + step], labels_N[at : at + step, None]
+            real = len(hidden)
+            if extra := -real % SHAPES:
+                hidden, labels = F.pad(hidden, (0, 0, 0, extra)), F.pad(labels, (0, 0, 0, extra))
             logits = F.linear(hidden, weight_VH, bias_V)
             losses, probabilities = _cross_entropy(logits, labels, smoothing)
-            total += losses.sum(dtype=total.dtype)
+            total += losses[:real].sum(dtype=total.dtype)
             if not (need_hidden or need_weight or need_bias):
                 continue
             # gradient of the loss by the logits, written over the probabilities (Szegedy et al. 2016, section 7)
@@ -52,11 +56,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 probabilities -= smoothing / vocabulary
             probabilities.scatter_add_(1, labels, probabilities.new_full((1, 1), smoothing - 1).expand(len(labels), 1))
             probabilities *= factor
+            probabilities[real:] = 0
             if d_bias is not None:
                 d_bias += probabilities.sum(0)
             gradient = probabilities.to(logits.dtype)
             if d_hidden is not None:
-                d_hidden[at : at + step] = gradient @ weight_VH
+                d_hidden[at : at + step] = (gradient @ weight_VH)[:real]
             if d_weight is not None:
                 if gradient.dtype == d_weight.dtype == hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
                     d_weight.addmm_(gradient.T, hidden)

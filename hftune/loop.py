@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from . import batching, heads
+from .arrays import width
 from .batching import Plan
 from .schema import Train
 from .task import IGNORE, Task
@@ -84,7 +85,7 @@ class Steps(Dataset[Step]):
             else self.rows.silent(self.seed)
             for cut in cuts
         ]
-        padded = sum(len(cut) * int(lengths[cut].max()) for cut in cuts if len(cut))
+        padded = sum(len(cut) * width(int(lengths[cut].max())) for cut in cuts if len(cut))
         own = sum(int(lengths[cut].sum()) for cut in cuts)
         return Step(number, epoch, chosen, batches, int(lengths.sum()), 1 - own / max(1, padded))
 
