@@ -111,7 +111,7 @@ def assert_same_gradients_at_every_split(model: Any, rows: Any) -> None:
     for budget in (4 * int(rows.data.lengths.max()), 2 * int(rows.data.lengths.max()), 1):
         split, again, number, _ = gradients(model, rows, budget)
         seen.add(number)
-        assert again == pytest.approx(loss, abs=1e-6)
+        assert again == pytest.approx(loss, rel=1e-6)
         assert split.keys() == whole.keys()
         for name, gradient in whole.items():
             torch.testing.assert_close(split[name], gradient, atol=2e-6, rtol=1e-5)
