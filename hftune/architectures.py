@@ -17,6 +17,10 @@ class Architecture:
         names: a common name of a size -> the settings that hold it, where transformers has no name for it in common.
         config: settings of a new configuration that differ from transformers' own defaults.
         options: defaults of task options (only those that the task has and the recipe does not name).
+        lora: modules that the methods of low rank change, where peft names none for the architecture.
+        ia3: modules that IA3 rescales, where peft names none: keys, values, and last the feed-forward layer's second.
+        prefix: it takes keys and values from before the text.
+        prompt: it takes virtual tokens before the text.
     """
 
     padding_side: str = "right"
@@ -26,6 +30,10 @@ class Architecture:
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
+    lora: tuple[str, ...] = ()
+    ia3: tuple[str, ...] = ()
+    prefix: bool = True
+    prompt: bool = True
 
     def own_names(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Settings under the names that the architecture has for them; its own name wins over a common one."""
@@ -34,7 +42,7 @@ class Architecture:
 
 
 DEFAULT = Architecture()
-ROBERTA = Architecture(positions_after_pad=True)
+ROBERTA = Architecture(positions_after_pad=True, ia3=("key", "value", "output.dense"))
 T5_NAMES = {"num_hidden_layers": ("num_layers", "num_decoder_layers"), "intermediate_size": ("d_ff",)}
 BART_NAMES = {
     "num_hidden_layers": ("encoder_layers", "decoder_layers"),
@@ -51,21 +59,47 @@ DEBERTA = {
     "position_biased_input": False,
     "type_vocab_size": 0,
 }
+DECODER = {"form": "decoder-only"}  # tasks from text to text: as prompt and completion
+BERT_IA3 = ("key", "value", "output.dense")
+BART_LORA, BART_IA3 = ("q_proj", "v_proj"), ("k_proj", "v_proj", "fc2")
+BART = Architecture(decoder_start="eos", names=BART_NAMES, lora=BART_LORA, ia3=BART_IA3)
+MARIAN = Architecture(decoder_start="pad", names=BART_NAMES, lora=BART_LORA, ia3=BART_IA3)
 ARCHITECTURES: dict[str, Architecture] = {
     **dict.fromkeys(["roberta", "xlm-roberta", "camembert", "roberta-prelayernorm"], ROBERTA),
     "bert": Architecture(token_type_ids=True),
-    "albert": Architecture(token_type_ids=True),
-    "distilbert": Architecture(names={"intermediate_size": ("hidden_dim",)}),
-    "electra": Architecture(token_type_ids=True, options={"discriminator_head": "pretraining"}),
-    "deberta-v2": Architecture(token_type_ids=True, config=DEBERTA),
-    # without segment ids some of XLNet's parameters get no gradient, and DDP averages wrongly
-    "xlnet": Architecture(padding_side="left", token_type_ids=True, names={"intermediate_size": ("d_inner",)}),
-    "gpt2": Architecture(names={"intermediate_size": ("n_inner",)}),
-    **dict.fromkeys(["t5", "mt5", "umt5", "longt5"], Architecture(decoder_start="pad", names=T5_NAMES)),
+    "albert": Architecture(
+        token_type_ids=True, lora=("query", "value"), ia3=("key", "value", "ffn_output"), prefix=False
+    ),
+    "distilbert": Architecture(
+        names={"intermediate_size": ("hidden_dim",)},
+        lora=("q_lin", "v_lin"),
+        ia3=("k_lin", "v_lin", "lin2"),
+        prefix=False,
+    ),
+    "electra": Architecture(token_type_ids=True, options={"discriminator_head": "pretraining"}, ia3=BERT_IA3),
+    "deberta-v2": Architecture(token_type_ids=True, config=DEBERTA, prefix=False),
+    "modernbert": Architecture(lora=("Wqkv",), ia3=("Wqkv", "mlp.Wo"), prefix=False),
+    # without segment ids some of XLNet's parameters get no gradient, and DDP averages wrongly;
+    # its attention keeps its weights in no modules, so adapters change the feed-forward layers
+    "xlnet": Architecture(
+        padding_side="left",
+        token_type_ids=True,
+        names={"intermediate_size": ("d_inner",)},
+        lora=("layer_1", "layer_2"),
+        ia3=("layer_2",),
+        prefix=False,
+        prompt=False,
+    ),
+    "gpt2": Architecture(names={"intermediate_size": ("n_inner",)}, options=DECODER),
+    **dict.fromkeys(["gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi"], Architecture(options=DECODER)),
+    **dict.fromkeys(
+        ["t5", "mt5", "umt5", "longt5"],
+        Architecture(decoder_start="pad", names=T5_NAMES, lora=("q", "v"), ia3=("k", "v", "wo")),
+    ),
     "switch_transformers": Architecture(decoder_start="pad"),
-    **dict.fromkeys(["marian", "pegasus"], Architecture(decoder_start="pad", names=BART_NAMES)),
+    **dict.fromkeys(["marian", "pegasus"], MARIAN),
     # mBART's labels end in </s> and the language's code, and the decoder begins with the last of them
-    **dict.fromkeys(["bart", "mbart", "m2m_100"], Architecture(decoder_start="eos", names=BART_NAMES)),
+    **dict.fromkeys(["bart", "mbart", "m2m_100"], BART),
     "led": Architecture(decoder_start="eos"),
 }
 

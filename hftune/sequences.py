@@ -1,0 +1,140 @@
+"""What translation and summarization share: a text in, a text out, on encoder-decoders and on decoder-only models."""
+
+import difflib
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from . import causal, decode
+from .arrays import Ragged, inputs, pad
+from .decode import Decoding
+from .errors import UserError
+from .task import IGNORE
+
+Length = Annotated[int, Field(ge=4)]
+
+
+class SequenceOptions(Decoding):
+    """Options of a task from text to text."""
+
+    max_length: Length = Field(256, description="most tokens of an input; longer ones are cut")
+    max_target_length: Length = Field(128, description="most tokens of a target in training; references are never cut")
+    prefix: str = Field("", description='text put before each input, e.g. "summarize: " for T5')
+    form: Literal["encoder-decoder", "decoder-only"] = Field(
+        "encoder-decoder", description="decoder-only: input and output as prompt and completion; default: by architecture"
+    )
+    separator: str = Field("\n", description="decoder-only: text between input and output")
+    source_lang: str | None = Field(None, description="code of the input's language, for tokenizers that have such codes")
+    target_lang: str | None = Field(None, description="code of the output's language, for tokenizers that have such codes")
+
+    def head(self) -> str:
+        """The transformers auto class for the form."""
+        return "AutoModelForSeq2SeqLM" if self.form == "encoder-decoder" else "AutoModelForCausalLM"
+
+
+def encode(rows: list[Any], tokenizer: Any, options: SequenceOptions, source: str, target: str) -> dict[str, Any]:
+    """Columns: `input_ids` and `labels` (ragged int32; decoder-only: `trained` for labels), the input and `reference` as text.
+
+    Args:
+        rows: with the columns `source` and, unless they are to be predicted, `target`.
+        tokenizer: a transformers tokenizer.
+        options: the task's options.
+        source: name of the column that is read.
+        target: name of the column that is to be written.
+
+    Raises:
+        UserError: a language code that the tokenizer does not have.
+    """
+    texts = [row.prefix + options.prefix + str(row[source]) for row in rows]
+    answers = [str(row[target]) for row in rows] if all(target in row for row in rows) else None
+    columns: dict[str, Any] = {source: [str(row[source]) for row in rows]}
+    if answers is not None:
+        columns["reference"] = answers
+    if options.form == "decoder-only":
+        cut = _cut([text + options.separator for text in texts], tokenizer, options.max_length)
+        ids, trained = causal.completions(cut, answers, tokenizer)
+        most = options.max_length + options.max_target_length
+        columns["prompt"] = cut
+        columns["input_ids"] = Ragged.of([row[:most] for row in ids])
+        if answers is not None:
+            columns["trained"] = Ragged.of([row[:most] for row in trained], np.int8)
+        return columns
+    set_languages(tokenizer, options)
+    columns["input_ids"] = Ragged.of(tokenizer(texts, truncation=True, max_length=options.max_length)["input_ids"])
+    if answers is not None:
+        labels = tokenizer(text_target=answers, truncation=True, max_length=options.max_target_length)["input_ids"]
+        columns["labels"] = Ragged.of([_ended(row, tokenizer, options.max_target_length) for row in labels])
+    return columns
+
+
+def _cut(texts: list[str], tokenizer: Any, most: int) -> list[str]:
+    """Prompts of at most so many tokens, as text; the beginning is kept, and the separator at the end."""
+    found = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return [t if len(ids) <= most else tokenizer.decode(ids[: most - 1]) + t[-1] for t, ids in zip(texts, found, strict=True)]
+
+
+def _ended(ids: list[int], tokenizer: Any, most: int) -> list[int]:
+    """Targets end in the token that stops a generation; some tokenizers leave that to their user."""
+    end = next((i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id) if i is not None), None)
+    return ids if end is None or end in ids[-2:] else [*ids[: most - 1], end]
+
+
+def set_languages(tokenizer: Any, options: SequenceOptions) -> None:
+    """Tell a tokenizer of many languages which two they are.
+
+    Raises:
+        UserError: it has no such code, or has codes and none was given.
+    """
+    has = hasattr(tokenizer, "tgt_lang") or hasattr(tokenizer, "lang_code_to_id")
+    codes = _codes(tokenizer)
+    for key, attribute in (("source_lang", "src_lang"), ("target_lang", "tgt_lang")):
+        code = getattr(options, key)
+        if code is None and not (has and codes):
+            continue
+        if not has or code not in codes:
+            near = difflib.get_close_matches(code or "", codes, n=3)
+            raise UserError(
+                f"the tokenizer has no language {code!r}" if code else "the tokenizer is of many languages, and none is named",
+                hint=f"did you mean {' or '.join(near)}?" if near else f"its codes: {', '.join(codes[:8]) or 'none'} ...",
+                where=f"task.{key}",
+            )
+        setattr(tokenizer, attribute, code)
+
+
+def _codes(tokenizer: Any) -> list[str]:
+    """The language codes of a tokenizer: mBART's and NLLB's are its tokens, M2M100 wraps them."""
+    for name in ("lang_code_to_id", "lang_code_to_token"):
+        if found := getattr(tokenizer, name, None):
+            return sorted(found)
+    marked = [t for t in tokenizer.all_special_tokens if len(t) > 4 and t[2:3] == "_" or len(t) > 5 and t[3:4] == "_"]
+    return sorted(marked)
+
+
+def collate(rows: list[dict[str, Any]], tokenizer: Any, options: SequenceOptions, rngs: Any) -> dict[str, Any]:
+    """Pad to the longest; labels int64 [B, T], what the decoder must write. The decoder's inputs follow from them."""
+    if options.form == "decoder-only":
+        return causal.batch([[(row["input_ids"].astype(np.int64), row.get("trained"))] for row in rows], tokenizer)
+    batch = inputs(rows, tokenizer)
+    if "labels" in rows[0]:
+        batch["labels"] = pad([row["labels"] for row in rows], IGNORE)
+    return batch
+
+
+def predict(
+    model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: SequenceOptions
+) -> list[dict[str, Any]]:
+    """What the model writes for each input, beside the reference as it was given."""
+    numbers = [int(row.get("row", i)) for i, row in enumerate(rows)]
+    if options.form == "decoder-only":
+        start = causal.bounds(tokenizer)[0]
+        prompts = [[start, *tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]] for row in rows]
+        found = causal.reply(model, prompts, tokenizer, options, numbers, set())
+    else:
+        settings: dict[str, Any] = {}
+        if options.target_lang is not None:
+            set_languages(tokenizer, options)
+            known = getattr(tokenizer, "lang_code_to_id", None) or {}
+            settings["forced_bos_token_id"] = known.get(options.target_lang) or tokenizer.convert_tokens_to_ids(options.target_lang)
+        found = decode.answers(model, {k: v for k, v in batch.items() if k != "labels"}, tokenizer, options, numbers, **settings)
+    return [{**answer, **({"reference": row["reference"]} if "reference" in row else {})} for answer, row in zip(found, rows, strict=True)]
