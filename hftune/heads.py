@@ -134,13 +134,13 @@ class Criterion:
             outputs = model(**inputs)
             return outputs, self._reduce(F.cross_entropy, _vocabulary(outputs)[keep].float(), targets, keep, term)
         if self.head == "kept":
-            with _before(decoder, lambda hidden: hidden[keep]):
+            with _before(decoder, lambda hidden: _behind_prompt(hidden, keep)[keep]):
                 outputs = model(**inputs)
             return outputs, self._reduce(F.cross_entropy, _vocabulary(outputs).float(), targets, keep, term)
         seen: list[Tensor] = []
 
         def take(hidden: Tensor) -> Tensor:
-            seen.append(hidden[keep])
+            seen.append(_behind_prompt(hidden, keep)[keep])
             return hidden[..., :0, :]  # the decoder still runs, on nothing
 
         with _before(decoder, take):
@@ -203,6 +203,11 @@ def _vocabulary(outputs: Any) -> Tensor:
     """Logits over the vocabulary; models with two heads call them `prediction_logits`."""
     logits: Tensor = outputs.logits if hasattr(outputs, "logits") else outputs.prediction_logits
     return logits
+
+
+def _behind_prompt(hidden: Tensor, keep: Tensor) -> Tensor:
+    """The text's own positions: virtual tokens, where an adapter puts some, stand before them."""
+    return hidden[:, -keep.shape[1] :] if keep.shape[1] else hidden
 
 
 def _token_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
