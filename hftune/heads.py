@@ -134,9 +134,11 @@ class Criterion:
             outputs = model(**inputs)
             return outputs, self._reduce(F.cross_entropy, _vocabulary(outputs)[keep].float(), targets, keep, term)
         if self.head == "kept":
-            with _before(decoder, lambda hidden: _behind_prompt(hidden, keep)[keep]):
+            extra = -len(targets) % SHAPES
+            with _before(decoder, lambda hidden: F.pad(_behind_prompt(hidden, keep)[keep], (0, 0, 0, extra))):
                 outputs = model(**inputs)
-            return outputs, self._reduce(F.cross_entropy, _vocabulary(outputs).float(), targets, keep, term)
+            logits = _vocabulary(outputs)[: len(targets)]
+            return outputs, self._reduce(F.cross_entropy, logits.float(), targets, keep, term)
         seen: list[Tensor] = []
 
         def take(hidden: Tensor) -> Tensor:

@@ -94,15 +94,17 @@ def forward(networks: Any, input_ids: Any, labels: Any, original: Any, uniform: 
     """Generator, sampling, discriminator (Clark et al. 2020, section 3.1).
 
     Returns:
-        `logits` of the generator, `replaced_logits` [B, T] or [B, T, 1] of the discriminator, and `replaced` float
-        [B, T]: 1 where the token is not that of the text, 0 also where the generator hit it; -100 at padding.
+        `logits` of the generator, at all positions or as heads.Criterion has them computed; `replaced_logits` [B, T] or
+        [B, T, 1] of the discriminator; and `replaced` float [B, T]: 1 where the token is not that of the text, 0 also
+        where the generator hit it, -100 at padding.
     """
     import torch
 
     logits = networks.generator(input_ids=input_ids, **inputs).logits
     asked, there = labels != IGNORE, original != IGNORE
     filled = input_ids.clone()  # but for the tokens asked for it is the text
-    filled[asked] = sample(logits[asked] if logits.dim() == 3 else logits, uniform[asked])
+    wanted = uniform[asked]
+    filled[asked] = sample(logits[asked] if logits.dim() == 3 else logits[: len(wanted)], wanted)
     found = networks.main(input_ids=filled, **inputs).logits
     replaced = torch.where(there, (filled != original).float(), IGNORE)
     return SimpleNamespace(logits=logits, replaced_logits=found, replaced=replaced)
