@@ -4,6 +4,7 @@ Radford et al. 2018, section 3.1. A row is one piece of one document; every toke
 is predicted exactly once, so that losses per byte are those of the whole text.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -223,18 +224,24 @@ def predict(
 
 
 def baseline(train: Iterable[Any], rows: Iterable[Any], options: ClmOptions) -> list[str]:
-    """The beginning of what was asked, as many words as the answers of the training rows have on average."""
+    """The commonest answer to the same last words, or else their beginning, as long as answers are on average."""
 
     def exchange(row: Any) -> tuple[str, str]:
         if options.kind == "prompt":
             return row["prompt"], row.get("completion", "")
-        texts = [str(m.get("content") or "") for m in row["messages"]]
-        last = max((i for i, m in enumerate(row["messages"]) if m["role"] == "assistant"), default=len(texts))
+        texts = [str(message.get("content") or "") for message in row["messages"]]
+        own = [i for i, message in enumerate(row["messages"]) if message["role"] == "assistant"]
+        last = own[-1] if own else len(texts)
         return texts[max(0, last - 1)], "".join(texts[last : last + 1])
 
-    lengths = [len(exchange(row)[1].split()) for row in train]
-    words = max(1, round(float(np.mean(lengths)))) if lengths else 1
-    return [" ".join(exchange(row)[0].split()[:words]) for row in rows]
+    seen: dict[str, Counter[str]] = {}
+    number = words = 0
+    for asked, answer in map(exchange, train):
+        seen.setdefault(asked, Counter())[answer] += 1
+        number, words = number + 1, words + len(answer.split())
+    most = max(1, round(words / max(1, number)))
+    lead = (exchange(row)[0] for row in rows)
+    return [seen[asked].most_common(1)[0][0] if asked in seen else " ".join(asked.split()[:most]) for asked in lead]
 
 
 def tokens(options: ClmOptions, tokenizer: Any) -> list[str]:

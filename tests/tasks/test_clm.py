@@ -91,7 +91,7 @@ def test_every_token_of_a_document_is_a_target_once(texts, most, kind):
         documents[-1] += labels
     wanted = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     assert documents == [[*ids, end] for ids in wanted if ids]
-    assert set(before) == {start}
+    assert set(before) <= {start}
     assert int(rows.data.column("bytes").sum()) == sum(
         len(t.encode()) for t, ids in zip(texts, wanted, strict=True) if ids
     )
@@ -450,6 +450,16 @@ def test_a_question_alone_is_a_conversation_and_the_turns_end_ends_the_answer():
     row = rows_of([{"messages": "the file"}], options, tokenizer).data[0]
     assert row["prompt"] == "<|im_start|>user\nthe file<|im_end|>\n<|im_start|>assistant\n"
     assert chat.end_of_turn(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_the_baseline_knows_the_commonest_answer():
+    talk = [[("user", "a b c"), ("assistant", word)] for word in ("yes", "no", "no")]
+    talk = [[{"role": role, "content": text} for role, text in exchange] for exchange in talk]
+    asked = [[{"role": "user", "content": text}, TALK[2]] for text in ("a b c", "new words")]
+    found = TASK.baseline([{"messages": m} for m in talk], [{"messages": m} for m in asked], ClmOptions(kind="chat"))
+    assert found == ["no", "new"]
+    prompts = [exchange("a b c", "x y"), exchange("a b", "z w")]
+    assert TASK.baseline(prompts, [exchange("a b"), exchange("d e f")], ClmOptions(kind="prompt")) == ["z w", "d e"]
 
 
 # ------------------------------------------------------------------------------------------------ fill in the middle
