@@ -88,7 +88,7 @@ def scored(
         names = list(given or (ids if set(found) <= set(ids) else found))
     if len(names) != table.shape[1]:
         hint = "name all labels, in the order of the scores, by the option labels"
-        raise UserError(f"{table.shape[1]} scores a row, but {len(names)} labels", hint=hint)
+        raise UserError(f"the scores of a row are for {table.shape[1]} labels, but {len(names)} are known", hint=hint)
     return table, indicator(sets, classes(names, sets)).toarray(), names
 
 

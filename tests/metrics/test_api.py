@@ -57,6 +57,7 @@ def test_every_metric_describes_itself_in_json():
         (lambda: metrics.load("f1", average="mean"), "f1: average='mean' is none of macro, micro", None),
         (lambda: metrics.score("bleu", [], []), "bleu: there are no rows to score", None),
         (lambda: metrics.score("bleu", ["a"], ["a", "b"]), "bleu: 1 predictions but 2 references", None),
+        (lambda: metrics.score("bleu", "abc", "abc"), "'abc' is one row, not a list of rows", None),
         (lambda: metrics.score("bleu", ["a"]), "bleu needs references, and there are none", None),
         (lambda: metrics.score("bleu", None, ["a"]), "bleu needs predictions, and there are none", None),
         (lambda: metrics.score("bleu", ["a", None], ["a", "b"]), "bleu: prediction 2 is None, not a text", None),

@@ -216,7 +216,7 @@ def test_brier_of_two_classes_equals_scikit_learn():
 @pytest.mark.parametrize(
     ("scores", "references", "message"),
     [
-        ([[0.5, 0.5, 0.0], [0.1, 0.9, 0.0]], ["a", "b"], "3 scores a row, but 2 labels"),
+        ([[0.5, 0.5, 0.0], [0.1, 0.9, 0.0]], ["a", "b"], "for 3 labels, but 2 are known"),
         ([[0.5, 0.5], [1.0]], [0, 1], "some rows have more scores"),
         ([{"a": 0.5, "b": 0.5}, {"a": 1.0, "c": 0.0}], ["a", "b"], "row 2 are for other labels"),
         ([float("nan"), 0.5], [0, 1], "prediction 1 is nan"),
