@@ -94,6 +94,22 @@ def test_rows_are_as_long_as_t5_makes_them(most, text, target):
     assert (batch["labels"] != IGNORE).sum(1).tolist() == [target, target]
 
 
+@pytest.mark.parametrize("rate", [0.15, 0.5, 0.8])
+@pytest.mark.parametrize("mean", [None, 1, 3, 20])
+@pytest.mark.parametrize("kept", ["", "<unk>"])
+def test_full_rows_fit_at_any_rate_even_where_special_tokens_cut_spans(rate, mean, kept):
+    options = span.SpanOptions(max_length=40, denoisers=[{"rate": rate, "mean_span": mean, "prefix": "[X]"}])
+    line = toys.text(word for i in range(400) for word in (i, kept) if word != "")
+    rows = toys.rows_of(span.TASK, TOKENIZER, options, [line])
+    longest = 0
+    for epoch in range(30):
+        batch = rows.batch(range(len(rows)), [generator(0, epoch, row) for row in range(len(rows))])
+        sizes = [[len(part) + 1 for part in unpadded(batch, row)] for row in range(len(rows))]
+        longest = max(longest, *map(max, sizes))
+    assert longest <= 40
+    assert longest >= (20 if kept else 34)
+
+
 def test_rate_and_span_length_are_those_of_the_paper():
     rows = toys.rows_of(span.TASK, TOKENIZER, span.SpanOptions(max_length=128), [toys.text(range(141))])
     _, targets = unpadded(rows.batch([0], [generator(0, 0)]), 0)
