@@ -1,6 +1,5 @@
 """Parameter-efficient fine-tuning by peft: what works where, adapters attached, loaded and merged."""
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,7 +19,6 @@ TASK_TYPES = {  # peft's name of what a head does; a head without one takes no v
 }
 MERGEABLE = ("lora", "rslora", "dora", "adalora", "ia3")  # these change weights
 PROMPTS = ("prompt", "p-tuning", "prefix")  # these put virtual tokens before the text
-CONFIG = "adapter_config.json"
 
 
 def check(peft: Peft, head: str, config: Any) -> None:
@@ -141,12 +139,17 @@ def attach(built: Built, peft: Peft, head: str, steps: int, base: str, revision:
     config.revision = revision
     try:
         model = align(get_peft_model(built.model, config))
+        model.create_or_update_model_card = _nothing  # the run writes its own
     except ValueError as error:
         raise UserError(f"peft refuses {peft.method} here: {error}", where="peft") from error
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     more = f", {', '.join(whole)} whole" if whole else ""
     return Built(model, f"{peft.method}: {trained:,} of {total:,} parameters are trained{more}", built.new)
+
+
+def _nothing(*_: Any) -> None:
+    return None
 
 
 def _configuration(model: Any, peft: Peft, head: str, steps: int, whole: list[str]) -> Any:
@@ -266,15 +269,6 @@ def align(model: Any) -> Any:
     if config.peft_type.value != "PREFIX_TUNING" and not model.config.is_encoder_decoder:
         model.register_forward_hook(cut, with_kwargs=True)
     return model
-
-
-def base_of(folder: str | Path | None) -> dict[str, Any] | None:
-    """`base_model_name_or_path` and what else the adapter in a folder says of itself; None where there is none."""
-    path = Path(folder).expanduser() / CONFIG if folder else None
-    if path is None or not path.is_file():
-        return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
 
 
 def restore(built: Built, folder: str | Path) -> Built:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .errors import UserError
 from .files import sync, write_json
 
-MANIFEST = "manifest.json"
+MANIFEST, CARRIED = "manifest.json", "carried.safetensors"
 
 
 def _hash(path: Path) -> str:
@@ -32,12 +32,12 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Weights that training changes, and persistent buffers, under their names, shared ones once."""
+def trained_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights that the optimizer moves, now or later, and persistent buffers, under their names, shared ones once."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
-    frozen = {name for name, _ in model.named_parameters(remove_duplicate=False)} - trained
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) not in moved}
     state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     seen: set[int] = set()
     kept: dict[str, Tensor] = {}
@@ -99,10 +99,17 @@ class Checkpoint:
         state: dict[str, Any] = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
         return state
 
+    def carried(self) -> dict[str, Tensor]:
+        """Tensors that the run needs besides weights and moments."""
+        path = self.path / CARRIED
+        found: dict[str, Tensor] = load_file(path) if path.exists() else {}
+        return found
+
 
 def save(
-    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], facts: dict[str, Any]
-) -> Checkpoint:
+    folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], facts: dict[str, Any],
+    carried: dict[str, Tensor] | None = None,
+) -> Checkpoint:  # fmt: skip
     """Write `folder/step-N` so that it is whole or not there.
 
     Args:
@@ -112,6 +119,7 @@ def save(
         optimizer: unwrapped optimizer.
         state: JSON-able state of the loop.
         facts: what the manifest says besides (versions, world size, threads).
+        carried: tensors that the run needs besides weights and moments.
 
     Raises:
         UserError: the disk is full; earlier checkpoints are untouched.
@@ -120,7 +128,9 @@ def save(
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        save_file(trained_state(model), aside / "model.safetensors")
+        save_file(trained_state(model, optimizer), aside / "model.safetensors")
+        if carried:
+            save_file(carried, aside / CARRIED)
         tensors, plain = _split(optimizer.state_dict())
         save_file(tensors, aside / "optimizer.safetensors")
         write_json(aside / "optimizer.json", plain)

@@ -41,6 +41,7 @@ def configuration(recipe: Model, trust_remote_code: bool = False, **more: Any) -
         for part in parts:
             _override(part, {k: v for k, v in recipe.config.items() if k in _settings(part)})
         return EncoderDecoderConfig.from_encoder_decoder_configs(*parts, **more)
+    recipe = base(recipe)
     config = (
         _default_config(recipe.init)
         if recipe.init
@@ -58,6 +59,14 @@ def configuration(recipe: Model, trust_remote_code: bool = False, **more: Any) -
         settings.setdefault("num_key_value_heads", recipe.config["num_attention_heads"])  # grouped only where asked for
     with _refused(recipe.init):
         return AutoConfig.for_model(recipe.init, **{config.attribute_map.get(k, k): v for k, v in settings.items()})
+
+
+def base(recipe: Model) -> Model:
+    """The block with the base model in place of a folder that holds an adapter."""
+    found = hub.adapter(recipe.path)
+    if found is None:
+        return recipe
+    return recipe.model_copy(update={"path": found["base_model_name_or_path"], "revision": found.get("revision")})
 
 
 def _default_config(model_type: str) -> Any:

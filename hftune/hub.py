@@ -1,11 +1,14 @@
 """Model folders and Hub ids: where files come from, and one line where they cannot be had."""
 
+import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 
 CONNECT_SECONDS = 5.0
+ADAPTER = "adapter_config.json"
 
 
 @cache
@@ -40,6 +43,19 @@ def locate(path: str, where: str) -> tuple[str, bool]:
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"no folder {path}", hint="give a model folder or a Hub id (owner/name)", where=where)
     return path, not answers()
+
+
+def adapter(folder: str | None) -> dict[str, Any] | None:
+    """What the adapter in a folder says of itself, `base_model_name_or_path` among it; None where there is none."""
+    path = Path(folder).expanduser() / ADAPTER if folder else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is broken", hint="give another folder", where="model.path") from error
+    return found
 
 
 def failure(what: str, path: str, error: Exception, where: str) -> UserError:

@@ -181,7 +181,7 @@ class Job:
     evaluate: Callable[[Progress], bool] = lambda progress: False  # true: stop early
     save: Callable[[Progress], None] = lambda progress: None
     stop: Callable[[Progress], str | None] = lambda progress: None  # a reason to stop after this step
-    unfreeze: Callable[[int], None] = lambda step: None  # before each step
+    before: Callable[[int], None] = lambda step: None  # before each step's first forward
     evaluate_every: int = 0
     save_every: int = 0
 
@@ -240,8 +240,6 @@ def train(job: Job, progress: Progress) -> str:
     recipe, task, options = job.recipe, job.steps.rows.task, job.steps.rows.options
     if progress.step >= job.total:
         return "finished"
-    if not recipe.gradual_unfreezing:
-        job.unfreeze = lambda step: None
     job.model.train()
     window = Window()
     source = job.batches(progress.step)
@@ -250,7 +248,7 @@ def train(job: Job, progress: Progress) -> str:
         step = next(source)
         # dropout follows from the step too: nothing of it needs saving, and evaluation cannot disturb it
         torch.manual_seed(step_seed(recipe.seed, progress.step, job.steps.rank))
-        job.unfreeze(progress.step)
+        job.before(progress.step)
         rate = job.schedule.get_last_lr()[0]
         try:
             sums, counts, norm = train_step(

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from . import batching, data, evaluation, heads, machine, models, prepare, store
+from . import batching, data, evaluation, heads, hub, machine, models, prepare, store
 from . import task as tasks
 from .files import read_json, write_json
 from .errors import UserError
@@ -26,9 +26,11 @@ BATCH = 512  # rows that `predict` reads ahead, to sort them by length
 
 def trained(path: Path, recipe: Recipe) -> Recipe:
     """The recipe of a run with the run itself as model and tokenizer."""
-    if not (path / "config.json").exists():
+    adapted = hub.adapter(str(path))
+    if not adapted and not (path / "config.json").exists():
         raise UserError(f"{path} is not finished: it has no model yet", hint="start its command again: it goes on where it stopped")
-    return recipe.model_copy(update={"model": Model(path=str(path), attention=recipe.model.attention), "tokenizer": Tokenizer()})
+    model = Model(path=str(path), attention=recipe.model.attention, config=recipe.model.config if adapted else {})
+    return recipe.model_copy(update={"model": model, "tokenizer": Tokenizer()})
 
 
 def evaluate_run(

@@ -9,7 +9,7 @@ from typing import Any
 
 from . import hub
 from .architectures import Architecture, architecture
-from .configs import check_fit, configuration, model_type_of, positions, special_ids
+from .configs import base, check_fit, configuration, model_type_of, positions, special_ids
 from .errors import UserError
 from .schema import Model
 
@@ -61,6 +61,7 @@ def build(
         return encoder_decoder(recipe, head, tokenizer, settings, trust_remote_code)
     if recipe.init:
         return _new(recipe, head, tokenizer, settings, seed, max_length)
+    recipe = base(recipe)
     config = configuration(recipe, trust_remote_code, **settings)
     if config.pad_token_id is None:
         config.pad_token_id = tokenizer.pad_token_id  # heads that look for the last token of a row need it
@@ -198,11 +199,16 @@ def _tops(names: Iterable[str]) -> str:
     return ", ".join(sorted(found)[:6]) + (" ..." if len(found) > 6 else "")
 
 
-def grow(model: Any, tokenizer: Any) -> None:
+def grow(built: Built, tokenizer: Any) -> Built:
     """Give the embedding rows for tokens that were added; new rows are drawn around the mean of the others."""
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        with _quiet():
-            model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=8)
+    model = built.model
+    if len(tokenizer) <= model.get_input_embeddings().num_embeddings:
+        return built
+    with _quiet():
+        model.resize_token_embeddings(len(tokenizer))  # exactly, as peft does when it loads an adapter
+    grown = {id(p) for m in (model.get_input_embeddings(), model.get_output_embeddings()) if m for p in m.parameters()}
+    new = {name for name, p in model.named_parameters() if id(p) in grown}
+    return Built(model, f"{built.summary}; embeddings grown to {len(tokenizer):,} rows", built.new | new)
 
 
 @contextlib.contextmanager

@@ -2,41 +2,64 @@
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from . import heads
 from .errors import UserError
 from .schema import Train
+from .task import Task
 
-NO_DECAY = re.compile(r"(^|\.)(bias|b)$|norm|layernorm|\bln_", re.IGNORECASE)
+NO_DECAY = re.compile(r"(bias|\.b)$|norm|\bln_|ia3_l", re.IGNORECASE)  # IA3's factors start at one, not at nothing
+
+
+GIVEN = {"optimizer", "num_training_steps", "num_warmup_steps", "last_epoch"}  # what a schedule gets from the run
 
 
 def layers(model: nn.Module) -> list[nn.ModuleList]:
-    """The stacks of layers (one for an encoder or decoder, two for both): the longest lists of modules."""
-    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) and any(True for _ in m[0].parameters())]
-    top = max((len(s) for s in stacks), default=0)
-    inner = {id(m) for s in stacks for m in s.modules() if m is not s and isinstance(m, nn.ModuleList)}
-    return [s for s in stacks if len(s) == top and id(s) not in inner]
+    """The stacks of layers, one of an encoder or a decoder, two of both: the outermost lists of modules."""
+    found: list[nn.ModuleList] = []
+    for child in model.children():
+        listed = isinstance(child, nn.ModuleList) and any(True for _ in child.parameters())
+        found += [child] if listed else layers(child)  # type: ignore[list-item]
+    return found
 
 
 def depths(model: nn.Module) -> dict[str, int]:
-    """Parameter name -> layers between it and the head: 0 for the head, 1 for the top layer, most for the embeddings."""
+    """Parameter name -> layers above it: 0 of the head and the last norm, 1 of the top layer, most of the embeddings.
+
+    Encoder and decoder are counted each by itself.
+    """
     stacks = layers(model)
-    deepest = max((len(s) for s in stacks), default=0) + 1
-    names = {id(p): name for name, p in model.named_parameters()}
-    found: dict[str, int] = {}
-    for stack in stacks:
-        for at, layer in enumerate(stack):
-            found.update({names[id(p)]: len(stack) - at for p in layer.parameters() if id(p) in names})
-    body = getattr(model, getattr(model, "base_model_prefix", "") or "", None)
-    for name in names.values():
-        if name not in found:
-            inside = body is not None and body is not model and name.split(".")[0] == model.base_model_prefix
-            found[name] = deepest if inside or body is None or body is model else 0
-    return found
+    deepest = max((len(stack) for stack in stacks), default=0) + 1
+    found = {id(p): len(stack) - at for stack in stacks for at, layer in enumerate(stack) for p in layer.parameters()}
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            found.setdefault(id(module.weight), deepest)
+    return {name: found.get(id(p), deepest if "emb" in name else 0) for name, p in model.named_parameters()}
+
+
+def unfreezing(model: nn.Module, every: int) -> Callable[[int], None]:
+    """What to call before each step, so that one more layer is trained after every so many steps, from the top.
+
+    Howard & Ruder 2018, section 3.3. Which parameters are trained follows from the step alone. Those that are not get
+    no gradient, so that neither decay nor momentum moves them.
+
+    Args:
+        model: its parameters that require a gradient now are those that are to be trained in the end.
+        every: steps from one layer to the next.
+    """
+    above = depths(model)
+    trained = [(above[name], p) for name, p in model.named_parameters() if p.requires_grad]
+
+    def before(step: int) -> None:
+        for depth, parameter in trained:
+            parameter.requires_grad_(depth <= step // every)
+
+    return before
 
 
 def groups(model: nn.Module, recipe: Train) -> list[dict[str, Any]]:
@@ -44,7 +67,7 @@ def groups(model: nn.Module, recipe: Train) -> list[dict[str, Any]]:
     depth = depths(model) if recipe.layerwise_lr_decay < 1 else {}
     found: dict[tuple[bool, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad or recipe.gradual_unfreezing:
+        if parameter.requires_grad:
             decays = parameter.ndim > 1 and not NO_DECAY.search(name)
             found.setdefault((decays, depth.get(name, 0)), []).append(parameter)
     return [
@@ -57,11 +80,24 @@ def groups(model: nn.Module, recipe: Train) -> list[dict[str, Any]]:
     ]
 
 
+def all_reached(model: nn.Module, batch: dict[str, Any], task: Task, options: Any, head: str) -> bool:
+    """Whether the loss of a batch gives every parameter that is to be trained a gradient."""
+    found = heads.losses(model.train(), batch, task, options, heads.Criterion(head=head))
+    torch.stack([part.total for part in found.values()]).sum().backward()
+    reached = all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.zero_grad()
+    return reached
+
+
 def optimizer(parameters: Iterable[Any], recipe: Train) -> torch.optim.Optimizer:
     """The optimizer of that name; fused where torch has it."""
     if recipe.optim == "adamw":
         return torch.optim.AdamW(
-            parameters, lr=recipe.learning_rate, betas=(recipe.adam_beta1, recipe.adam_beta2), eps=recipe.adam_epsilon, fused=True
+            parameters,
+            lr=recipe.learning_rate,
+            betas=(recipe.adam_beta1, recipe.adam_beta2),
+            eps=recipe.adam_epsilon,
+            fused=True,
         )
     if recipe.optim == "sgd":
         return torch.optim.SGD(parameters, lr=recipe.learning_rate, momentum=recipe.adam_beta1, fused=True)
@@ -82,12 +118,15 @@ def schedule(optimizer: torch.optim.Optimizer, recipe: Train, steps: int) -> tor
         if name not in known:
             raise UserError(
                 f"{recipe.lr_scheduler_type} takes no {name}",
-                hint=f"it takes {', '.join(set(known) - {'optimizer', 'num_training_steps', 'num_warmup_steps', 'last_epoch'}) or 'nothing'}",
+                hint=f"it takes {', '.join(sorted(set(known) - GIVEN)) or 'nothing'}",
                 where=f"train.lr_scheduler_kwargs.{name}",
             )
     warmup = recipe.warmup_steps if recipe.warmup_steps is not None else round(recipe.warmup_ratio * steps)
     made: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
-        recipe.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=steps,
+        recipe.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=steps,
         scheduler_specific_kwargs=dict(recipe.lr_scheduler_kwargs),
     )
     return made

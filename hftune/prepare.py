@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import data, models, store, tokenizer
+from . import data, hub, models, store, tokenizer
 from . import task as tasks
 from .errors import UserError
 from .loop import Rows
@@ -218,5 +218,9 @@ def build_model(prepared: Prepared, *, trust_remote_code: bool = False) -> model
     )  # fmt: skip
     built = build(source, task.head)
     if task.tokens(options, prepared.tokenizer):
-        models.grow(built.model, prepared.tokenizer)
+        built = models.grow(built, prepared.tokenizer)
+    if hub.adapter(source.path):
+        from . import adapters
+
+        built = adapters.restore(built, source.path or "")
     return task.network(built, source, options, build) if task.network else built

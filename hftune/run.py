@@ -2,15 +2,17 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 import torch
+from accelerate import DistributedDataParallelKwargs
 
-from . import card, checkpoint, evaluation, heads, loop, machine, optim, prepare, tokenizer
-from .batching import Plan, generator
+from . import card, checkpoint, evaluation, heads, loop, machine, methods, models, optim, prepare, tokenizer
+from . import task as tasks
+from .batching import Plan, evaluation_batches, generator
 from .files import read_json, write_json
 from .errors import UserError
 from .folder import METRICS, RunFolder, versions
@@ -47,6 +49,8 @@ def train(
         UserError: something in the recipe, the data or the folder is wrong.
         Interrupted: a signal or the deadline stopped it, after a checkpoint.
     """
+    task = tasks.load(recipe.task.name).under(recipe.task.options)
+    methods.check(recipe, task, models.configuration(recipe.model, trust_remote_code))
     accelerator = machine.accelerator(recipe.train)
     folder = RunFolder.claim(recipe, fresh=fresh, allow=allow, main=accelerator.is_main_process)
     prepared = prepare.prepare(recipe, ["train", "validation"], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code, begun=folder.path)
@@ -81,24 +85,20 @@ class Run:
         self.total = total_steps(self.recipe, plan)
         if self._finished():
             return read_json(self.folder.path / METRICS)
-        model = built.model
-        dry_run_save(model)
-        if train.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        optimizer = optim.optimizer(optim.groups(model, train), train)
-        model, optimizer = self.accelerator.prepare(torch.compile(model) if train.compile else model, optimizer)
-        self.core = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        self.optimizer = optimizer
+        dry_run_save(built.model)
+        self.method = methods.apply(built, self.recipe, self.prepared.task.head, self.total, self.accelerator, self.folder.path)
+        if self.method.summary:
+            self.reporter.say(self.method.summary)
+        model, optimizer = self._ready(self.method.model)
         self._resume()
         schedule = optim.schedule(optimizer.optimizer, train, self.total)
         _advance(schedule, self.progress.step)
         budget = machine.micro_batch_tokens(train.micro_batch_tokens)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         steps = Steps(rows["train"], plan, train.seed, budget, rank=rank, ranks=ranks, total=self.total)
-        sample = {k: v.to(self.accelerator.device) for k, v in rows["train"].batch([0], [generator(0, 0)]).items()}
-        with self.accelerator.autocast():
-            self.head = heads.choose_head(self.core, sample, self.prepared.task, self.prepared.options)
         per_epoch = len(plan.epoch(0))
+        if self.method.fill and self.total > per_epoch:
+            self._compute_features()
         every = train.eval_steps or per_epoch
         self.folder.begin(
             self.recipe, total_steps=self.total, seed=train.seed, world_size=ranks, data=self.prepared.fingerprints, head=self.head,
@@ -108,7 +108,7 @@ class Run:
         with machine.Signals() as self.signals, machine.Watchdog(seconds(train.timeout) or math.inf) as self.watchdog:
             job = Job(
                 self.accelerator, model, optimizer, schedule, steps, train, self.total, head=self.head, workers=self.recipe.data.num_workers,
-                log=self._log, evaluate=self._evaluate, save=self._save, stop=self._stop,
+                before=self.method.before, log=self._log, evaluate=self._evaluate, save=self._save, stop=self._stop,
                 evaluate_every=every if "validation" in rows else 0, save_every=train.save_steps or every,
             )  # fmt: skip
             self.reporter.begin(self.total, self.progress.step)
@@ -135,6 +135,42 @@ class Run:
         self.reporter.say(f"{self.folder.path} is finished ({self.folder.state['step']} steps); --fresh starts it over")
         return True
 
+    def _ready(self, model: Any) -> tuple[Any, Any]:
+        """Model and optimizer as the accelerator wants them; `self.core` stays the model itself."""
+        train, task, options = self.recipe.train, self.prepared.task, self.prepared.options
+        if train.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model = model.to(self.accelerator.device)
+        optimizer = optim.optimizer(optim.groups(model, train), train)
+        optimizer.register_step_post_hook(lambda *_: self.method.after(self.progress.step))
+        rows = self.prepared.rows["train"].batch([0], [generator(0, 0)])
+        sample = {name: value.to(self.accelerator.device) for name, value in rows.items()}
+        with self.accelerator.autocast():
+            self.head = heads.choose_head(model, sample, task, options)
+            reached = self.accelerator.num_processes == 1 or optim.all_reached(model, sample, task, options, self.head)
+        if not reached or train.gradual_unfreezing:  # DDP would wait for their gradients
+            self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
+        self.core = model
+        made, self.optimizer = self.accelerator.prepare(torch.compile(model) if train.compile else model, optimizer)
+        return made, self.optimizer
+
+    def _compute_features(self) -> None:
+        """What a frozen body makes of each row, once, where rows are the same in every epoch."""
+        task, device, tokens = self.prepared.task, self.accelerator.device, self.recipe.eval.batch_tokens
+        train = self.prepared.rows["train"]
+        one, two = (train.batch([0], [generator(0, epoch, 0)]) for epoch in (0, 1))
+        if any(not torch.equal(one[name], two[name]) for name in one):
+            return
+
+        def batches() -> Iterator[dict[str, Any]]:
+            for rows in self.prepared.rows.values():
+                for chosen in evaluation_batches(rows.data.lengths, tokens):
+                    batch = rows.batch(chosen, [generator(0, 0, int(row)) for row in chosen])
+                    yield heads.model_inputs(self.core, {k: v.to(device) for k, v in batch.items()}, task)
+
+        with self.accelerator.autocast():
+            self.reporter.say(self.method.fill(self.core, batches()))  # type: ignore[misc]
+
     def _resume(self) -> None:
         checkpoint.sweep(self.folder.checkpoints) if self.folder.main else None
         found, passed = checkpoint.newest(self.folder.checkpoints)
@@ -153,6 +189,7 @@ class Run:
         if changed:
             self.reporter.warn(f"{' and '.join(changed)} changed since step {found.step}: the run goes on, but no longer bit for bit")
         self.progress = Progress(**found.load(self.core, self.optimizer.optimizer))
+        self.method.resume(found.carried())
         self.folder.forget_after(found.step)
         self.reporter.say(f"going on from step {found.step} of {self.total}")
 
@@ -199,7 +236,9 @@ class Run:
     def _save(self, progress: Progress) -> None:
         if self.folder.main:
             checkpoint.ensure_space(self.folder.checkpoints, checkpoint.size_of(self.core, self.optimizer.optimizer))
-            checkpoint.save(self.folder.checkpoints, progress.step, self.core, self.optimizer.optimizer, vars(progress), self._facts())
+            checkpoint.save(
+                self.folder.checkpoints, progress.step, self.core, self.optimizer.optimizer, vars(progress), self._facts(), self.method.state()
+            )  # fmt: skip
             checkpoint.rotate(self.folder.checkpoints, self.recipe.train.save_total_limit, progress.best_step)
         self.accelerator.wait_for_everyone()
 
@@ -220,6 +259,7 @@ class Run:
             best = checkpoint.examine(self.folder.checkpoints / f"step-{self.progress.best_step}")
             if isinstance(best, checkpoint.Checkpoint):
                 best.load(self.core, self.optimizer.optimizer)
+                self.method.resume(best.carried())
                 self.reporter.say(f"the best was step {best.step}: {train.metric_for_best_model} {self.progress.best:.4f}")
         if self.folder.main:
             self.core.save_pretrained(self.folder.path)  # beside the tokenizer, which lies there since the start

@@ -330,7 +330,7 @@ def test_a_saved_run_measures_the_same(run):
 
 def test_a_checkpoint_holds_every_weight_once(run, job):
     _, model = job
-    state = checkpoint.trained_state(model)
+    state = checkpoint.trained_state(model, torch.optim.SGD(model.parameters()))
     numbers = {id(p) for p in model.parameters()}
     assert len(state) == len(numbers)
     assert sum(value.numel() for value in state.values()) == sum(p.numel() for p in model.parameters())

@@ -1,0 +1,124 @@
+"""How a model is fine-tuned: whole, its head alone, layer by layer, or by an adapter; and what goes together."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import hub
+from .errors import UserError
+from .models import Built
+from .schema import Recipe
+from .task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def check(recipe: Recipe, task: Task, config: Any) -> None:
+    """Refuse what cannot work, before any weight is read.
+
+    Args:
+        recipe: the recipe.
+        task: the task under its options.
+        config: the model's configuration.
+
+    Raises:
+        UserError: methods that exclude each other, or one that model or task do not allow.
+    """
+    train, peft, model = recipe.train, recipe.peft, recipe.model
+    if hub.adapter(model.path):
+        raise UserError(
+            f"{model.path} is an adapter, not a model that could be trained further",
+            hint=f"make it one: hftune merge {model.path} --output DIR, and give DIR",
+            where="model.path",
+        )
+    partial = "peft" if peft else "train.freeze" if train.freeze != "none" else None
+    if partial and not model.path:
+        message = "only what is pretrained can be kept as it is, and this model is new"
+        raise UserError(message, hint="give model.path, or train all of it", where=partial)
+    if partial and task.network is not None:
+        message = f"{recipe.task.name} trains several networks together"
+        raise UserError(message, hint="train them whole", where=partial)
+    if train.freeze != "none" and (peft or train.gradual_unfreezing or train.layerwise_lr_decay < 1):
+        other = "peft" if peft else "gradual_unfreezing" if train.gradual_unfreezing else "layerwise_lr_decay"
+        raise UserError(
+            f"with a frozen body {other} has nothing to do", hint="leave one of them out", where="train.freeze"
+        )
+    if peft is None:
+        return
+    from . import adapters
+
+    adapters.check(peft, task.head, config)
+    if peft.method == "adalora" and train.gradual_unfreezing:
+        message = "adalora deals its ranks to all layers from the first step on"
+        raise UserError(message, hint="set train.gradual_unfreezing: 0, or use lora", where="train.gradual_unfreezing")
+    if peft.method == "prefix" and train.gradient_checkpointing:
+        message = "prefix hands keys and values to the layers, which are not at hand when activations are recomputed"
+        raise UserError(message, hint="set train.gradient_checkpointing: false", where="train.gradient_checkpointing")
+
+
+def _nothing(*_: Any) -> None:
+    return None
+
+
+@dataclass
+class Method:
+    """A model of which the right part is trained, and what is to be done around its steps.
+
+    Attributes:
+        model: the model.
+        summary: what is trained, in one line; empty where all is.
+        before: called with the step's number, from 0, before its first forward.
+        after: called with the same number after the optimizer has moved, while its gradients are there.
+        state: tensors that a resumed run needs besides weights and moments.
+        resume: takes them back.
+        fill: where features can be kept: computes those of batches of inputs, and says so in one line.
+    """
+
+    model: Any
+    summary: str = ""
+    before: Callable[[int], None] = _nothing
+    after: Callable[[int], None] = _nothing
+    state: Callable[[], "dict[str, Tensor]"] = dict
+    resume: "Callable[[dict[str, Tensor]], None]" = _nothing
+    fill: Callable[[Any, Iterable[dict[str, Any]]], str] | None = None
+
+
+def apply(built: Built, recipe: Recipe, head: str, steps: int, accelerator: Any, folder: Path) -> Method:
+    """The recipe's method at a model.
+
+    Args:
+        built: the model as it was built.
+        recipe: the recipe; `check` has passed it.
+        head: transformers auto class of the task.
+        steps: optimizer steps of the run.
+        accelerator: accelerate's Accelerator.
+        folder: where features may be kept for the time of the run.
+    """
+    from . import optim
+
+    train, peft = recipe.train, recipe.peft
+    if train.freeze == "body":
+        from .features import Memory, freeze
+
+        trained = freeze(built.model, built.new)
+        count = sum(built.model.get_parameter(name).numel() for name in trained)
+        memory = Memory(built.model, folder)
+        return Method(
+            built.model, f"frozen body: {count:,} parameters are trained", fill=memory.fill if memory.module else None
+        )
+    method = Method(built.model)
+    if peft is not None:
+        from . import adapters
+
+        adapted = adapters.attach(built, peft, head, steps, recipe.model.path or "", recipe.model.revision, train.seed)
+        method = Method(adapted.model, adapted.summary)
+        if peft.method == "adalora":
+            from .ranks import Ranks
+
+            ranks = Ranks(adapted.model, accelerator)
+            method = Method(adapted.model, adapted.summary, ranks.before, ranks.after, ranks.state, ranks.resume)
+    if train.gradual_unfreezing:
+        method.before = optim.unfreezing(method.model, train.gradual_unfreezing)
+    return method

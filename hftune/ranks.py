@@ -1,0 +1,51 @@
+"""AdaLoRA's part of a step, which peft leaves to the training loop."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of peft's rank allocator
+
+
+class Ranks:
+    """AdaLoRA's part of a step: singular vectors are kept orthogonal, and ranks go to where they matter.
+
+    Zhang et al. 2023: equation 4 is the regularization, its gradient added once a step; section 3.3 the allocation.
+    """
+
+    def __init__(self, model: Any, accelerator: Any):
+        self.model, self.accelerator = model, accelerator
+        self.config = model.active_peft_config
+
+    def before(self, step: int) -> None:
+        """Gradients of the regularization, the same on every rank, to which those of the loss are added."""
+        named = list(self.model.named_parameters())
+        products = [p @ p.T for n, p in named if ".lora_A." in n] + [p.T @ p for n, p in named if ".lora_B." in n]
+        away = [torch.linalg.matrix_norm(found - torch.eye(len(found), device=found.device)) for found in products]
+        self.accelerator.backward(self.config.orth_reg_weight * torch.stack(away).mean())
+
+    def after(self, step: int) -> None:
+        """Importances from the step's gradients, and the ranks that they leave."""
+        self.model.base_model.update_and_allocate(step + 1)
+
+    def state(self) -> dict[str, Tensor]:
+        """Importances and ranks as tensors."""
+        allocator = self.model.base_model.rankallocator
+        found = {
+            f"{kind}|{name}": value.clone() for kind in IMPORTANCES for name, value in getattr(allocator, kind).items()
+        }
+        ranks = self.config.rank_pattern or {}
+        return {**found, **{f"rank|{name}": torch.tensor(kept) for name, kept in ranks.items()}}
+
+    def resume(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        allocator = self.model.base_model.rankallocator
+        allocator.reset_ipt()
+        self.config.rank_pattern = None
+        for key, value in state.items():
+            kind, name = key.split("|")
+            if kind == "rank":
+                self.config.rank_pattern = {**(self.config.rank_pattern or {}), name: value.tolist()}
+            else:
+                getattr(allocator, kind)[name] = value.to(self.model.device)
