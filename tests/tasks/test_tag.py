@@ -185,7 +185,7 @@ def test_from_end_to_end(tmp_path):
     values = tiny.lines("address-tokens", limit=48)
     names = list(tag.labels(fine.rows(values), tag.TagOptions()).label_names)
     settings = {"max_length": 24, "stride": 6, "label_names": names}
-    figures, found, predicted = fine.from_end_to_end(tmp_path, "tag", settings, values)
+    figures, found, predicted = fine.from_end_to_end(tmp_path, "tag", settings, values, steps=60)
     assert np.isfinite(figures["loss"]["value"])
     assert found["entity_f1"]["count"] == 24, "rows, not windows"
     trivial = tag.baseline(fine.rows(values[:24]), fine.rows(values[24:]), tag.TagOptions())
@@ -197,3 +197,20 @@ def test_from_end_to_end(tmp_path):
     written = list(evaluation.read_lines(tmp_path / "run" / "predictions" / "test.jsonl"))
     assert [w["prediction"] for w in written] == [p["prediction"] for p in predicted]
     assert [w["reference"] for w in written] == [row["ner_tags"] for row in values[24:]]
+    assert_pipeline_agrees(tmp_path / "run", predicted)
+
+
+def assert_pipeline_agrees(folder, predicted):
+    """transformers' own pipeline, on the plain text, says the same of each word that fits into one window."""
+    from transformers import pipeline
+
+    tagger = pipeline("token-classification", model=str(folder), device="cpu", ignore_labels=[])
+    short = [p for p in predicted if len(tagger.tokenizer(" ".join(p["tokens"]))["input_ids"]) <= 24]
+    assert len(short) > 3
+    assert len({name for answer in short for name in answer["prediction"]}) > 3, "not the same tag everywhere"
+    for answer in short:
+        text, at = " ".join(answer["tokens"]), 0
+        found = {piece["start"]: piece["entity"] for piece in tagger(text)}
+        for word, tag_of_word in zip(answer["tokens"], answer["prediction"], strict=True):
+            assert found[at] == tag_of_word
+            at += len(word) + 1
