@@ -128,7 +128,7 @@ class Cursor:
         while True:
             try:
                 found, end = self.strict.decoder.raw_decode(self.window, self.at)
-                if end < len(self.window) or not self._more():  # 12 at the end of the window may go on as 123
+                if end + 2 < len(self.window) or not self._more():  # 1 or 1e+ at the window's end may go on as 1e+3
                     break
             except json.JSONDecodeError as error:
                 # A token cut by the window's end fails near it; a string fails where it began.
@@ -140,7 +140,6 @@ class Cursor:
                 raise self.fault(_broken(error)) from None
             if len(self.window) > 2 * LONGEST:
                 raise self.too_long(self.place())
-            self.strict.flaw = ""
         flaw = self.strict.check(found, self.window, self.at, end)
         self._advance(end)
         return found, flaw

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hftune import overlap as module
 from hftune.overlap import N, overlap
 
-word = st.sampled_from(["a", "b", "A", "\xe9", "e\u0301", "c"])
-texts = st.lists(st.lists(word, max_size=30).map(" ".join), max_size=6)
+PASSAGE = [f"w\xe9{i}" for i in range(20)] + ["a"] * 20
+pieces = st.tuples(st.integers(0, 30), st.integers(0, 20)).map(lambda cut: " ".join(PASSAGE[cut[0] : sum(cut)]))
+forms = st.sampled_from([str, str.upper, lambda text: unicodedata.normalize("NFD", text), lambda text: f" {text}\n"])
+texts = st.lists(st.builds(lambda form, *parts: form(" ".join(parts)), forms, pieces, pieces), max_size=6)
 
 
 def plainly(train, test):

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from hftune import data, jsonrows, lines
+from hftune import data, jsonrows, lines, readers
 from hftune.errors import UserError
 from hftune.schema import Data
 
@@ -86,6 +87,8 @@ HOSTILE = [
         "not utf-8: 0xe9 at byte 41",
         "data.encoding",
     ),
+    ("mark.txt", b"\xef\xbb\xbfa\ncaf\xe9\n", {}, ":2:4", "0xe9 at byte 8", "cp1252"),
+    ("mark.json", b'\xef\xbb\xbf["caf\xe9"]', {}, "", "0xe9 at byte 8", "data.encoding"),
     ("latin.json", '[{"text": "café"}]'.encode("latin-1"), {}, "", "not utf-8: 0xe9 at byte 14", "data.encoding"),
     ("latin.txt", "one\ncafé\n".encode("latin-1"), {}, ":2:4", "0xe9 at byte 7", "cp1252"),
     ("latin.csv", "text\na\ncafé\n".encode("latin-1"), {}, ":3:4", "0xe9 at byte 10", "data.encoding"),
@@ -212,19 +215,26 @@ def test_both_places_of_a_change_of_type(tmp_path):
 
 
 def test_a_row_without_end_does_not_fill_the_memory(tmp_path, monkeypatch):
-    for module in (lines, jsonrows):
+    for module in (lines, jsonrows, readers):
         monkeypatch.setattr(module, "LONGEST", 1 << 20)
-    (tmp_path / "a.jsonl.gz").write_bytes(gz(b'{"text": "' + b"a" * (8 << 20)))
-    (tmp_path / "a.json").write_bytes(b'[{"text": "' + b"a" * (8 << 20))
-    for name in ("a.jsonl.gz", "a.json"):
-        with pytest.raises(UserError, match="a row of more than 1 MiB"):
-            list(rows_of(tmp_path / name))
+    (tmp_path / "a.jsonl.gz").write_bytes(gz(b'{"text": "' + b"a" * (32 << 20)))
+    (tmp_path / "a.json").write_bytes(b'[{"text": "' + b"a" * (32 << 20))
+    (tmp_path / "a.md").write_bytes((b"l" * 1000 + b"\n") * 3000)
+    tracemalloc.start()
+    try:
+        for name in ("a.jsonl.gz", "a.json", "a.md"):
+            with pytest.raises(UserError, match="a row of more than 1 MiB"):
+                list(rows_of(tmp_path / name))
+        assert tracemalloc.get_traced_memory()[1] < 24 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_long_line_is_read(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": "long " * (4 << 20)}) + "\n" + GOOD.decode())
     (tmp_path / "a.json").write_text(json.dumps([{"text": "long " * (4 << 20)}, {"text": "one"}]))
-    for name in ("a.jsonl", "a.json"):
+    (tmp_path / "a.csv").write_text("text\n" + "long " * (4 << 20) + "\none\n")
+    for name in ("a.jsonl", "a.json", "a.csv"):
         assert [len(row["text"]) for row in rows_of(tmp_path / name)] == [20 << 20, 3]
 
 
@@ -283,11 +293,18 @@ json_values = st.recursive(
 
 @SLOW
 @given(
-    st.lists(st.dictionaries(text, json_values, max_size=4), min_size=2, max_size=6), st.integers(1, 40), st.booleans()
+    st.lists(st.dictionaries(text, json_values, max_size=4), min_size=2, max_size=6),
+    st.none() | json_values,
+    st.integers(1, 40),
+    st.booleans(),
 )
-def test_json_is_the_same_in_whatever_pieces_it_comes(tmp_path, rows, piece, pretty):
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps(rows, indent=2 if pretty else None), encoding="utf-8")
+@example([{"a": 1}], 1234, 13, False)
+@example([{"a": 1}], -1.5e-7, 14, False)
+@example([{"a": 1}], -1.5e-7, 17, False)
+def test_json_is_the_same_in_whatever_pieces_it_comes(tmp_path, rows, beside, piece, pretty):
+    path, source = tmp_path / "a.json", {} if beside is None else {"field": "rows"}
+    content = rows if beside is None else {"beside": beside, "rows": rows}
+    path.write_text(json.dumps(content, indent=2 if pretty else None), encoding="utf-8")
     whole = lines.Text.chunks
 
     def chunks(self):
@@ -296,7 +313,7 @@ def test_json_is_the_same_in_whatever_pieces_it_comes(tmp_path, rows, piece, pre
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines.Text, "chunks", chunks)
-        found = list(rows_of(path))
+        found = list(rows_of(path, source=source))
     assert found == rows
     content = path.read_text(encoding="utf-8").split("\n")
     for row in found:
@@ -367,6 +384,22 @@ def test_skipped_rows_are_counted_written_down_and_limited(tmp_path):
     reader = data.open_split(block.model_copy(update={"max_errors": 2}), "train", ["text"])
     with pytest.raises(UserError, match="more than 2 broken rows; the last one: no 'text'"):
         list(reader)
+
+
+def test_a_file_of_broken_rows_only_is_not_counted_as_empty_too(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"broken\n")
+    (tmp_path / "b.jsonl").write_bytes(GOOD)
+    (tmp_path / "c.jsonl").write_bytes(b"\n")
+    reader = rows_of(tmp_path, on_error="skip")
+    assert len(list(reader)) == 1
+    assert reader.report["broken"] == 2, "one broken row, one file without rows"
+
+
+def test_the_offset_of_a_byte_is_right_across_pieces():
+    decoder = lines.Decoder("utf-8", lambda error, start: UserError(str(start + error.start)))
+    assert decoder(b"ab\xc3") + decoder(b"\xa9c\xe2\x82") == "ab\xe9c"
+    with pytest.raises(UserError, match=r"^5$"):
+        decoder(b"x")
 
 
 def test_a_skipped_csv_line_takes_its_whole_row_and_no_other(tmp_path):
