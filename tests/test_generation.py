@@ -99,6 +99,33 @@ def test_predictions_of_a_file_do_not_depend_on_what_is_read_together(finished, 
     assert [row["prompt"] for row in whole] == ["The", "In this", "A file is", "x"]
 
 
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def test_a_run_learns_to_talk_with_tokens_that_its_model_did_not_have(finished, tmp_path):
+    talk = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "yes"}]
+    made = clm(tmp_path, kind="chat", add_tokens=["<|user|>", "<|assistant|>", "<|end|>"], max_new_tokens=6)
+    made["model"] = {"path": str(finished)}
+    made["tokenizer"] = {"chat_template": TEMPLATE}
+    made["data"]["train"] = str(tiny.write_rows(tmp_path / "talk.jsonl", [{"messages": talk}] * 8))
+    made["data"] |= {"validation": made["data"]["train"], "validation_fraction": 0.0}
+    made["train"] = {"batch_size": 4, "max_steps": 120, "learning_rate": 2e-2, "eval_steps": 120}
+    figures = run.train(recipe.from_dict(made), Reporter(silent=True))
+    assert figures["exact_match"]["value"] == 1.0
+    path = tmp_path / "run"
+    assert ask(path, "ask") == "yes\n"
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    assert model.get_input_embeddings().num_embeddings >= len(tokenizer) == 403
+    assert tokenizer.chat_template == TEMPLATE
+    lines = (path / "predictions" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+    assert {"prompt", "prediction", "reference"} <= json.loads(lines[0]).keys()
+
+
 def test_faults_are_told(finished, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         ask(tmp_path, "x")
