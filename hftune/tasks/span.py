@@ -168,7 +168,9 @@ def collate(
     for row, rng in zip(rows, rngs, strict=True):
         which = int(np.searchsorted(shares, rng.random() * shares[-1], side="right")) if len(mixture) > 1 else 0
         ids = row["input_ids"].astype(np.int64)
-        kept, taken = corrupt(ids, noise_row(free[ids], mixture[which], rng), marks)
+        own = free[ids]
+        unused = marks if own.all() else marks[~np.isin(marks, ids)]  # a text may be about sentinels
+        kept, taken = corrupt(ids, noise_row(own, mixture[which], rng), unused)
         given.append({"input_ids": np.concatenate([prefixes[which], kept, end])})
         targets.append(np.concatenate([taken, end]))
     return {**inputs(given, tokenizer), "labels": pad(targets, IGNORE)}
