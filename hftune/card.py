@@ -29,7 +29,11 @@ def write(path: Path, recipe: Recipe, model_type: str) -> None:
     sources = ", ".join(source.path for source in recipe.data.train or [])
     results = [
         EvalResult(
-            task_type=recipe.task.name, dataset_type="local", dataset_name=sources or "unknown", metric_type=name, metric_value=figure["value"]
+            task_type=recipe.task.name,
+            dataset_type="local",
+            dataset_name=sources or "unknown",
+            metric_type=name,
+            metric_value=figure["value"],
         )
         for name, figure in shown.items()
         if "[" not in name
@@ -38,17 +42,26 @@ def write(path: Path, recipe: Recipe, model_type: str) -> None:
         library_name=LIBRARY, tags=["hftune", recipe.task.name, model_type], base_model=_hub_id(recipe.model.path), model_name=path.name,
         eval_results=results or None,
     )  # fmt: skip
-    rows = [f"| {name} | {figure['value']:.4f} | {_interval(figure)} | {figure.get('count', '')} |" for name, figure in shown.items()]
+    rows = [
+        f"| {name} | {figure['value']:.4f} | {_interval(figure)} | {figure.get('count', '')} |"
+        for name, figure in shown.items()
+    ]
     spent = duration(state.get("training_seconds", 0))
     hardware = state.get("hardware", {})
-    machine = f"{hardware.get('cores')} cores ({hardware.get('processor')})" if not hardware.get("gpus") else ", ".join(hardware["gpus"])
+    machine = (
+        f"{hardware.get('cores')} cores ({hardware.get('processor')})"
+        if not hardware.get("gpus")
+        else ", ".join(hardware["gpus"])
+    )
     text = [
         f"---\n{metadata.to_yaml()}\n---",
         MARK,
         f"# {path.name}",
         f"A {model_type} model trained by hftune {state.get('versions', {}).get('hftune', '')} for the task `{recipe.task.name}` on `{clean(sources)}`.",
         "## Figures",
-        "| figure | value | interval | count |\n|---|---|---|---|\n" + "\n".join(rows) if rows else "No evaluation was made.",
+        "| figure | value | interval | count |\n|---|---|---|---|\n" + "\n".join(rows)
+        if rows
+        else "No evaluation was made.",
         "## Training",
         f"{state.get('step', 0):,} steps, {state.get('tokens', 0):,} tokens in {spent} on {machine}.",
         "`hftune pretrain recipe.yaml` repeats it with this recipe:",

@@ -54,7 +54,9 @@ def load_trained_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Put saved weights back; a name that the model does not have is a fault."""
     own = model.state_dict(keep_vars=True)
     if missing := set(state) - set(own):
-        raise UserError(f"the checkpoint holds weights that the model lacks: {sorted(missing)[:3]}", hint="start anew with --fresh")
+        raise UserError(
+            f"the checkpoint holds weights that the model lacks: {sorted(missing)[:3]}", hint="start anew with --fresh"
+        )
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)

@@ -20,12 +20,26 @@ recipes = typer.Typer(help="List the recipes that come with hftune, show one, or
 app.add_typer(tokenizers, name="tokenizer")
 app.add_typer(recipes, name="recipes")
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="settings that override the recipe's, e.g. train.learning_rate=3e-5", metavar="[KEY=VALUE]...", show_default=False)]
-Output = Annotated[str | None, typer.Option("--output", "-o", help="run folder, instead of the recipe's", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="settings that override the recipe's, e.g. train.learning_rate=3e-5",
+        metavar="[KEY=VALUE]...",
+        show_default=False,
+    ),
+]
+Output = Annotated[
+    str | None, typer.Option("--output", "-o", help="run folder, instead of the recipe's", show_default=False)
+]
 Processes = Annotated[int, typer.Option("--processes", help="processes on this machine")]
-Restarts = Annotated[int, typer.Option("--restarts", help="how often to start again from the checkpoint after a failure")]
+Restarts = Annotated[
+    int, typer.Option("--restarts", help="how often to start again from the checkpoint after a failure")
+]
 Fresh = Annotated[bool, typer.Option("--fresh/--resume", help="start over, or go on where an earlier start stopped")]
-Allow = Annotated[list[str] | None, typer.Option("--allow", help="take a changed setting when going on, e.g. train.learning_rate", show_default=False)]
+Allow = Annotated[
+    list[str] | None,
+    typer.Option("--allow", help="take a changed setting when going on, e.g. train.learning_rate", show_default=False),
+]
 Dry = Annotated[bool, typer.Option("--dry-run", help="check everything, train nothing")]
 Json = Annotated[bool, typer.Option("--json", help="answer in JSON on standard output")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="let code that comes with a model run")]
@@ -56,17 +70,32 @@ def pretrain(
     """Train a model on raw text as a recipe says; go on where an earlier start stopped."""
     from . import commands
 
-    commands.train(recipe, overrides or [], output, processes, restarts, fresh, allow or [], dry_run, as_json, trust_remote_code)
+    commands.train(
+        recipe, overrides or [], output, processes, restarts, fresh, allow or [], dry_run, as_json, trust_remote_code
+    )
 
 
 @app.command()
 def finetune(
-    recipe: Annotated[str | None, typer.Argument(help="recipe file, or the name of one that comes with hftune", show_default=False)] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="recipe file, or the name of one that comes with hftune", show_default=False)
+    ] = None,
     overrides: Overrides = None,
     task: Annotated[str | None, typer.Option("--task", help="without a recipe: the task", show_default=False)] = None,
-    model: Annotated[str | None, typer.Option("--model", help="without a recipe: model folder, run or Hub id", show_default=False)] = None,
-    train: Annotated[str | None, typer.Option("--train", help="without a recipe: training rows", show_default=False)] = None,
-    validation: Annotated[str | None, typer.Option("--validation", help="without a recipe: validation rows; default: a tenth of the training rows", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="without a recipe: model folder, run or Hub id", show_default=False)
+    ] = None,
+    train: Annotated[
+        str | None, typer.Option("--train", help="without a recipe: training rows", show_default=False)
+    ] = None,
+    validation: Annotated[
+        str | None,
+        typer.Option(
+            "--validation",
+            help="without a recipe: validation rows; default: a tenth of the training rows",
+            show_default=False,
+        ),
+    ] = None,
     output: Output = None,
     processes: Processes = 1,
     restarts: Restarts = 0,
@@ -83,17 +112,28 @@ def finetune(
         recipe, overrides = None, [recipe, *(overrides or [])]
     given = {"--task": task, "--model": model, "--train": train, "--validation": validation}
     source = commands.recipe_source(recipe, given, output)
-    commands.train(source, overrides or [], output, processes, restarts, fresh, allow or [], dry_run, as_json, trust_remote_code)
+    commands.train(
+        source, overrides or [], output, processes, restarts, fresh, allow or [], dry_run, as_json, trust_remote_code
+    )
 
 
 @app.command(name="eval")
 def evaluate(
-    run: Annotated[str | None, typer.Argument(help="run folder or recipe; default: the newest run", show_default=False)] = None,
+    run: Annotated[
+        str | None, typer.Argument(help="run folder or recipe; default: the newest run", show_default=False)
+    ] = None,
     overrides: Overrides = None,
-    metric: Annotated[list[str] | None, typer.Option("--metric", "-m", help="metric to report; may be repeated", show_default=False)] = None,
-    split: Annotated[str | None, typer.Option("--split", help="test, validation or train; default: test where there is one", show_default=False)] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", "-m", help="metric to report; may be repeated", show_default=False)
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option("--split", help="test, validation or train; default: test where there is one", show_default=False),
+    ] = None,
     limit: Limit = None,
-    batch_tokens: Annotated[int | None, typer.Option("--batch-tokens", help="padded tokens at once; changes no figure", show_default=False)] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option("--batch-tokens", help="padded tokens at once; changes no figure", show_default=False)
+    ] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="beside each figure that of a trivial method")] = False,
     processes: Processes = 1,
     as_json: Json = False,
@@ -102,7 +142,9 @@ def evaluate(
     """Measure a run on its test rows, with intervals."""
     from . import commands
 
-    commands.evaluate(run, overrides or [], metric, split, limit, batch_tokens, baseline, processes, as_json, trust_remote_code)
+    commands.evaluate(
+        run, overrides or [], metric, split, limit, batch_tokens, baseline, processes, as_json, trust_remote_code
+    )
 
 
 @app.command()
@@ -110,7 +152,10 @@ def predict(
     run: Annotated[str, typer.Argument(help="run folder")],
     source: Annotated[str, typer.Argument(help="file of rows, or - for lines of text on standard input")] = "-",
     overrides: Overrides = None,
-    output: Annotated[str | None, typer.Option("--output", "-o", help="where the jsonl goes; default: standard output", show_default=False)] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="where the jsonl goes; default: standard output", show_default=False),
+    ] = None,
     limit: Limit = None,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -121,20 +166,58 @@ def predict(
 
 
 @app.command()
+def merge(
+    run: Annotated[str, typer.Argument(help="run folder")],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output", "-o", help="folder of the plain model; default: merged/ in the run", show_default=False
+        ),
+    ] = None,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Put the adapter of a run into its model's weights, as a plain model that needs no peft."""
+    from . import commands
+
+    commands.merge(run, output, trust_remote_code)
+
+
+@app.command()
 def generate(
     run: Annotated[str, typer.Argument(help="run folder")],
-    prompt: Annotated[str, typer.Argument(help="what to answer or go on with; - or none: standard input", show_default=False)] = "-",
+    prompt: Annotated[
+        str, typer.Argument(help="what to answer or go on with; - or none: standard input", show_default=False)
+    ] = "-",
     overrides: Overrides = None,
-    number: Annotated[int | None, typer.Option("--num-return-sequences", "-n", help="number of texts", show_default=False)] = None,
-    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="most tokens of a text", show_default=False)] = None,
-    num_beams: Annotated[int | None, typer.Option("--num-beams", help="beam search; 1: greedy", show_default=False)] = None,
+    number: Annotated[
+        int | None, typer.Option("--num-return-sequences", "-n", help="number of texts", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", help="most tokens of a text", show_default=False)
+    ] = None,
+    num_beams: Annotated[
+        int | None, typer.Option("--num-beams", help="beam search; 1: greedy", show_default=False)
+    ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="draw each token; so do the options below")] = False,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="below 1 likelier tokens gain", show_default=False)] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="only the so many likeliest tokens", show_default=False)] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="only the likeliest tokens of this probability together", show_default=False)] = None,
-    min_p: Annotated[float | None, typer.Option("--min-p", help="only tokens so likely relative to the likeliest", show_default=False)] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="below 1 likelier tokens gain", show_default=False)
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", help="only the so many likeliest tokens", show_default=False)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="only the likeliest tokens of this probability together", show_default=False),
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option("--min-p", help="only tokens so likely relative to the likeliest", show_default=False),
+    ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="seed of the draws", show_default=False)] = None,
-    repetition_penalty: Annotated[float | None, typer.Option("--repetition-penalty", help="above 1: less likely what occurred", show_default=False)] = None,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option("--repetition-penalty", help="above 1: less likely what occurred", show_default=False),
+    ] = None,
     as_json: Json = False,
     trust_remote_code: Trust = False,
 ) -> None:
@@ -142,7 +225,12 @@ def generate(
     from . import commands
 
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
-    given = {"num_return_sequences": number, "max_new_tokens": max_new_tokens, "num_beams": num_beams, "repetition_penalty": repetition_penalty}
+    given = {
+        "num_return_sequences": number,
+        "max_new_tokens": max_new_tokens,
+        "num_beams": num_beams,
+        "repetition_penalty": repetition_penalty,
+    }
     commands.generate(run, prompt, overrides or [], given, drawn, sample, as_json, trust_remote_code)
 
 
@@ -167,7 +255,9 @@ def train_tokenizer(
     lowercase: Annotated[bool, typer.Option("--lowercase", help="fold case")] = False,
     min_frequency: Annotated[int, typer.Option("--min-frequency", help="least count of a pair to be merged")] = 2,
     column: Annotated[str, typer.Option("--column", help="column that holds the text")] = "text",
-    model: Annotated[str | None, typer.Option("--model", help="architecture that it is for, e.g. bert, gpt2, t5", show_default=False)] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="architecture that it is for, e.g. bert, gpt2, t5", show_default=False)
+    ] = None,
     max_length: Annotated[int, typer.Option("--max-length", help="longest row of the model")] = 512,
 ) -> None:
     """Train a tokenizer and save it as a folder that AutoTokenizer loads."""

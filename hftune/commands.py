@@ -19,7 +19,7 @@ def _path(name: str) -> Path:
     path = Path(name)
     if path.is_dir() and is_run(path):
         return path / RECIPE
-    if path.exists() or path.suffix in {".yaml", ".yml"} and path.parent.is_dir():
+    if path.exists() or (path.suffix in {".yaml", ".yml"} and path.parent.is_dir()):
         return path
     return shipped.find(name)
 
@@ -33,11 +33,16 @@ def recipe_source(name: str | None, given: dict[str, str | None], output: str | 
     named = {option: value for option, value in given.items() if value is not None}
     if name is not None:
         if named:
-            raise UserError(f"{', '.join(named)} and a recipe were both given", hint="override the recipe: model.path=..., data.train=...")
+            raise UserError(
+                f"{', '.join(named)} and a recipe were both given",
+                hint="override the recipe: model.path=..., data.train=...",
+            )
         return name
     missing = [option for option in ("--task", "--model", "--train") if option not in named]
     if missing:
-        raise UserError(f"without a recipe, {', '.join(missing)} must be given", hint="hftune recipes lists recipes to start from")
+        raise UserError(
+            f"without a recipe, {', '.join(missing)} must be given", hint="hftune recipes lists recipes to start from"
+        )
     folder = output or f"runs/{given['--task']}-{Path(given['--train'] or '').stem}"
     validation = {"validation": given["--validation"]} if given["--validation"] else {"validation_fraction": 0.1}
     return {
@@ -118,14 +123,18 @@ def evaluate(
         path = Path(load_recipe(name, []).output.dir)
     if not is_run(path):
         raise UserError(f"{path} holds no run", hint="give a run folder, or train first: hftune pretrain RECIPE")
-    changes = [f"eval.{key}={value}" for key, value in (("limit", limit), ("batch_tokens", batch_tokens)) if value is not None]
+    changes = [
+        f"eval.{key}={value}" for key, value in (("limit", limit), ("batch_tokens", batch_tokens)) if value is not None
+    ]
     changes += [f"eval.metrics=[{', '.join(metric)}]"] if metric else []
     recipe = recipes.load(path / RECIPE, [*overrides, *changes])
     _launch(processes)
     from . import measure
 
     reporter = Reporter(as_json, silent=_rank() > 0)
-    reporter.json(measure.evaluate_run(path, recipe, split, reporter, baseline=baseline, trust_remote_code=trust_remote_code))
+    reporter.json(
+        measure.evaluate_run(path, recipe, split, reporter, baseline=baseline, trust_remote_code=trust_remote_code)
+    )
 
 
 def predict(
@@ -161,7 +170,9 @@ def generate(
         given |= {"do_sample": True, "num_beams": 1, "length_penalty": 1.0, "early_stopping": False, **given, **drawn}
     elif "num_beams" in given:
         given |= {"do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 0}
-    recipe = recipes.load(path / RECIPE, [*overrides, *(f"task.{key}={json.dumps(value)}" for key, value in given.items())])
+    recipe = recipes.load(
+        path / RECIPE, [*overrides, *(f"task.{key}={json.dumps(value)}" for key, value in given.items())]
+    )
     text = _standard_input() if prompt == "-" else prompt
     from . import generation
     from .report import clean
@@ -191,6 +202,18 @@ def _standard_input() -> str:
     return sys.stdin.read().removesuffix("\n")
 
 
+def merge(name: str, output: str | None, trust_remote_code: bool) -> None:
+    """`hftune merge`."""
+    path = Path(name)
+    if not is_run(path):
+        raise UserError(f"{path} holds no run", hint="give the folder of a finished run")
+    from . import measure
+
+    place = Path(output) if output else path / "merged"
+    told = measure.merge_run(path, recipes.load(path / RECIPE), place, trust_remote_code=trust_remote_code)
+    Reporter().say(f"{told}: one plain model in {place}")
+
+
 def _write_lines(answers: Iterable[dict[str, Any]], output: str | None) -> None:
     if output is None:
         for answer in answers:
@@ -211,7 +234,9 @@ def check(name: str, overrides: Sequence[str], as_json: bool) -> None:
     except UserError as error:
         if as_json:
             faults = error.faults if isinstance(error, Faults) else [error]
-            Reporter(True).json({"ok": False, "faults": [{"where": f.where, "message": f.message, "hint": f.hint} for f in faults]})
+            Reporter(True).json(
+                {"ok": False, "faults": [{"where": f.where, "message": f.message, "hint": f.hint} for f in faults]}
+            )
         raise
     report_check(recipe, Reporter(as_json))
 
@@ -248,7 +273,13 @@ def train_tokenizer(
     assert reader is not None
     data.check_columns(reader, ["text"])
     made = tokenizer.train(
-        (row["text"] for row in reader), kind, vocab_size, lowercase=lowercase, min_frequency=min_frequency, model_type=model, max_length=max_length
+        (row["text"] for row in reader),
+        kind,
+        vocab_size,
+        lowercase=lowercase,
+        min_frequency=min_frequency,
+        model_type=model,
+        max_length=max_length,
     )
     try:
         tokenizer.save(made, Path(output))

@@ -66,7 +66,16 @@ def base(recipe: Model) -> Model:
     found = hub.adapter(recipe.path)
     if found is None:
         return recipe
-    return recipe.model_copy(update={"path": found["base_model_name_or_path"], "revision": found.get("revision")})
+    path = str(found["base_model_name_or_path"])
+    try:
+        hub.locate(path, "model.path")
+    except UserError as error:
+        raise UserError(
+            f"{recipe.path} changes the model {path}, which is not there",
+            hint=f"put it back, or correct base_model_name_or_path in {recipe.path}/{hub.ADAPTER}",
+            where="model.path",
+        ) from error
+    return recipe.model_copy(update={"path": path, "revision": found.get("revision")})
 
 
 def _default_config(model_type: str) -> Any:
@@ -158,6 +167,23 @@ def special_ids(config: Any, tokenizer: Any) -> dict[str, int | None]:
     names |= {"decoder_start_token_id"} if start else set()
     plain = {name: name.removesuffix("_token_id") for name in names}
     return {name: of(*roles.get(role, (role,))) for name, role in plain.items()}
+
+
+def check_head(config: Any, head: str) -> None:
+    """That transformers has a model of this architecture with this head.
+
+    Raises:
+        UserError: it has none.
+    """
+    import transformers
+
+    own = getattr(config, "auto_map", None) or {}  # heads that come with a checkpoint's own code
+    if type(config) not in getattr(transformers, head)._model_mapping and head not in own:
+        raise UserError(
+            f"{config.model_type} has no {head.removeprefix('AutoModelFor')} head in transformers",
+            hint=f"the task needs an architecture that {head} knows",
+            where="model",
+        )
 
 
 def positions(config: Any) -> int | None:

@@ -36,6 +36,7 @@ SAFE_LEADS = frozenset([*range(0xC3, 0xCB), *range(0xCE, 0xD2), *range(0xD3, 0xD
 
 # Normalizers that map each character alone, or look no further than the combining marks behind it
 LOCAL = {"BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt", "Precompiled"}
+DECOMPOSING = {"BertNormalizer", "NFD", "Lowercase", "StripAccents"}  # the others may make one sign of = and a stroke
 COMPATIBILITY = {"NFKC", "NFKD", "Precompiled"}  # may turn a character beyond ASCII into white space
 AFTER_SPLIT = {"Metaspace", "Punctuation", "Digits", "ByteLevel", "BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
 # Published patterns (Llama 3; Qwen 2 and 3) none of whose matches has a space but at its start or among white space
@@ -88,21 +89,23 @@ def _leaves(component: Any) -> list[dict[str, Any]]:
     return out
 
 
-def _cutting(backend: Any) -> Cutting | None:
+def _cutting(backend: Any, words: bool) -> Cutting | None:
     """Where this tokenizer's texts may be cut; None: nowhere that we know of."""
     model = backend.model
     if getattr(model, "dropout", None) or getattr(model, "alpha", None):
         return None  # tokenization by chance
     normalizers, splits = _leaves(backend.normalizer), _leaves(backend.pre_tokenizer)
     kinds = [part["type"] for part in splits]
+    if words and any(part["type"] == "Precompiled" for part in normalizers):
+        return None  # its offsets slip behind rare characters, so that words found by them depend on the cut
     blank = bool(kinds) and kinds[0] in {"BertPreTokenizer", "WhitespaceSplit", "Whitespace"}
     if not all(part["type"] in LOCAL or (blank and _harmless_beside_blanks(part)) for part in normalizers):
         return None
     if blank:  # white space is dropped
         if not AFTER_SPLIT.issuperset(kinds) or any(part.get("prepend_scheme") == "first" for part in splits):
             return None
-        only_local = all(part["type"] in LOCAL for part in normalizers)
-        return Cutting(BERT if kinds == ["BertPreTokenizer"] and only_local else BETWEEN_WORDS, None)
+        alone = kinds == ["BertPreTokenizer"] and all(part["type"] in DECOMPOSING for part in normalizers)
+        return Cutting(BERT if alone else BETWEEN_WORDS, None)
     beyond_ascii = not any(part["type"] in COMPATIBILITY for part in normalizers)
     starts = np.zeros(256, bool)
     starts[sorted(GRAPHIC | SAFE_LEADS if beyond_ascii else GRAPHIC)] = True
@@ -249,7 +252,10 @@ def _slow(tokenizer: Any, texts: list[str], words: bool) -> Ragged:
 
 
 def _nowords(tokenizer: Any) -> list[int]:
-    return sorted(set(tokenizer.all_special_ids) - {tokenizer.unk_token_id})
+    """Ids of special tokens; the unknown token is a word unless it has another role too, as GPT-2's has."""
+    others = {getattr(tokenizer, f"{role}_token") for role in ("bos", "eos", "pad", "cls", "sep", "mask")}
+    unknown = set() if tokenizer.unk_token in others else {tokenizer.unk_token_id}
+    return sorted(set(tokenizer.all_special_ids) - unknown)
 
 
 class _Memo:
@@ -258,7 +264,7 @@ class _Memo:
     def __init__(self, tokenizer: Any, backend: Any, words: bool):
         added = backend.get_added_tokens_decoder().values()
         self.backend, self.words, self.nowords = backend, words, _nowords(tokenizer)
-        self.cutting = _cutting(backend)
+        self.cutting = _cutting(backend, words)
         if backend.normalizer is not None and any(token.normalized for token in added):
             self.cutting = None  # such tokens are looked for in the normalized text, which is not at hand
         contents = sorted(token.content for token in added)
@@ -395,9 +401,11 @@ def _word_starts(encodings: Any, texts: list[str], ids: Ragged, nowords: list[in
     char, before = chars[start], chars[np.maximum(start - 1, 0)]
     behind_space = np.append(False, (end - start <= 1)[:-1] & ((start == end)[:-1] | (char[:-1] == SPACE)))
     unspaced = [np.searchsorted(UNSPACED, c, side="right") % 2 == 1 for c in (char, before)]
-    begins = _is_white(char) | (_is_white(before) & (before != SPACE)) | ((unspaced[0] | unspaced[1]) & ~behind_space)
-    overlaps = start < np.append(0, end[:-1])
-    begins = ~same | (start > np.append(0, end[:-1])) | (begins & ~overlaps)
+    last_end = np.append(0, end[:-1])
+    begins = _is_white(char) | (_is_white(before) & ((before != SPACE) | (start > last_end) & ~behind_space))
+    begins |= (unspaced[0] | unspaced[1]) & ~behind_space
+    # tokens that overlap are parts of one character; those of no width were a space, and lie before the next one
+    begins = ~same | (begins & (start >= last_end) & (start < end))
     begins[ids.offsets[:-1][np.diff(ids.offsets) > 0]] = True
     flags: Array = (begins & ~np.isin(ids.values, nowords)).astype(np.int32)
     return flags

@@ -35,7 +35,9 @@ def stream_predictions(
     model.eval()
     lengths = rows.data.lengths[:total]
     with own.open("w", encoding="utf-8") as file:
-        for chosen in batching.evaluation_batches(lengths, budget, accelerator.process_index, accelerator.num_processes):
+        for chosen in batching.evaluation_batches(
+            lengths, budget, accelerator.process_index, accelerator.num_processes
+        ):
             if not len(chosen):
                 continue
             batch = rows.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])
@@ -85,7 +87,9 @@ def _combine(path: Path, rows: Rows, total: int) -> None:
     os.replace(aside, path)
 
 
-def combined(answers: Iterable[dict[str, Any]], begins: Iterable[int], task: Task, options: Any) -> Iterator[dict[str, Any]]:
+def combined(
+    answers: Iterable[dict[str, Any]], begins: Iterable[int], task: Task, options: Any
+) -> Iterator[dict[str, Any]]:
     """The answer of each row out of those of its encoded rows, of which the first is marked; see Task.combine."""
     assert task.combine is not None
     group: list[dict[str, Any]] = []
@@ -125,7 +129,9 @@ def unigram_loss(train: Rows, rows: Rows, *, targets: int = 2_000_000, limit: in
     while seen < targets and epoch < 20:
         for at in range(0, len(order), 256):
             chosen = order[at : at + 256]
-            labels = train.batch(chosen, [batching.generator(0, epoch, int(r), batching.EVALUATION) for r in chosen])[term.labels].numpy()
+            labels = train.batch(chosen, [batching.generator(0, epoch, int(r), batching.EVALUATION) for r in chosen])[
+                term.labels
+            ].numpy()
             kept = labels[labels != IGNORE]
             counts.update(dict(zip(*(a.tolist() for a in np.unique(kept, return_counts=True)), strict=True)))
             seen += len(kept)
@@ -137,7 +143,9 @@ def unigram_loss(train: Rows, rows: Rows, *, targets: int = 2_000_000, limit: in
     count = min(len(rows), limit or len(rows))
     for at in range(0, count, 256):
         chosen = range(at, min(count, at + 256))
-        labels = rows.batch(chosen, [batching.generator(0, 0, r, batching.EVALUATION) for r in chosen])[term.labels].numpy()
+        labels = rows.batch(chosen, [batching.generator(0, 0, r, batching.EVALUATION) for r in chosen])[
+            term.labels
+        ].numpy()
         values, times = np.unique(labels[labels != IGNORE], return_counts=True)
         nll -= sum(n * math.log((counts.get(int(v), 0) + 1) / total) for v, n in zip(values, times, strict=True))
         number += int(times.sum())
@@ -205,12 +213,17 @@ def documents(by_row: tuple[Any, Any], rows: Rows) -> list[dict[str, float]]:
 def language_figures(by_row: tuple[Any, Any], rows: Rows, settings: Eval, intervals: bool) -> dict[str, Any]:
     """Loss and perplexity over all targets, bits per byte and word perplexity where the rows know their size."""
     found = metrics.score(
-        ["perplexity"], documents(by_row, rows), confidence=settings.confidence, resamples=settings.resamples if intervals else 0
+        ["perplexity"],
+        documents(by_row, rows),
+        confidence=settings.confidence,
+        resamples=settings.resamples if intervals else 0,
     )
     return {name: figure for name, figure in found.items() if figure["value"] is not None}
 
 
-def score_file(path: Path, names: list[str], settings: Eval, intervals: bool, baseline: list[Any] | None = None) -> dict[str, Any]:
+def score_file(
+    path: Path, names: list[str], settings: Eval, intervals: bool, baseline: list[Any] | None = None
+) -> dict[str, Any]:
     """Metrics of a predictions file, or of other predictions for its rows."""
     lines = list(read_lines(path))
     if not names or not lines or "reference" not in lines[0]:
@@ -226,7 +239,9 @@ def score_file(path: Path, names: list[str], settings: Eval, intervals: bool, ba
     return found
 
 
-def add_baseline(figures: dict[str, Any], task: Task, options: Any, settings: Eval, path: Path, sources: Any, rows: Any) -> str:
+def add_baseline(
+    figures: dict[str, Any], task: Task, options: Any, settings: Eval, path: Path, sources: Any, rows: Any
+) -> str:
     """Put beside the figures of a predictions file those of the task's trivial method, as `baseline`.
 
     Args:

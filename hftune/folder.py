@@ -39,10 +39,18 @@ def hardware() -> dict[str, Any]:
     """Processor, cores, memory and accelerators."""
     import torch
 
-    model = next((x.split(":")[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")), platform.processor())
+    model = next(
+        (x.split(":")[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")), platform.processor()
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"processor": model, "cores": os.cpu_count(), "memory_gib": round(memory / 2**30, 1), "gpus": gpus, "threads": torch.get_num_threads()}
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1),
+        "gpus": gpus,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _lines(path: str) -> list[str]:
@@ -55,7 +63,13 @@ def _lines(path: str) -> list[str]:
 def git_commit() -> str | None:
     """The commit of the working folder, with a + if it has changes; None outside a repository."""
     try:
-        said = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=12"], capture_output=True, text=True, timeout=5, check=False)
+        said = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return said.stdout.strip() or None
@@ -103,7 +117,9 @@ class RunFolder:
             lock = (path / ".lock").open("a+", encoding="utf-8")
         except OSError as error:
             raise UserError(
-                f"cannot write to {path}: {error.strerror}", hint="choose another folder with output.dir=DIR", where="output.dir"
+                f"cannot write to {path}: {error.strerror}",
+                hint="choose another folder with output.dir=DIR",
+                where="output.dir",
             ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -124,7 +140,9 @@ class RunFolder:
             folder._same_recipe(wanted, allow)
         elif strange := [p.name for p in path.iterdir() if p.name != ".lock"]:
             raise UserError(
-                f"{path} holds files that are not a run's: {', '.join(sorted(strange)[:4])}", hint="choose an empty or new folder", where="output.dir"
+                f"{path} holds files that are not a run's: {', '.join(sorted(strange)[:4])}",
+                hint="choose an empty or new folder",
+                where="output.dir",
             )
         if not folder.state:
             folder._write_recipe(wanted)
@@ -139,7 +157,8 @@ class RunFolder:
             more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
             raise UserError(
                 f"{self.path} holds the run of another recipe ({told}{more})",
-                hint="choose another output.dir, start over with --fresh, or take the change with --allow " + changed[0][0],
+                hint="choose another output.dir, start over with --fresh, or take the change with --allow "
+                + changed[0][0],
                 where="output.dir",
             )
 

@@ -12,7 +12,7 @@ from functools import cache, partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .task import IGNORE, Task
@@ -31,15 +31,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, labels_N: Tensor, smoothing: float, factor: Tensor
-    ) -> Tensor:  # noqa: N803
+        ctx: Any,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        labels_N: Tensor,
+        smoothing: float,
+        factor: Tensor,
+    ) -> Tensor:
         rows, vocabulary = len(hidden_NH), len(weight_VH)
         need_hidden, need_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
         need_bias = bias_V is not None and ctx.needs_input_grad[2]
         d_hidden = torch.empty_like(hidden_NH) if need_hidden else None
         d_weight = torch.zeros_like(weight_VH) if need_weight else None
         d_bias = torch.zeros_like(bias_V) if need_bias and bias_V is not None else None
-        total = torch.zeros((), dtype=torch.float64 if hidden_NH.device.type != "mps" else torch.float32, device=hidden_NH.device)
+        total = torch.zeros(
+            (), dtype=torch.float64 if hidden_NH.device.type != "mps" else torch.float32, device=hidden_NH.device
+        )
         step = max(1, CHUNK // vocabulary // SHAPES) * SHAPES
         for at in range(0, rows, step):
             hidden, labels = hidden_NH[at : at + step], labels_N[at : at + step, None]
@@ -63,7 +71,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if d_hidden is not None:
                 d_hidden[at : at + step] = (gradient @ weight_VH)[:real]
             if d_weight is not None:
-                if gradient.dtype == d_weight.dtype == hidden.dtype and not torch.is_autocast_enabled(hidden.device.type):
+                if gradient.dtype == d_weight.dtype == hidden.dtype and not torch.is_autocast_enabled(
+                    hidden.device.type
+                ):
                     d_weight.addmm_(gradient.T, hidden)
                 else:
                     d_weight += gradient.T @ hidden
@@ -117,7 +127,9 @@ class Criterion:
     by_row: bool = False
     head: str = "fused"
 
-    def tokens(self, model: nn.Module, inputs: dict[str, Tensor], labels: Tensor, term: str = "loss") -> tuple[Any, Losses]:
+    def tokens(
+        self, model: nn.Module, inputs: dict[str, Tensor], labels: Tensor, term: str = "loss"
+    ) -> tuple[Any, Losses]:
         """Run a model with a vocabulary head and give (outputs, losses), computing logits at labelled positions only.
 
         Args:
@@ -159,7 +171,12 @@ class Criterion:
         )
 
     def logits(
-        self, logits: Tensor, labels: Tensor, term: str = "loss", problem: str | None = None, weight: Tensor | None = None
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        term: str = "loss",
+        problem: str | None = None,
+        weight: Tensor | None = None,
     ) -> Losses:
         """Losses of logits at hand.
 
@@ -171,14 +188,22 @@ class Criterion:
         if not labels.is_floating_point():
             chosen = logits[keep].float()
             if self.smoothing and not self.by_row and bool(torch.isinf(chosen).any()):
-                return self._reduce(partial(_smoothed_over_some, smoothing=self.smoothing), chosen, labels[keep], keep, term)
+                return self._reduce(
+                    partial(_smoothed_over_some, smoothing=self.smoothing), chosen, labels[keep], keep, term
+                )
             return self._reduce(F.cross_entropy, chosen, labels[keep], keep, term, weight)
         function = F.binary_cross_entropy_with_logits if problem == "multi_label_classification" else F.mse_loss
         outputs = logits.reshape(labels.shape)[keep].float()
         return self._reduce(function, outputs, labels[keep].float(), keep, term)
 
     def _reduce(
-        self, function: Callable[..., Tensor], outputs: Tensor, targets: Tensor, keep: Tensor, term: str, weight: Tensor | None = None
+        self,
+        function: Callable[..., Tensor],
+        outputs: Tensor,
+        targets: Tensor,
+        keep: Tensor,
+        term: str,
+        weight: Tensor | None = None,
     ) -> Losses:
         more: dict[str, Any] = {}
         if function is F.cross_entropy:
@@ -190,7 +215,9 @@ class Criterion:
     def _rows(losses: Tensor, keep: Tensor) -> Losses:
         row = keep.nonzero()[:, 0]
         losses = losses.double()
-        return Losses(losses.sum(), torch.zeros(len(keep), dtype=losses.dtype, device=losses.device).index_add_(0, row, losses))
+        return Losses(
+            losses.sum(), torch.zeros(len(keep), dtype=losses.dtype, device=losses.device).index_add_(0, row, losses)
+        )
 
 
 def _smoothed_over_some(logits: Tensor, labels: Tensor, *, smoothing: float, reduction: str) -> Tensor:
@@ -216,7 +243,9 @@ def _token_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: T
     """Cross-entropy of each row [N], a chunk of logits at a time; no gradient."""
     step = max(1, CHUNK // len(weight))
     parts = [
-        F.cross_entropy(F.linear(hidden[at : at + step], weight, bias).float(), labels[at : at + step], reduction="none")
+        F.cross_entropy(
+            F.linear(hidden[at : at + step], weight, bias).float(), labels[at : at + step], reduction="none"
+        )
         for at in range(0, len(hidden), step)
     ]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
@@ -254,7 +283,11 @@ def model_inputs(model: nn.Module, batch: dict[str, Tensor], task: Task) -> dict
     """
     inputs: dict[str, Any] = {k: v for k, v in batch.items() if k not in {term.labels for term in task.terms}}
     core = unwrap(model)
-    made = core.config.is_encoder_decoder and "decoder_input_ids" not in inputs and core.get_output_embeddings() is not None
+    made = (
+        core.config.is_encoder_decoder
+        and "decoder_input_ids" not in inputs
+        and core.get_output_embeddings() is not None
+    )
     if made:
         shift = getattr(core, "prepare_decoder_input_ids_from_labels", None) or partial(_shift_right, core.config)
         inputs["decoder_input_ids"] = shift(labels=batch["labels"])
@@ -273,7 +306,9 @@ def _shift_right(config: Any, labels: Tensor) -> Tensor:
     return shifted.masked_fill(shifted == IGNORE, config.pad_token_id)
 
 
-def losses(model: nn.Module, batch: dict[str, Tensor], task: Task, options: Any, criterion: Criterion) -> dict[str, Losses]:
+def losses(
+    model: nn.Module, batch: dict[str, Tensor], task: Task, options: Any, criterion: Criterion
+) -> dict[str, Losses]:
     """The losses of a batch by term: the task's own `loss`, or that of its head."""
     if task.loss is not None:
         own: dict[str, Losses] = task.loss(model, batch, options, criterion)
@@ -315,5 +350,7 @@ def choose_head(model: nn.Module, batch: dict[str, Tensor], task: Task, options:
     torch.set_rng_state(state)
     model.train(was)
     slack = 2e-2 if torch.is_autocast_enabled(next(core.parameters()).device.type) else 1e-5
-    near = [m for m in modes[1:] if m in found and abs(found[m] - found["full"]) <= slack * max(1.0, abs(found["full"]))]
+    near = [
+        m for m in modes[1:] if m in found and abs(found[m] - found["full"]) <= slack * max(1.0, abs(found["full"]))
+    ]
     return near[0] if near else "full"

@@ -11,6 +11,10 @@ CONNECT_SECONDS = 5.0
 ADAPTER = "adapter_config.json"
 
 
+class Unreachable(UserError):
+    """A Hub id that is not in the local cache while the Hub does not answer: right or wrong, nobody can say."""
+
+
 @cache
 def answers() -> bool:
     """Whether the Hub can be reached, asked once; without this transformers tries for most of a minute at each file."""
@@ -65,7 +69,7 @@ def failure(what: str, path: str, error: Exception, where: str) -> UserError:
             f"{path} comes with code of its own", hint="read it, then allow it with --trust-remote-code", where=where
         )
     if not Path(path).expanduser().exists() and not answers() and isinstance(error, OSError):
-        return UserError(
+        return Unreachable(
             f"{path} is no folder here and not in the local cache, and the Hub cannot be reached",
             hint="give a local folder, or download it where there is a network and set HF_HUB_OFFLINE=1 here",
             where=where,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from . import data
+from . import data, hub
 from . import task as tasks
 from .errors import Faults, UserError
 from .recipe import Recipe
@@ -23,11 +23,15 @@ def check(recipe: Recipe) -> dict[str, Any]:
     found: dict[str, Any] = {"task": recipe.task.name, "output": recipe.output.dir}
     for split in ("train", "validation", "test"):
         try:
-            reader = data.open_split(recipe.data, split, text_columns=task.text_columns(options), columns=task.columns(options))
+            reader = data.open_split(
+                recipe.data, split, text_columns=task.text_columns(options), columns=task.columns(options)
+            )
             if reader is None:
                 continue
             data.check_columns(reader, task.columns(options))
-            found[split] = ", ".join(source.path for source in getattr(recipe.data, split) or []) or "a share of the training rows"
+            found[split] = (
+                ", ".join(source.path for source in getattr(recipe.data, split) or []) or "a share of the training rows"
+            )
         except Faults as several:
             faults += several.faults
         except UserError as error:
@@ -41,6 +45,21 @@ def check(recipe: Recipe) -> dict[str, Any]:
             for name in recipe.eval.metrics
             if name not in known
         ]
+    try:
+        found["model"] = _model(recipe, task)
+    except hub.Unreachable as error:
+        found["model"] = f"not checked: {error.message}"
+    except UserError as error:
+        faults.append(error)
     if faults:
         raise faults[0] if len(faults) == 1 else Faults(faults)
     return found
+
+
+def _model(recipe: Recipe, task: tasks.Task) -> str:
+    """What the configuration alone says: that there is such a model, and that the method of fine-tuning suits it."""
+    from . import methods, models
+
+    config = models.configuration(recipe.model)
+    methods.check(recipe, task.under(recipe.task.options), config)
+    return f"{config.model_type}, {'new' if recipe.model.init else 'from ' + str(recipe.model.path or recipe.model.encoder)}"

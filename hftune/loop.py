@@ -39,13 +39,17 @@ class Rows:
 
     def batch(self, rows: Any, generators: list[np.random.Generator], done: float = 1.0) -> Batch:
         """Rows by number to a dict of tensors of equal first dimension, when that share of the run is done."""
-        arrays = self.task.collate([self.data[int(row)] for row in rows], self.tokenizer, self.options.at(done), generators)
+        arrays = self.task.collate(
+            [self.data[int(row)] for row in rows], self.tokenizer, self.options.at(done), generators
+        )
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
     def silent(self, seed: int) -> Batch:
         """A micro-batch that counts nothing, for a rank that has no rows of its own left."""
         batch = self.batch([0], [batching.generator(seed, 0)])
-        return {k: torch.full_like(v, IGNORE) if k in {t.labels for t in self.task.terms} else v for k, v in batch.items()}
+        return {
+            k: torch.full_like(v, IGNORE) if k in {t.labels for t in self.task.terms} else v for k, v in batch.items()
+        }
 
 
 @dataclass
@@ -282,7 +286,11 @@ def train(job: Job, progress: Progress) -> str:
             job.log(
                 {
                     "step": progress.step,
-                    "epoch": round(step.epoch + (job.steps.plan.locate(step.number)[1] + 1) / len(job.steps.plan.epoch(step.epoch)), 4),
+                    "epoch": round(
+                        step.epoch
+                        + (job.steps.plan.locate(step.number)[1] + 1) / len(job.steps.plan.epoch(step.epoch)),
+                        4,
+                    ),
                     **window.entry(task),
                     "learning_rate": rate,
                     "grad_norm": float(norm),

@@ -29,7 +29,10 @@ def accelerator(recipe: Train | None = None) -> Any:
     gpu = torch.cuda.is_available()
     made = Accelerator(cpu=not gpu, mixed_precision=precision(recipe))
     if made.num_processes != wanted:
-        raise UserError(f"{wanted} processes were asked for, {made.num_processes} came together", hint="start with hftune ... --processes N")
+        raise UserError(
+            f"{wanted} processes were asked for, {made.num_processes} came together",
+            hint="start with hftune ... --processes N",
+        )
     return made
 
 
@@ -91,7 +94,10 @@ def choose_attention(length: int) -> dict[str, Any]:
     found: dict[str, float] = {}
     for name in ("flash", "math"):
         torch.backends.cuda.enable_flash_sdp(name == "flash")  # despite its name the switch of every device
-        found[name] = min(_seconds(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()) for _ in range(4))
+        found[name] = min(
+            _seconds(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward())
+            for _ in range(4)
+        )
     chosen = min(found, key=lambda name: found[name])
     torch.backends.cuda.enable_flash_sdp(chosen == "flash")
     return {"attention": chosen}
@@ -138,7 +144,9 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._done.wait(min(5.0, self.bound / 4)):
             if time.monotonic() - self._beat > self.bound:
-                sys.stderr.write(f"error: nothing moved for {self.bound:.0f} s: a rank or a data worker is stuck; the last checkpoint is kept\n")
+                sys.stderr.write(
+                    f"error: nothing moved for {self.bound:.0f} s: a rank or a data worker is stuck; the last checkpoint is kept\n"
+                )
                 sys.stderr.flush()
                 os._exit(1)
 

@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import torch
 
-from . import batching, data, evaluation, heads, hub, machine, models, prepare, store
+from . import adapters, batching, data, evaluation, heads, hub, machine, models, prepare, store, tokenizer
 from . import task as tasks
-from .files import read_json, write_json
 from .errors import UserError
+from .files import read_json, write_json
 from .folder import METRICS
 from .loop import Rows
 from .recipe import Recipe
@@ -28,13 +28,21 @@ def trained(path: Path, recipe: Recipe) -> Recipe:
     """The recipe of a run with the run itself as model and tokenizer."""
     adapted = hub.adapter(str(path))
     if not adapted and not (path / "config.json").exists():
-        raise UserError(f"{path} is not finished: it has no model yet", hint="start its command again: it goes on where it stopped")
+        raise UserError(
+            f"{path} is not finished: it has no model yet", hint="start its command again: it goes on where it stopped"
+        )
     model = Model(path=str(path), attention=recipe.model.attention, config=recipe.model.config if adapted else {})
     return recipe.model_copy(update={"model": model, "tokenizer": Tokenizer()})
 
 
 def evaluate_run(
-    path: Path, recipe: Recipe, split: str | None, reporter: Reporter, *, baseline: bool = False, trust_remote_code: bool = False
+    path: Path,
+    recipe: Recipe,
+    split: str | None,
+    reporter: Reporter,
+    *,
+    baseline: bool = False,
+    trust_remote_code: bool = False,
 ) -> dict[str, Any]:
     """Figures of a run on a split (default: test where there is one, else validation), kept in its metrics.json.
 
@@ -43,7 +51,9 @@ def evaluate_run(
     accelerator = machine.accelerator(recipe.train)
     machine.choose_matmul(recipe.train.matmul)
     split = split or ("test" if recipe.data.test else "validation")
-    prepared = prepare.prepare(trained(path, recipe), [split], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code)
+    prepared = prepare.prepare(
+        trained(path, recipe), [split], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code
+    )
     if split not in prepared.rows:
         raise UserError(f"the recipe has no {split} rows", hint=f"give them: data.{split}=FILE", where=f"data.{split}")
     model = prepare.build_model(prepared, trust_remote_code=trust_remote_code).model.to(accelerator.device)
@@ -51,7 +61,9 @@ def evaluate_run(
     sample = {k: v.to(accelerator.device) for k, v in rows.batch([0], [batching.generator(0, 0)]).items()}
     with accelerator.autocast():
         head = heads.choose_head(model, sample, prepared.task, prepared.options)
-    figures = evaluation.evaluate(model, rows, accelerator, recipe.eval, head=head, predictions=path / "predictions" / f"{split}.jsonl")
+    figures = evaluation.evaluate(
+        model, rows, accelerator, recipe.eval, head=head, predictions=path / "predictions" / f"{split}.jsonl"
+    )
     if baseline:
         reporter.say(f"baseline: {_baseline(path, recipe, prepared, split, figures, reporter)}")
     if accelerator.is_main_process:
@@ -61,7 +73,9 @@ def evaluate_run(
     return figures
 
 
-def _baseline(path: Path, recipe: Recipe, prepared: prepare.Prepared, split: str, figures: dict[str, Any], reporter: Reporter) -> str:
+def _baseline(
+    path: Path, recipe: Recipe, prepared: prepare.Prepared, split: str, figures: dict[str, Any], reporter: Reporter
+) -> str:
     """Add the task's trivial floor to the figures; returns what it is."""
     task, options = prepared.task, prepared.options
     train = prepare.open_split(recipe, task, options, "train")
@@ -71,14 +85,20 @@ def _baseline(path: Path, recipe: Recipe, prepared: prepare.Prepared, split: str
         predictions = path / "predictions" / f"{split}.jsonl"
         return evaluation.add_baseline(figures, task, options, recipe.eval, predictions, train, prepared.sources[split])
     if "perplexity" not in figures:
-        raise UserError(f"the task {recipe.task.name} has no trivial method to compare with", hint="leave out --baseline", where="task.name")
+        raise UserError(
+            f"the task {recipe.task.name} has no trivial method to compare with",
+            hint="leave out --baseline",
+            where="task.name",
+        )
     seen = prepare.prepare(prepared.recipe, ["train"], reporter).rows["train"]
     loss = evaluation.unigram_loss(seen, prepared.rows[split], limit=recipe.eval.limit)
     figures["loss"]["baseline"], figures["perplexity"]["baseline"] = {"value": loss}, {"value": math.exp(loss)}
     return "the training targets' own frequencies"
 
 
-def predict_rows(path: Path, recipe: Recipe, source: str, limit: int | None, *, trust_remote_code: bool = False) -> Iterator[dict[str, Any]]:
+def predict_rows(
+    path: Path, recipe: Recipe, source: str, limit: int | None, *, trust_remote_code: bool = False
+) -> Iterator[dict[str, Any]]:
     """Predictions for the rows of a file, or for lines of text on standard input, in their order."""
     prepared, model = ready(path, recipe, trust_remote_code=trust_remote_code)
     rows = iter(_rows(source, recipe, prepared.task, prepared.options, limit))
@@ -95,17 +115,41 @@ def ready(path: Path, recipe: Recipe, *, trust_remote_code: bool = False) -> tup
     Raises:
         UserError: the run is not finished, or its task predicts nothing.
     """
-    own, given = trained(path, recipe), cast(Options, recipe.task.options)
-    options = given.predicting()
-    task = tasks.load(recipe.task.name).under(options)
-    if task.predict is None:
+    prepared = _pieces(path, recipe, cast(Options, recipe.task.options).predicting(), trust_remote_code)
+    if prepared.task.predict is None:
         raise UserError(f"the task {recipe.task.name} predicts nothing by itself", where="task.name")
     machine.choose_matmul(recipe.train.matmul)
-    model_type = models.model_type_of(own.model, trust_remote_code)
-    tokenizer = prepare.load_tokenizer(own, model_type, task, options, Reporter(silent=True), trust_remote_code)
-    prepared = prepare.Prepared(own, task, options, tokenizer, model_type)
     model = prepare.build_model(prepared, trust_remote_code=trust_remote_code).model.eval()
     return prepared, model.cuda() if torch.cuda.is_available() else model
+
+
+def _pieces(path: Path, recipe: Recipe, options: Options, trust_remote_code: bool) -> prepare.Prepared:
+    """A finished run without its rows."""
+    own, task = trained(path, recipe), tasks.load(recipe.task.name).under(options)
+    model_type = models.model_type_of(own.model, trust_remote_code)
+    tok = prepare.load_tokenizer(own, model_type, task, options, Reporter(silent=True), trust_remote_code)
+    return prepare.Prepared(own, task, options, tok, model_type)
+
+
+def merge_run(path: Path, recipe: Recipe, output: Path, *, trust_remote_code: bool = False) -> str:
+    """Write the plain model, with its tokenizer, that computes what a run's model and adapter do; returns its summary.
+
+    Raises:
+        UserError: the run has no adapter, one that cannot be merged, or the output cannot be written.
+    """
+    if not hub.adapter(str(path)):
+        raise UserError(f"{path} has no adapter to merge", hint="a run without the block peft is a plain model already")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} is there already", hint="choose a new folder with --output", where="--output")
+    prepared = _pieces(path, recipe, cast(Options, recipe.task.options), trust_remote_code)
+    built = prepare.build_model(prepared, trust_remote_code=trust_remote_code)
+    model = adapters.merge(built.model)
+    try:
+        model.save_pretrained(output)
+        tokenizer.save(prepared.tokenizer, output)
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error.strerror}", where="--output") from error
+    return built.summary
 
 
 def _rows(source: str, recipe: Recipe, task: Any, options: Any, limit: int | None) -> Iterator[Any]:
@@ -117,8 +161,15 @@ def _rows(source: str, recipe: Recipe, task: Any, options: Any, limit: int | Non
             row.where, row.source, row.prefix = where, 0, ""
             yield row
         return
-    block = Data.model_validate({"train": [{"path": source, "limit": limit}], "columns": recipe.data.columns, "encoding": recipe.data.encoding})
-    reader = data.open_split(block, "train", text_columns=task.text_columns(options) if set(task.text_columns(options)) <= set(wanted) else wanted, columns=wanted)
+    block = Data.model_validate(
+        {"train": [{"path": source, "limit": limit}], "columns": recipe.data.columns, "encoding": recipe.data.encoding}
+    )
+    reader = data.open_split(
+        block,
+        "train",
+        text_columns=task.text_columns(options) if set(task.text_columns(options)) <= set(wanted) else wanted,
+        columns=wanted,
+    )
     assert reader is not None
     data.check_columns(reader, wanted)
     yield from reader
@@ -131,14 +182,25 @@ def _object(line: str, wanted: list[str], where: str) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict) or any(name not in found for name in wanted):
-        raise UserError(f"not a JSON object with {' and '.join(wanted)}", hint='one object a line: {"' + wanted[0] + '": ...}', where=where)
+        raise UserError(
+            f"not a JSON object with {' and '.join(wanted)}",
+            hint='one object a line: {"' + wanted[0] + '": ...}',
+            where=where,
+        )
     return found
 
 
 @torch.no_grad()
-def predict(model: Any, prepared: prepare.Prepared, rows: list[Any], budget: int, first: int = 0) -> list[dict[str, Any]]:
+def predict(
+    model: Any, prepared: prepare.Prepared, rows: list[Any], budget: int, first: int = 0
+) -> list[dict[str, Any]]:
     """Predictions for rows of text, of which the first has that number among all."""
-    found = Rows(store.in_memory(prepared.task.encode(rows, prepared.tokenizer, prepared.options)), prepared.task, prepared.tokenizer, prepared.options)
+    found = Rows(
+        store.in_memory(prepared.task.encode(rows, prepared.tokenizer, prepared.options)),
+        prepared.task,
+        prepared.tokenizer,
+        prepared.options,
+    )
     answers: list[Any] = [None] * len(found)
     for chosen in batching.evaluation_batches(found.data.lengths, budget):
         batch = found.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])

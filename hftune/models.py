@@ -9,13 +9,13 @@ from typing import Any
 
 from . import hub
 from .architectures import Architecture, architecture
-from .configs import base, check_fit, configuration, model_type_of, positions, special_ids
+from .configs import base, check_fit, check_head, configuration, model_type_of, positions, special_ids
 from .errors import UserError
 from .schema import Model
 
 __all__ = [
-    "Architecture", "Built", "architecture", "build", "check_fit", "configuration", "grow", "load", "model_type_of",
-    "new_names", "no_head", "origin", "positions", "prepare_tokenizer", "sibling",
+    "Architecture", "Built", "architecture", "build", "check_fit", "check_head", "configuration", "grow", "load",
+    "model_type_of", "new_names", "origin", "positions", "prepare_tokenizer", "sibling",
 ]  # fmt: skip
 
 
@@ -78,12 +78,13 @@ def _new(
     rows = -(-len(tokenizer) // 8) * 8  # a multiple of 8 suits the matrix kernels
     more: dict[str, Any] = {"vocab_size": rows, **special_ids(configuration(recipe), tokenizer), **settings}
     config = configuration(recipe, **more)
+    check_head(config, head)
     check_fit(config, tokenizer, max_length)
     attention = None if recipe.attention == "auto" else recipe.attention
     try:
         model = getattr(transformers, head).from_config(config, attn_implementation=attention, dtype=torch.float32)
     except (ValueError, KeyError, ImportError) as error:
-        raise no_head(config, head, error) from error
+        raise unbuildable(config, error) from error
     count = sum(p.numel() for p in model.parameters())
     return Built(
         model,
@@ -100,6 +101,7 @@ def load(
     Raises:
         UserError: it cannot be had, has no such head, or its weights do not fit the configuration.
     """
+    check_head(config, head)
     import pickle
 
     import torch
@@ -122,12 +124,8 @@ def load(
                 **arguments,
             )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        if (
-            "Unrecognized configuration class" in str(error)
-            or isinstance(error, ImportError)
-            or "attn_implementation" in str(error)
-        ):
-            raise no_head(config, head, error) from error
+        if isinstance(error, ImportError) or "attn_implementation" in str(error):
+            raise unbuildable(config, error) from error
         raise hub.failure("the weights of", path, error, where) from error
     body = f"{model.base_model_prefix}."
     if misfit := [(name, *sizes) for name, *sizes in sorted(info["mismatched_keys"]) if name.startswith(body)]:
@@ -154,22 +152,17 @@ def sibling(model: Any, head: str, changes: dict[str, Any]) -> Any:
     config = copy.deepcopy(model.config)
     for name, value in changes.items():
         setattr(config, name, value)
+    check_head(config, head)
     attention = model.config._attn_implementation
     try:
         return getattr(transformers, head).from_config(config, attn_implementation=attention, dtype=torch.float32)
     except ValueError as error:
-        raise no_head(config, head, error) from error
+        raise unbuildable(config, error) from error
 
 
-def no_head(config: Any, head: str, error: Exception) -> UserError:
-    """Why transformers would not make a model of this configuration, head and attention."""
+def unbuildable(config: Any, error: Exception) -> UserError:
+    """Why transformers would not make a model of this configuration and attention."""
     said = str(error)
-    if "Unrecognized configuration class" in said:
-        return UserError(
-            f"{config.model_type} has no {head.removeprefix('AutoModelFor')} head in transformers",
-            hint=f"the task needs an architecture that {head} knows",
-            where="model",
-        )
     message = f"{config.model_type} cannot be built so: {hub.first_line(error)}"
     if isinstance(error, ImportError) or "attn_implementation" in said or "attention implementation" in said:
         return UserError(message, hint="set model.attention to auto", where="model.attention")

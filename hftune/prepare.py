@@ -51,12 +51,20 @@ def complete_options(task: Task, options: Any, config: Any, reader: Any) -> Any:
     defaults = dict(models.architecture(config.model_type).options)
     if (bound := models.positions(config)) and getattr(options, "max_length", 0) > bound:
         defaults["max_length"] = bound
-    options = options.model_copy(update={k: v for k, v in defaults.items() if k in type(options).model_fields and k not in given})
+    options = options.model_copy(
+        update={k: v for k, v in defaults.items() if k in type(options).model_fields and k not in given}
+    )
     return task.labels(reader, options) if task.labels and reader is not None else options
 
 
 def load_tokenizer(
-    recipe: Recipe, model_type: str, task: Task, options: Any, reporter: Reporter, trust_remote_code: bool = False, begun: Path | None = None
+    recipe: Recipe,
+    model_type: str,
+    task: Task,
+    options: Any,
+    reporter: Reporter,
+    trust_remote_code: bool = False,
+    begun: Path | None = None,
 ) -> Any:
     """The recipe's tokenizer: that of the run where it has begun, else trained from the training text, or loaded."""
     block = recipe.tokenizer
@@ -65,9 +73,15 @@ def load_tokenizer(
     elif block.train:
         reader = open_split(recipe, task, options, "train")
         if reader is None:
-            raise UserError("a tokenizer is to be trained, but there is no training text", hint="name it in data.train", where="data.train")
+            raise UserError(
+                "a tokenizer is to be trained, but there is no training text",
+                hint="name it in data.train",
+                where="data.train",
+            )
         length = getattr(options, "max_length", 512)
-        key = store.key_of("tokenizer", store.code_fingerprint(), reader.fingerprint(), block.model_dump(), model_type, length)
+        key = store.key_of(
+            "tokenizer", store.code_fingerprint(), reader.fingerprint(), block.model_dump(), model_type, length
+        )
         folder = cache_folder(recipe) / "tokenizers" / key
         if not (folder / "tokenizer.json").exists():
             reporter.say(f"training a {block.train} tokenizer of {block.vocab_size:,} entries")
@@ -93,7 +107,9 @@ def load_tokenizer(
     if block.chat_template:
         file = Path(block.chat_template)
         found.chat_template = file.read_text(encoding="utf-8") if file.is_file() else block.chat_template
-    found.add_tokens([token for token in task.tokens(options, found) if token not in found.get_vocab()], special_tokens=True)
+    found.add_tokens(
+        [token for token in task.tokens(options, found) if token not in found.get_vocab()], special_tokens=True
+    )
     return models.prepare_tokenizer(found, model_type)
 
 
@@ -111,7 +127,9 @@ def cache_folder(recipe: Recipe) -> Path:
     return Path(recipe.data.cache_dir) if recipe.data.cache_dir else store.default_folder()
 
 
-def encode_split(recipe: Recipe, task: Task, options: Any, tok: Any, reader: Any, reporter: Reporter, split: str, fingerprint: str) -> Rows:
+def encode_split(
+    recipe: Recipe, task: Task, options: Any, tok: Any, reader: Any, reporter: Reporter, split: str, fingerprint: str
+) -> Rows:
     """Encoded rows of a split, from the cache where they are the same to the byte and the same code made them."""
     key = store.key_of(fingerprint, store.code_fingerprint())
     folder = cache_folder(recipe)
@@ -122,9 +140,15 @@ def encode_split(recipe: Recipe, task: Task, options: Any, tok: Any, reader: Any
     except OSError as error:
         if error.errno is None:
             raise
-        raise UserError(f"cannot write to {folder}: {error.strerror}", hint="set data.cache_dir", where="data.cache_dir") from error
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}", hint="set data.cache_dir", where="data.cache_dir"
+        ) from error
     if not len(found):
-        raise UserError(f"{split} has no rows left to use", hint="; ".join(f"{k}: {v}" for k, v in found.report.items()) or None, where=f"data.{split}")
+        raise UserError(
+            f"{split} has no rows left to use",
+            hint="; ".join(f"{k}: {v}" for k, v in found.report.items()) or None,
+            where=f"data.{split}",
+        )
     return Rows(found, task, tok, options)
 
 
@@ -199,7 +223,10 @@ def prepare(
         prepared.sources[split] = reader
         own = options if split == "train" else options.evaluating()
         prepared.fingerprints[split] = fingerprint = store.key_of(
-            reader.fingerprint(), recipe.task.name, own.model_dump(mode="json"), tokenizer.fingerprint(prepared.tokenizer)
+            reader.fingerprint(),
+            recipe.task.name,
+            own.model_dump(mode="json"),
+            tokenizer.fingerprint(prepared.tokenizer),
         )
         prepared.rows[split] = encode_split(recipe, task, own, prepared.tokenizer, reader, reporter, split, fingerprint)
         if first:

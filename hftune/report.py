@@ -56,7 +56,12 @@ class Reporter:
         if self.silent or not self.console.is_terminal:
             return
         self._bar = Progress(
-            SpinnerColumn(), BarColumn(24), TextColumn("{task.description}"), console=self.console, transient=True, refresh_per_second=4
+            SpinnerColumn(),
+            BarColumn(24),
+            TextColumn("{task.description}"),
+            console=self.console,
+            transient=True,
+            refresh_per_second=4,
         )
         self._task = self._bar.add_task("starting", total=total, completed=done)
         self._bar.start()
@@ -87,7 +92,9 @@ class Reporter:
         """Names and values."""
         if self.silent:
             return
-        table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False, padding=(0, 3, 0, 0))
+        table = Table(
+            title=title, title_justify="left", show_header=False, box=None, pad_edge=False, padding=(0, 3, 0, 0)
+        )
         for name, value in rows:
             table.add_row(escape(clean(name)), escape(clean(value)))
         self.console.print(table)

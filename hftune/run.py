@@ -13,13 +13,12 @@ from accelerate import DistributedDataParallelKwargs
 from . import card, checkpoint, evaluation, heads, loop, machine, methods, models, optim, prepare, tokenizer
 from . import task as tasks
 from .batching import Plan, evaluation_batches, generator
-from .files import read_json, write_json
 from .errors import UserError
+from .files import read_json, write_json
 from .folder import METRICS, RunFolder, versions
 from .loop import Job, Progress, Steps
 from .recipe import Recipe
 from .report import Reporter, duration
-
 
 SPIKE = 2.0  # a loss this many times the median of the lines before is worth a warning
 
@@ -50,10 +49,19 @@ def train(
         Interrupted: a signal or the deadline stopped it, after a checkpoint.
     """
     task = tasks.load(recipe.task.name).under(recipe.task.options)
-    methods.check(recipe, task, models.configuration(recipe.model, trust_remote_code))
+    config = models.configuration(recipe.model, trust_remote_code)
+    models.check_head(config, task.head)
+    methods.check(recipe, task, config)
     accelerator = machine.accelerator(recipe.train)
     folder = RunFolder.claim(recipe, fresh=fresh, allow=allow, main=accelerator.is_main_process)
-    prepared = prepare.prepare(recipe, ["train", "validation"], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code, begun=folder.path)
+    prepared = prepare.prepare(
+        recipe,
+        ["train", "validation"],
+        reporter,
+        accelerator=accelerator,
+        trust_remote_code=trust_remote_code,
+        begun=folder.path,
+    )
     if "train" not in prepared.rows:
         raise UserError("there is nothing to train on", hint="name it in data.train", where="data.train")
     return Run(prepared.recipe, prepared, accelerator, folder, reporter, trust_remote_code).execute()
@@ -86,7 +94,9 @@ class Run:
         if self._finished():
             return read_json(self.folder.path / METRICS)
         dry_run_save(built.model)
-        self.method = methods.apply(built, self.recipe, self.prepared.task.head, self.total, self.accelerator, self.folder.path)
+        self.method = methods.apply(
+            built, self.recipe, self.prepared.task.head, self.total, self.accelerator, self.folder.path
+        )
         if self.method.summary:
             self.reporter.say(self.method.summary)
         model, optimizer = self._ready(self.method.model)
@@ -187,7 +197,9 @@ class Run:
         here = self._facts()
         changed = [k for k in ("versions", "world_size", "threads") if found.manifest.get(k) != here[k]]
         if changed:
-            self.reporter.warn(f"{' and '.join(changed)} changed since step {found.step}: the run goes on, but no longer bit for bit")
+            self.reporter.warn(
+                f"{' and '.join(changed)} changed since step {found.step}: the run goes on, but no longer bit for bit"
+            )
         self.progress = Progress(**found.load(self.core, self.optimizer.optimizer))
         self.method.resume(found.carried())
         self.folder.forget_after(found.step)
@@ -206,7 +218,9 @@ class Run:
         if "loss" in entry:
             before, self.losses = self.losses, [*self.losses[-19:], entry["loss"]]
             if len(before) >= 10 and entry["loss"] > SPIKE * median(before):
-                self.reporter.warn(f"step {entry['step']}: the loss jumped from {median(before):.3g} to {entry['loss']:.3g}; is train.learning_rate too high?")
+                self.reporter.warn(
+                    f"step {entry['step']}: the loss jumped from {median(before):.3g} to {entry['loss']:.3g}; is train.learning_rate too high?"
+                )
 
     def _evaluate(self, progress: Progress) -> bool:
         """Measure; true if it is time to stop early."""
@@ -218,7 +232,10 @@ class Run:
         )  # fmt: skip
         plain = {name: f["value"] for name, f in figures.items() if isinstance(f.get("value"), (int, float))}
         self._log({"step": progress.step, **{f"eval_{name}": value for name, value in plain.items()}})
-        self.reporter.say(f"step {progress.step}: " + "  ".join(f"{name} {value:.4f}" for name, value in plain.items() if not name.endswith("]")))
+        self.reporter.say(
+            f"step {progress.step}: "
+            + "  ".join(f"{name} {value:.4f}" for name, value in plain.items() if not name.endswith("]"))
+        )
         if train.metric_for_best_model not in plain:
             raise UserError(
                 f"the evaluation gives no {train.metric_for_best_model}",
@@ -227,7 +244,9 @@ class Run:
             )
         value = plain[train.metric_for_best_model]
         lower = figures[train.metric_for_best_model].get("direction", "lower") == "lower"
-        if math.isfinite(value) and (progress.best is None or (value < progress.best) == lower and value != progress.best):
+        if math.isfinite(value) and (
+            progress.best is None or ((value < progress.best) == lower and value != progress.best)
+        ):
             progress.best, progress.best_step, progress.worse = value, progress.step, 0
         else:
             progress.worse += 1
@@ -260,7 +279,9 @@ class Run:
             if isinstance(best, checkpoint.Checkpoint):
                 best.load(self.core, self.optimizer.optimizer)
                 self.method.resume(best.carried())
-                self.reporter.say(f"the best was step {best.step}: {train.metric_for_best_model} {self.progress.best:.4f}")
+                self.reporter.say(
+                    f"the best was step {best.step}: {train.metric_for_best_model} {self.progress.best:.4f}"
+                )
         if self.folder.main:
             self.core.save_pretrained(self.folder.path)  # beside the tokenizer, which lies there since the start
             for name in getattr(self.core, "beside", ()):
@@ -274,17 +295,25 @@ class Run:
             if self.core.get_output_embeddings() is not None:
                 floor = evaluation.unigram_loss(rows["train"], rows["validation"], limit=self.recipe.eval.limit)
                 over = figures.get(f"{self.prepared.task.terms[0].name}_loss", figures["loss"])
-                figures["unigram_loss"] = {"value": floor, "count": over["count"], "note": "the floor: word frequencies alone"}
+                figures["unigram_loss"] = {
+                    "value": floor,
+                    "count": over["count"],
+                    "note": "the floor: word frequencies alone",
+                }
         if self.folder.main:
             write_json(self.folder.path / METRICS, figures)
         self.accelerator.wait_for_everyone()
         spent = self.progress.seconds
-        self.folder.set("finished", step=self.progress.step, tokens=self.progress.tokens, training_seconds=round(spent, 1))
+        self.folder.set(
+            "finished", step=self.progress.step, tokens=self.progress.tokens, training_seconds=round(spent, 1)
+        )
         if self.folder.main:
             card.write(self.folder.path, self.recipe, self.prepared.model_type)
         self.reporter.figures(f"{self.folder.path}, validation", figures)
         speed = self.progress.tokens / max(1e-9, spent)
-        self.reporter.say(f"{self.progress.step} steps, {self.progress.tokens:,} tokens in {duration(spent)} ({speed:,.0f} tokens/s); model in {self.folder.path}")
+        self.reporter.say(
+            f"{self.progress.step} steps, {self.progress.tokens:,} tokens in {duration(spent)} ({speed:,.0f} tokens/s); model in {self.folder.path}"
+        )
         return figures
 
 

@@ -240,7 +240,9 @@ class Train(Block):
         None, description="stop, after saving, when this much time has passed", json_schema_extra=FREE
     )
     timeout: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smhd]$", examples=["30m"])] = Field(
-        "60m", description="end the process when no step, evaluation or save came to its end for so long", json_schema_extra=FREE
+        "60m",
+        description="end the process when no step, evaluation or save came to its end for so long",
+        json_schema_extra=FREE,
     )
     learning_rate: Annotated[float, Field(gt=0)] = Field(5e-5, description="peak learning rate")
     lr_scheduler_type: Literal[

@@ -22,11 +22,16 @@ class SequenceOptions(Decoding):
     max_target_length: Length = Field(128, description="most tokens of a target in training; references are never cut")
     prefix: str = Field("", description='text put before each input, e.g. "summarize: " for T5')
     form: Literal["encoder-decoder", "decoder-only"] = Field(
-        "encoder-decoder", description="decoder-only: input and output as prompt and completion; default: by architecture"
+        "encoder-decoder",
+        description="decoder-only: input and output as prompt and completion; default: by architecture",
     )
     separator: str = Field("\n", description="decoder-only: text between input and output")
-    source_lang: str | None = Field(None, description="code of the input's language, for tokenizers that have such codes")
-    target_lang: str | None = Field(None, description="code of the output's language, for tokenizers that have such codes")
+    source_lang: str | None = Field(
+        None, description="code of the input's language, for tokenizers that have such codes"
+    )
+    target_lang: str | None = Field(
+        None, description="code of the output's language, for tokenizers that have such codes"
+    )
 
     def head(self) -> str:
         """The transformers auto class for the form."""
@@ -71,7 +76,10 @@ def encode(rows: list[Any], tokenizer: Any, options: SequenceOptions, source: st
 def _cut(texts: list[str], tokenizer: Any, most: int) -> list[str]:
     """Prompts of at most so many tokens, as text; the beginning is kept, and the separator at the end."""
     found = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    return [t if len(ids) <= most else tokenizer.decode(ids[: most - 1]) + t[-1] for t, ids in zip(texts, found, strict=True)]
+    return [
+        t if len(ids) <= most else tokenizer.decode(ids[: most - 1]) + t[-1]
+        for t, ids in zip(texts, found, strict=True)
+    ]
 
 
 def _ended(ids: list[int], tokenizer: Any, most: int) -> list[int]:
@@ -95,8 +103,12 @@ def set_languages(tokenizer: Any, options: SequenceOptions) -> None:
         if not has or code not in codes:
             near = difflib.get_close_matches(code or "", codes, n=3)
             raise UserError(
-                f"the tokenizer has no language {code!r}" if code else "the tokenizer is of many languages, and none is named",
-                hint=f"did you mean {' or '.join(near)}?" if near else f"its codes: {', '.join(codes[:8]) or 'none'} ...",
+                f"the tokenizer has no language {code!r}"
+                if code
+                else "the tokenizer is of many languages, and none is named",
+                hint=f"did you mean {' or '.join(near)}?"
+                if near
+                else f"its codes: {', '.join(codes[:8]) or 'none'} ...",
                 where=f"task.{key}",
             )
         setattr(tokenizer, attribute, code)
@@ -107,7 +119,9 @@ def _codes(tokenizer: Any) -> list[str]:
     for name in ("lang_code_to_id", "lang_code_to_token"):
         if found := getattr(tokenizer, name, None):
             return sorted(found)
-    marked = [t for t in tokenizer.all_special_tokens if len(t) > 4 and t[2:3] == "_" or len(t) > 5 and t[3:4] == "_"]
+    marked = [
+        t for t in tokenizer.all_special_tokens if (len(t) > 4 and t[2:3] == "_") or (len(t) > 5 and t[3:4] == "_")
+    ]
     return sorted(marked)
 
 
@@ -135,6 +149,13 @@ def predict(
         if options.target_lang is not None:
             set_languages(tokenizer, options)
             known = getattr(tokenizer, "lang_code_to_id", None) or {}
-            settings["forced_bos_token_id"] = known.get(options.target_lang) or tokenizer.convert_tokens_to_ids(options.target_lang)
-        found = decode.answers(model, {k: v for k, v in batch.items() if k != "labels"}, tokenizer, options, numbers, **settings)
-    return [{**answer, **({"reference": row["reference"]} if "reference" in row else {})} for answer, row in zip(found, rows, strict=True)]
+            settings["forced_bos_token_id"] = known.get(options.target_lang) or tokenizer.convert_tokens_to_ids(
+                options.target_lang
+            )
+        found = decode.answers(
+            model, {k: v for k, v in batch.items() if k != "labels"}, tokenizer, options, numbers, **settings
+        )
+    return [
+        {**answer, **({"reference": row["reference"]} if "reference" in row else {})}
+        for answer, row in zip(found, rows, strict=True)
+    ]

@@ -44,7 +44,9 @@ def copy(name: str, to: Path) -> list[Path]:
     recipe = load(path)
     sources = [*(recipe.data.train or []), *(recipe.data.validation or []), *(recipe.data.test or [])]
     folders = {Path(source.path).parent for source in sources if (ROOT / source.path).is_file()}
-    wanted += [f.relative_to(ROOT) for folder in sorted(folders) for f in sorted((ROOT / folder).iterdir()) if f.is_file()]
+    wanted += [
+        f.relative_to(ROOT) for folder in sorted(folders) for f in sorted((ROOT / folder).iterdir()) if f.is_file()
+    ]
     wanted += [Path("data") / n for n in ("PROVENANCE.md",) if folders]
     made = []
     for relative in wanted:

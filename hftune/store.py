@@ -66,7 +66,9 @@ def _to_arrow(column: Any) -> pa.Array:
     if isinstance(column, Ragged):
         values = pa.array(column.values)
         return pa.LargeListArray.from_arrays(pa.array(column.offsets.astype(np.int64)), values)
-    if isinstance(column, list) and any(isinstance(value, str) for row in column if isinstance(row, list) for value in row[:1]):
+    if isinstance(column, list) and any(
+        isinstance(value, str) for row in column if isinstance(row, list) for value in row[:1]
+    ):
         return pa.array(column, pa.list_(pa.string()))
     if len(column) and isinstance(column[0], (list, np.ndarray)):
         return _to_arrow(Ragged.of(column, np.asarray(column[0]).dtype if len(column[0]) else np.int32))

@@ -73,7 +73,10 @@ FAMILIES = {
     "gpt2": Family(
         _GPT, "$A", "$A $B:1", ("gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "phi", "bloom", "mamba", "mamba2"),
     ),
-    "qwen": Family(_GPT, "$A", "$A $B:1", ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe"), pattern=QWEN),
+    # transformers' class for Qwen names an unknown token, whatever is saved
+    "qwen": Family(
+        {**_GPT, "unk": "<|endoftext|>"}, "$A", "$A $B:1", ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe"), pattern=QWEN,
+    ),
     "llama": Family(
         {"unk": "<unk>", "bos": "<s>", "eos": "</s>", "pad": "<pad>"}, "{bos} $A", "{bos} $A {bos}:1 $B:1",
         ("llama", "mistral", "mixtral", "gemma", "gemma2", "olmo", "olmo2", "smollm3", "granite"),
@@ -134,8 +137,8 @@ def train(
 
     row = family(kind, model_type)
     roles = dict(row.roles)
-    if kind != "bpe":
-        roles.setdefault("unk", "<|unk|>")  # bytes spell everything, letters do not
+    if kind != "bpe" and roles.get("unk") in {None, roles.get("eos")}:
+        roles["unk"] = "<|unk|>"  # bytes spell everything, letters do not
     first = list(dict.fromkeys([*roles.values(), *row.middle]))
     corpus = _Corpus(texts)
     size = vocab_size - len(row.end)
@@ -316,7 +319,11 @@ def _post_processor(backend: Tokenizer, kind: str, row: Family, roles: dict[str,
     template = processors.TemplateProcessing(
         single=row.single.format(**roles), pair=row.pair.format(**roles), special_tokens=sorted(ids)
     )
-    return processors.Sequence([processors.ByteLevel(trim_offsets=True), template]) if kind == "bpe" else template
+    return (
+        processors.Sequence([processors.ByteLevel(add_prefix_space=False, trim_offsets=True), template])
+        if kind == "bpe"
+        else template
+    )
 
 
 def _check_reload(tokenizer: Any, model_type: str | None, sample: list[str]) -> None:

@@ -52,7 +52,15 @@ def ranks(number: int, work: Callable[..., Any], *args: Any) -> list[int]:
 
 
 def _rank(rank: int, number: int, port: str, work: Callable[..., Any], *args: Any) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(number), LOCAL_WORLD_SIZE=str(number), MASTER_ADDR="127.0.0.1", MASTER_PORT=port, ACCELERATE_USE_CPU="1")
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(number),
+        LOCAL_WORLD_SIZE=str(number),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=port,
+        ACCELERATE_USE_CPU="1",
+    )
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)  # one that the parent made knows of no ranks

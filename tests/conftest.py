@@ -8,7 +8,12 @@ from hypothesis import settings
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", TRANSFORMERS_VERBOSITY="error", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    TRANSFORMERS_VERBOSITY="error",
+    HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,7 +27,9 @@ def no_network(monkeypatch):
     connect = socket.socket.connect
 
     def local_only(self, address):
-        if self.family == socket.AF_UNIX or (isinstance(address, tuple) and str(address[0]) in {"127.0.0.1", "::1", "localhost"}):
+        if self.family == socket.AF_UNIX or (
+            isinstance(address, tuple) and str(address[0]) in {"127.0.0.1", "::1", "localhost"}
+        ):
             return connect(self, address)
         raise OSError(f"the network is shut: {address}")
 
@@ -38,5 +45,8 @@ def tokenizer_folder(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("tokenizer")
     texts = [row["text"][:2000] for row in tiny.lines("docs-text", limit=40)]
-    tokenizer.save(tokenizer.train(texts, "wordpiece", 400, lowercase=True, min_frequency=2, model_type="bert", max_length=128), folder)
+    tokenizer.save(
+        tokenizer.train(texts, "wordpiece", 400, lowercase=True, min_frequency=2, model_type="bert", max_length=128),
+        folder,
+    )
     return folder

@@ -47,7 +47,12 @@ def test_orders_differ_between_epochs_and_seeds():
 
 def test_weights_say_how_often_a_row_is_seen():
     plan = Plan(np.ones(300, np.int64), 0, 16, repeats=np.repeat([2.0, 0.5, 1.0], 100))
-    counts = np.bincount(np.concatenate([row for epoch in range(40) for row in plan.epoch(epoch)]), minlength=300).reshape(3, 100).mean(1) / 40
+    counts = (
+        np.bincount(np.concatenate([row for epoch in range(40) for row in plan.epoch(epoch)]), minlength=300)
+        .reshape(3, 100)
+        .mean(1)
+        / 40
+    )
     assert counts[0] == 2
     assert counts[2] == 1
     assert abs(counts[1] - 0.5) < 0.05
@@ -65,7 +70,11 @@ def test_micro_batches_hold_every_row_once_and_ranks_keep_step(sizes, budget, ra
         assert all(len(cut) <= 1 or len(cut) * sizes[cut].max() <= budget for cut in share)
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=9).map(lambda v: np.array(v, np.int64)), st.integers(20, 120), st.integers(0, 30))
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=9).map(lambda v: np.array(v, np.int64)),
+    st.integers(20, 120),
+    st.integers(0, 30),
+)
 def test_no_cut_of_neighbours_is_cheaper(sizes, budget, overhead):
     def cost(groups):
         return sum(len(g) * sizes[g].max() + overhead for g in groups)
@@ -93,4 +102,6 @@ def test_row_generators_are_independent_and_repeatable():
         for seed in (0, 1) for epoch in (0, 1) for row in (0, 1, 2**31) for stream in (batching.CHANCE, batching.ORDER)
     }  # fmt: skip
     assert len(set(draws.values())) == len(draws)
-    assert tuple(batching.generator(1, 1, 2, batching.CHANCE).random(4)) == tuple(batching.generator(1, 1, 2, batching.CHANCE).random(4))
+    assert tuple(batching.generator(1, 1, 2, batching.CHANCE).random(4)) == tuple(
+        batching.generator(1, 1, 2, batching.CHANCE).random(4)
+    )

@@ -53,14 +53,24 @@ def test_check_does_not_load_torch(tmp_path):
 def hftune(*words, cwd=None, stdin=None):
     """(exit status, standard output, standard error) of a command in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-m", "hftune", *map(str, words)], capture_output=True, text=True, cwd=cwd, env=environment, input=stdin, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "hftune", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        input=stdin,
+        check=False,
+    )
     return done.returncode, done.stdout, done.stderr
 
 
 def test_a_fault_is_one_line_and_a_hint(tmp_path):
     recipe = tmp_path / "broken.yaml"
-    recipe.write_text("task: mlm\nmodel: {init: bert}\ndata: {train: missing.jsonl}\ntrain: {learning_rat: 3}\noutput: {dir: run}\n")
-    status, out, err = hftune("check", recipe, cwd=tmp_path)
+    recipe.write_text(
+        "task: mlm\nmodel: {init: bert}\ndata: {train: missing.jsonl}\ntrain: {learning_rat: 3}\noutput: {dir: run}\n"
+    )
+    status, _out, err = hftune("check", recipe, cwd=tmp_path)
     assert status == 2
     assert "Traceback" not in err
     assert f"{recipe}:4" in err
@@ -94,7 +104,11 @@ def test_finetune_without_a_recipe_writes_the_one_it_ran(tmp_path, tokenizer_fol
 
     assert children.child(children.train, tiny.mlm(tmp_path, max_steps=1)) == 0
     rows = tiny.write_rows(tmp_path / "tweets.jsonl", tiny.lines("sentiment-tweets", limit=40))
-    source = commands.recipe_source(None, {"--task": "classify", "--model": str(tmp_path / "run"), "--train": str(rows), "--validation": None}, str(tmp_path / "tuned"))
+    source = commands.recipe_source(
+        None,
+        {"--task": "classify", "--model": str(tmp_path / "run"), "--train": str(rows), "--validation": None},
+        str(tmp_path / "tuned"),
+    )
 
     def work():
         commands.train(source, ["train.max_steps=2"], None, 1, 0, False, [], False, True, False)
@@ -121,7 +135,9 @@ def test_options_without_a_recipe_must_be_whole():
     from hftune import commands
 
     with pytest.raises(UserError, match="--model, --train must be given"):
-        commands.recipe_source(None, {"--task": "classify", "--model": None, "--train": None, "--validation": None}, None)
+        commands.recipe_source(
+            None, {"--task": "classify", "--model": None, "--train": None, "--validation": None}, None
+        )
 
 
 def test_version():

@@ -87,6 +87,10 @@ def test_too_long_rows_for_the_model(source, monkeypatch):
 
 
 def test_a_head_that_the_architecture_lacks(source):
-    t5 = change(change(source, "model", {"init": "gpt2", "config": {"n_embd": 32, "n_layer": 1, "n_head": 2}}), "task", {"name": "mlm"})
+    t5 = change(
+        change(source, "model", {"init": "gpt2", "config": {"n_embd": 32, "n_layer": 1, "n_head": 2}}),
+        "task",
+        {"name": "mlm"},
+    )
     with pytest.raises(UserError, match="MaskedLM"):
         run.train(recipe.from_dict(change(t5, "data.validation", None)), Reporter(silent=True))

@@ -42,7 +42,9 @@ def gradients(prepared, model, budget, rows=slice(0, 8)):
     head = heads.choose_head(model, data.batch([0], [generator(0, 0)]), prepared.task, prepared.options)
     model.train()
     step = steps[0]
-    sums, counts, norm = loop.train_step(model, step.batches, accelerator, optimizer, prepared.task, prepared.options, head=head)
+    sums, counts, _norm = loop.train_step(
+        model, step.batches, accelerator, optimizer, prepared.task, prepared.options, head=head
+    )
     return taken, {n: float(sums[n] / counts[n]) for n in sums}, len(step.batches)
 
 
@@ -82,7 +84,10 @@ def test_evaluation_is_the_same_at_any_batch(job):
     rows = prepared.rows["validation"]
     longest = int(rows.data.lengths.max())
     found = [
-        loop.mean_loss(loop.evaluate_rows(model, rows, Accelerator(cpu=True), budget=n * longest), prepared.task)["loss"] for n in (1, 7, 32)
+        loop.mean_loss(loop.evaluate_rows(model, rows, Accelerator(cpu=True), budget=n * longest), prepared.task)[
+            "loss"
+        ]
+        for n in (1, 7, 32)
     ]
     assert found == pytest.approx([found[0]] * 3, abs=1e-6)
 
@@ -90,7 +95,10 @@ def test_evaluation_is_the_same_at_any_batch(job):
 def test_evaluation_masks_are_fixed(job):
     prepared, model = job
     rows = prepared.rows["validation"]
-    found = {loop.mean_loss(loop.evaluate_rows(model, rows, Accelerator(cpu=True), budget=512), prepared.task)["loss"] for _ in range(3)}
+    found = {
+        loop.mean_loss(loop.evaluate_rows(model, rows, Accelerator(cpu=True), budget=512), prepared.task)["loss"]
+        for _ in range(3)
+    }
     assert len(found) == 1
 
 
@@ -102,7 +110,9 @@ def test_dropout_follows_from_the_step():
 
 def test_every_parameter_is_in_one_group_and_norms_do_not_decay(job):
     _, model = job
-    recipe_block = recipe.Recipe.model_fields["train"].default.model_copy(update={"layerwise_lr_decay": 0.5, "weight_decay": 0.1})
+    recipe_block = recipe.Recipe.model_fields["train"].default.model_copy(
+        update={"layerwise_lr_decay": 0.5, "weight_decay": 0.1}
+    )
     groups = optim.groups(model, recipe_block)
     assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in model.parameters())
     rates = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
@@ -117,7 +127,9 @@ def test_every_parameter_is_in_one_group_and_norms_do_not_decay(job):
 def test_a_silent_batch_counts_nothing(job):
     prepared, model = job
     batch = prepared.rows["train"].silent(0)
-    found = heads.losses(model, batch, prepared.task, prepared.options, heads.Criterion({"loss": torch.tensor(1.0)}, head="fused"))
+    found = heads.losses(
+        model, batch, prepared.task, prepared.options, heads.Criterion({"loss": torch.tensor(1.0)}, head="fused")
+    )
     found["loss"].total.backward()
     assert float(found["loss"].total) == 0
     assert all(p.grad is None or not np.any(p.grad.numpy()) for p in model.parameters())

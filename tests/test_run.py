@@ -43,7 +43,11 @@ def test_a_killed_run_goes_on_to_the_same_bits(straight, tmp_path, half):
     assert children.child(children.train_and_die, again, step) == -signal.SIGKILL
     assert children.child(children.train, again) == 0
     assert_same(weights(path), weights(tmp_path))
-    steps = [entry["step"] for entry in map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines()) if "loss" in entry]
+    steps = [
+        entry["step"]
+        for entry in map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines())
+        if "loss" in entry
+    ]
     assert steps == list(range(1, 12)), "each step is logged once"
 
 
@@ -89,12 +93,18 @@ def test_two_ranks_compute_the_same_step(tokenizer_folder, tmp_path):
     for number in (1, 2):
         place = tmp_path / str(number)
         place.mkdir()
-        source = tiny.mlm(place, max_steps=1, optim="sgd", adam_beta1=0.0, learning_rate=0.1, max_grad_norm=0, weight_decay=0.0)
+        source = tiny.mlm(
+            place, max_steps=1, optim="sgd", adam_beta1=0.0, learning_rate=0.1, max_grad_norm=0, weight_decay=0.0
+        )
         config = {**tiny.MODEL["config"], "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
         source = {**source, "model": {"init": "bert", "config": config}, "tokenizer": {"path": str(tokenizer_folder)}}
-        statuses = [children.child(children.train, source)] if number == 1 else children.ranks(2, children.train, source)
+        statuses = (
+            [children.child(children.train, source)] if number == 1 else children.ranks(2, children.train, source)
+        )
         assert statuses == [0] * number
-        found.append((load_file(place / "run" / "model.safetensors"), json.loads((place / "run" / "metrics.json").read_text())))
+        found.append(
+            (load_file(place / "run" / "model.safetensors"), json.loads((place / "run" / "metrics.json").read_text()))
+        )
     (one, figures), (two, again) = found
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=1e-7, rtol=0)  # 0.1 times 1e-6
@@ -126,7 +136,9 @@ def test_a_pipeline_shows_the_label_names(tmp_path, tokenizer_folder):
     lines = (tmp_path / "run" / "predictions" / "validation.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert [row["text"] for row in rows] == [row["text"] for row in tiny.lines("sentiment-tweets", limit=60)[40:]]
-    assert figures["accuracy"]["value"] == pytest.approx(sum(r["prediction"] == r["reference"] for r in rows) / len(rows))
+    assert figures["accuracy"]["value"] == pytest.approx(
+        sum(r["prediction"] == r["reference"] for r in rows) / len(rows)
+    )
 
 
 def test_a_finished_run_is_not_run_again_but_extended(straight, tmp_path):
@@ -141,7 +153,7 @@ def test_a_finished_run_is_not_run_again_but_extended(straight, tmp_path):
 
 
 def test_another_recipe_is_refused(straight):
-    path, source = straight
+    _path, source = straight
     other = recipe.from_dict({**source, "train": {**source["train"], "learning_rate": 5e-3}})
     with pytest.raises(UserError, match=r"train\.learning_rate: 0\.001 -> 0\.005"):
         folder.RunFolder.claim(other)
@@ -151,7 +163,7 @@ def test_another_recipe_is_refused(straight):
 
 
 def test_a_second_start_names_the_first(straight):
-    path, source = straight
+    _path, source = straight
     held = folder.RunFolder.claim(recipe.from_dict(source))
     with pytest.raises(UserError, match="another run is at work"):
         folder.RunFolder.claim(recipe.from_dict(source))

@@ -20,8 +20,12 @@ class ClassifyOptions(Options):
         "single", description="one label a row; a list of labels (or a string with separators); or a number"
     )
     pair: bool = Field(False, description="classify pairs: the columns text and text_pair")
-    max_length: Annotated[int, Field(ge=4)] = Field(256, description="tokens of a row, special tokens included; longer text is cut")
-    label_names: tuple[str, ...] | None = Field(None, description="label names in order; default: those of the training rows, sorted")
+    max_length: Annotated[int, Field(ge=4)] = Field(
+        256, description="tokens of a row, special tokens included; longer text is cut"
+    )
+    label_names: tuple[str, ...] | None = Field(
+        None, description="label names in order; default: those of the training rows, sorted"
+    )
     separator: str = Field(",", description="between the labels of a row written as one string, for kind: multi")
 
 
@@ -30,7 +34,11 @@ def _names(row: Any, options: ClassifyOptions) -> list[str]:
     value = row["label"]
     if options.kind != "multi":
         if isinstance(value, (list, dict)) or value is None or value == "":
-            raise UserError(f"the label is {json.dumps(value)[:40]}, wanted one label", hint="for lists set task.kind: multi", where=row.where)
+            raise UserError(
+                f"the label is {json.dumps(value)[:40]}, wanted one label",
+                hint="for lists set task.kind: multi",
+                where=row.where,
+            )
         return [_name(value)]
     values = value.split(options.separator) if isinstance(value, str) else value if isinstance(value, list) else [value]
     return [_name(v) for v in values if v is not None and _name(v)]
@@ -47,10 +55,16 @@ def labels(rows: Iterable[Any], options: ClassifyOptions) -> ClassifyOptions:
     found = {name for row in rows for name in _names(row, options)}
     numeric = all(name.lstrip("-").isdigit() for name in found)
     if len(found) < 2 and options.kind == "single":
-        raise UserError(f"all rows have the same label {found or ''}", hint="is data.columns.label the right column?", where="data.train")
+        raise UserError(
+            f"all rows have the same label {found or ''}",
+            hint="is data.columns.label the right column?",
+            where="data.train",
+        )
     if len(found) > 1000:
         raise UserError(
-            f"{len(found)} different labels", hint="for numbers set task.kind: regression; else name them in task.label_names", where="data.train"
+            f"{len(found)} different labels",
+            hint="for numbers set task.kind: regression; else name them in task.label_names",
+            where="data.train",
         )
     return options.model_copy(update={"label_names": tuple(sorted(found, key=int if numeric else str))})
 
@@ -70,7 +84,11 @@ def _target(row: Any, options: ClassifyOptions, index: dict[str, int]) -> Any:
                 hint="correct the row, or list all labels in task.label_names",
                 where=row.where,
             )
-    return [float(i in {index[n] for n in names}) for i in range(len(index))] if options.kind == "multi" else index[names[0]]
+    return (
+        [float(i in {index[n] for n in names}) for i in range(len(index))]
+        if options.kind == "multi"
+        else index[names[0]]
+    )
 
 
 def encode(rows: list[Any], tokenizer: Any, options: ClassifyOptions) -> dict[str, Any]:
@@ -94,11 +112,15 @@ def collate(rows: list[dict[str, Any]], tokenizer: Any, options: ClassifyOptions
     """Pad to the longest; labels are int64 [B], or float32 [B] or [B, labels]."""
     batch = inputs(rows, tokenizer)
     if "target" in rows[0]:
-        batch["labels"] = np.array([row["target"] for row in rows], np.int64 if options.kind == "single" else np.float32)
+        batch["labels"] = np.array(
+            [row["target"] for row in rows], np.int64 if options.kind == "single" else np.float32
+        )
     return batch
 
 
-def predict(model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: ClassifyOptions) -> list[dict[str, Any]]:
+def predict(
+    model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: ClassifyOptions
+) -> list[dict[str, Any]]:
     """A label with the probabilities of all, the labels above one half, or a number."""
     logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.double()
     names = options.label_names or ()
@@ -107,7 +129,11 @@ def predict(model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], token
     elif options.kind == "multi":
         scores = logits.sigmoid().tolist()
         found = [
-            {"prediction": [n for n, p in zip(names, s, strict=True) if p > 0.5], "scores": dict(zip(names, s, strict=True))} for s in scores
+            {
+                "prediction": [n for n, p in zip(names, s, strict=True) if p > 0.5],
+                "scores": dict(zip(names, s, strict=True)),
+            }
+            for s in scores
         ]
     else:
         scores = logits.softmax(-1).tolist()
@@ -140,7 +166,11 @@ def config(options: ClassifyOptions, tokenizer: Any) -> dict[str, Any]:
         return {"num_labels": 1, "problem_type": "regression"}
     names = options.label_names or ()
     problem = "single_label_classification" if options.kind == "single" else "multi_label_classification"
-    return {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}, "problem_type": problem}
+    return {
+        "id2label": dict(enumerate(names)),
+        "label2id": {n: i for i, n in enumerate(names)},
+        "problem_type": problem,
+    }
 
 
 METRICS = {"single": ["accuracy", "f1"], "multi": ["f1", "accuracy"], "regression": ["pearson", "spearman", "mse"]}
