@@ -38,7 +38,9 @@ def trained_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
     moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
     frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) not in moved}
-    state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    state: dict[str, Any] = get_model_state_dict(
+        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+    )
     seen: set[int] = set()
     kept: dict[str, Tensor] = {}
     for name, tensor in state.items():

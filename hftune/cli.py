@@ -109,7 +109,7 @@ def finetune(
     from . import commands
 
     if recipe is not None and "=" in recipe and not Path(recipe).exists():
-        recipe, overrides = None, [recipe, *(overrides or [])]
+        overrides, recipe = [recipe, *(overrides or [])], None
     given = {"--task": task, "--model": model, "--train": train, "--validation": validation}
     source = commands.recipe_source(recipe, given, output)
     commands.train(

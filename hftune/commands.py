@@ -117,7 +117,7 @@ def evaluate(
 ) -> None:
     """`hftune eval`."""
     if name is not None and "=" in name and not Path(name).exists():
-        name, overrides = None, [name, *overrides]
+        overrides, name = [name, *overrides], None
     path = Path(name) if name else newest()
     if name and not path.is_dir():
         path = Path(load_recipe(name, []).output.dir)

@@ -339,6 +339,7 @@ def _pieces(texts: list[str], cutting: Cutting) -> tuple[Any, Array]:
         cut[1:-1] = cutting.pairs[text[:-1].astype(np.uint16) << 8 | text[1:]]
     if cutting.starts is not None:
         cut[:-2] |= (text[:-1] == 0x20) & cutting.starts[text[1:]]
+    cut[limits[1:] - 1] = False  # what follows the last byte belongs to another text
     cut[limits] = True
     cuts = np.flatnonzero(cut)
     pieces = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(cuts) - 1, [None, pa.py_buffer(cuts), data])

@@ -142,8 +142,8 @@ def unigram_loss(train: Rows, rows: Rows, *, targets: int = 2_000_000, limit: in
     total, nll, number = seen + size, 0.0, 0
     count = min(len(rows), limit or len(rows))
     for at in range(0, count, 256):
-        chosen = range(at, min(count, at + 256))
-        labels = rows.batch(chosen, [batching.generator(0, 0, r, batching.EVALUATION) for r in chosen])[
+        chosen = np.arange(at, min(count, at + 256))
+        labels = rows.batch(chosen, [batching.generator(0, 0, int(r), batching.EVALUATION) for r in chosen])[
             term.labels
         ].numpy()
         values, times = np.unique(labels[labels != IGNORE], return_counts=True)

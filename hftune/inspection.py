@@ -28,7 +28,8 @@ def check(recipe: Recipe) -> dict[str, Any]:
             )
             if reader is None:
                 continue
-            data.check_columns(reader, task.columns(options))
+            if not reader.remote:  # the Hub is not asked until it must be
+                data.check_columns(reader, task.columns(options))
             found[split] = (
                 ", ".join(source.path for source in getattr(recipe.data, split) or []) or "a share of the training rows"
             )

@@ -142,7 +142,7 @@ def train_step(
     """
     device, world = accelerator.device, accelerator.num_processes
     batches = [{k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in batches]
-    counts = torch.stack([sum((b[term.labels] != IGNORE).sum() for b in batches) for term in task.terms])  # type: ignore[arg-type]
+    counts = torch.stack([torch.stack([(b[t.labels] != IGNORE).sum() for b in batches]).sum() for t in task.terms])
     counts = accelerator.reduce(counts.to(device), "sum").clamp(min=1)
     # DDP averages gradients over ranks; the loss is a sum over them
     factors = {t.name: t.weight * world / n for t, n in zip(task.terms, counts.float(), strict=True)}
@@ -196,7 +196,7 @@ class Job:
             batch_size=None,
             sampler=range(start, self.total),  # type: ignore[arg-type]
             num_workers=self.workers,
-            collate_fn=_as_is,
+            collate_fn=_as_is,  # type: ignore[arg-type]
             generator=torch.Generator(),  # a loader without one draws from the global stream
             pin_memory=False,
         )

@@ -95,7 +95,7 @@ def choose_attention(length: int) -> dict[str, Any]:
     for name in ("flash", "math"):
         torch.backends.cuda.enable_flash_sdp(name == "flash")  # despite its name the switch of every device
         found[name] = min(
-            _seconds(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward())
+            _seconds(lambda: torch.autograd.backward(torch.nn.functional.scaled_dot_product_attention(q, k, v).sum()))
             for _ in range(4)
         )
     chosen = min(found, key=lambda name: found[name])

@@ -83,7 +83,7 @@ def groups(model: nn.Module, recipe: Train) -> list[dict[str, Any]]:
 def all_reached(model: nn.Module, batch: dict[str, Any], task: Task, options: Any, head: str) -> bool:
     """Whether the loss of a batch gives every parameter that is to be trained a gradient."""
     found = heads.losses(model.train(), batch, task, options, heads.Criterion(head=head))
-    torch.stack([part.total for part in found.values()]).sum().backward()
+    torch.autograd.backward([part.total for part in found.values()])
     reached = all(p.grad is not None for p in model.parameters() if p.requires_grad)
     model.zero_grad()
     return reached

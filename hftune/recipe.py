@@ -21,7 +21,8 @@ from . import faults as wording
 from . import task as tasks
 from . import yaml
 from .errors import Faults, UserError
-from .schema import Recipe, TaskBlock
+from .schema import Recipe as Recipe
+from .schema import TaskBlock
 from .yaml import Node, shown
 
 COMMAND_LINE = "command line"

@@ -136,7 +136,7 @@ class Run:
         if reason != "finished":
             self.folder.set("interrupted", step=self.progress.step, reason=reason)
             self.reporter.say(f"stopped at step {self.progress.step} ({reason}); the same command goes on from there")
-            raise Interrupted(machine.Signals.CODES.get(self.signals.received, 0) if self.signals.received else 0)
+            raise Interrupted(128 + self.signals.received if self.signals.received else 0)
         return self._finish()
 
     def _finished(self) -> bool:

@@ -157,7 +157,8 @@ class Encoded:
     @staticmethod
     def _lengths(part: _Part) -> np.ndarray[Any, np.dtype[np.int64]]:
         ids = [c for name, c in part.columns.items() if isinstance(c, Ragged) and name in ("input_ids", "labels")]
-        return np.sum([np.diff(c.offsets) for c in ids] or [np.ones(part.rows, np.int64)], axis=0).astype(np.int64)
+        sizes = [np.diff(c.offsets) for c in ids] or [np.ones(part.rows, np.int64)]
+        return np.asarray(np.sum(sizes, axis=0), np.int64)
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -73,8 +73,11 @@ def chunk(
     Returns:
         `input_ids` (ragged int32), and where asked `word_starts` (ragged int8) and the sizes (int64).
     """
-    found = encode_batch(tokenizer, texts, word_starts=word_starts)
-    ids, starts = found if word_starts else (found, None)
+    starts: Ragged | None = None
+    if word_starts:
+        ids, starts = encode_batch(tokenizer, texts, word_starts=True)
+    else:
+        ids = encode_batch(tokenizer, texts)
     before, after = frame(tokenizer) if special else ([], [])
     document, inner = pieces(np.diff(ids.offsets), max_length - len(before) - len(after))
     columns: dict[str, Any] = {"input_ids": _framed(ids.values, inner, before, after)}
@@ -91,9 +94,9 @@ def document_sizes(texts: list[str], document: npt.NDArray[np.int64]) -> dict[st
     """
     begins = np.diff(document, prepend=-1) != 0
     columns = {"begins": begins.astype(np.int64)}
-    for name, size in (("bytes", lambda t: len(t.encode())), ("words", lambda t: len(t.split()))):
-        columns[name] = np.where(begins, np.array([size(t) for t in texts], np.int64)[document], 0)
-    return columns
+    counts = {"bytes": [len(t.encode()) for t in texts], "words": [len(t.split()) for t in texts]}
+    sizes = {name: np.where(begins, np.array(found, np.int64)[document], 0) for name, found in counts.items()}
+    return columns | sizes
 
 
 def sentences(text: str) -> list[str]:

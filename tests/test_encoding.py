@@ -219,7 +219,7 @@ def test_word_starts_agree_with_white_space(name):
     """Exactly one token of each word of the text begins where the word does, and it is flagged."""
     tokenizer = make(name)
     texts = [" ".join(text.split()) for text in corpus()]
-    _ids, starts = encode_batch(tokenizer, texts, word_starts=True)
+    ids, starts = encode_batch(tokenizer, texts, word_starts=True)
     _, begin, end = encode_offsets(tokenizer, texts)
     inside = []
     for i, text in enumerate(texts):

@@ -124,6 +124,7 @@ def predict(
     """A label with the probabilities of all, the labels above one half, or a number."""
     logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.double()
     names = options.label_names or ()
+    found: list[dict[str, Any]]
     if options.kind == "regression":
         found = [{"prediction": float(v)} for v in logits.reshape(-1).tolist()]
     elif options.kind == "multi":

@@ -117,7 +117,7 @@ def _cut(questions: list[str], tokenizer: Any, most: int) -> list[str]:
 
 def _null(ids: Any, tokenizer: Any) -> int:
     """The position that stands for no answer: the class token, or the first one where the model has none."""
-    there = np.flatnonzero(ids == tokenizer.cls_token_id) if tokenizer.cls_token_id is not None else []
+    there: Any = np.flatnonzero(ids == tokenizer.cls_token_id) if tokenizer.cls_token_id is not None else []
     return int(there[0]) if len(there) else 0
 
 
