@@ -47,7 +47,7 @@ def check(recipe: Recipe) -> dict[str, Any]:
             if name not in known
         ]
     try:
-        found["model"] = _model(recipe, task)
+        _check_method(recipe, task)
     except hub.Unreachable as error:
         found["model"] = f"not checked: {error.message}"
     except UserError as error:
@@ -57,10 +57,12 @@ def check(recipe: Recipe) -> dict[str, Any]:
     return found
 
 
-def _model(recipe: Recipe, task: tasks.Task) -> str:
-    """What the configuration alone says: that there is such a model, and that the method of fine-tuning suits it."""
+def _check_method(recipe: Recipe, task: tasks.Task) -> None:
+    """That the ways of fine-tuning go together, and an adapter with model and task.
+
+    Only an adapter needs the model's configuration, which transformers does not read without torch.
+    """
     from . import methods, models
 
-    config = models.configuration(recipe.model)
+    config = models.configuration(recipe.model) if recipe.peft else None
     methods.check(recipe, task.under(recipe.task.options), config)
-    return f"{config.model_type}, {'new' if recipe.model.init else 'from ' + str(recipe.model.path or recipe.model.encoder)}"
