@@ -335,11 +335,11 @@ def _pieces(texts: list[str], cutting: Cutting) -> tuple[Any, Array]:
     limits = np.frombuffer(column.buffers()[1], np.int64)[: len(texts) + 1]
     text = np.frombuffer(data, np.uint8)[: limits[-1]]
     cut = np.zeros(len(text) + 1, bool)
-    if cutting.pairs is not None:
-        cut[1:-1] = cutting.pairs[text[:-1].astype(np.uint16) << 8 | text[1:]]
     if cutting.starts is not None:
-        cut[:-2] |= (text[:-1] == 0x20) & cutting.starts[text[1:]]
-    cut[limits[1:] - 1] = False  # what follows the last byte belongs to another text
+        cut[:-2] = (text[:-1] == SPACE) & cutting.starts[text[1:]]
+        cut[limits[1:] - 1] = False  # a space that ends a text has nothing behind it
+    if cutting.pairs is not None:
+        cut[1:-1] |= cutting.pairs[text[:-1].astype(np.uint16) << 8 | text[1:]]
     cut[limits] = True
     cuts = np.flatnonzero(cut)
     pieces = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(cuts) - 1, [None, pa.py_buffer(cuts), data])

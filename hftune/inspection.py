@@ -40,18 +40,11 @@ def check(recipe: Recipe) -> dict[str, Any]:
     if recipe.eval.metrics:
         from . import metrics
 
-        known = metrics.names()
-        faults += [
-            UserError(f"no metric named {name!r}", hint=f"metrics: {', '.join(known)}", where="eval.metrics")
-            for name in recipe.eval.metrics
-            if name not in known
-        ]
-    try:
-        _check_method(recipe, task)
-    except hub.Unreachable as error:
-        found["model"] = f"not checked: {error.message}"
-    except UserError as error:
-        faults.append(error)
+        for name in recipe.eval.metrics:
+            try:
+                metrics.find(name)
+            except UserError as error:
+                faults.append(UserError(error.message, hint=error.hint, where="eval.metrics"))
     if faults:
         raise faults[0] if len(faults) == 1 else Faults(faults)
     return found

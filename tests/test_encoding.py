@@ -219,7 +219,7 @@ def test_word_starts_agree_with_white_space(name):
     """Exactly one token of each word of the text begins where the word does, and it is flagged."""
     tokenizer = make(name)
     texts = [" ".join(text.split()) for text in corpus()]
-    ids, starts = encode_batch(tokenizer, texts, word_starts=True)
+    _, starts = encode_batch(tokenizer, texts, word_starts=True)
     _, begin, end = encode_offsets(tokenizer, texts)
     inside = []
     for i, text in enumerate(texts):
@@ -302,3 +302,13 @@ def test_nothing():
     assert rows(encode_batch(make("wordpiece bert"), [])) == []
     assert rows(encode_batch(make("wordpiece bert"), ["", " "])) == [[], []]
     assert rows(encode_batch(make("wordpiece bert"), [""], add_special_tokens=True)) == [[2, 3]]
+
+
+def test_the_next_text_does_not_change_where_one_is_cut():
+    """Spaces that end a text are one token of this vocabulary, whatever text stands behind it in the batch."""
+    indented = "".join(f"if x:\n{' ' * deep}return {deep}{' ' * deep}\n" for deep in range(2, 60))
+    tokenizer = train([indented] * 5, "bpe", 300, model_type="gpt2")
+    texts = ["a    ", "b", "c  ", "", "d   ", "e"]
+    expected = tokenizer(texts)["input_ids"]
+    assert len(expected[0]) < 5  # merged
+    assert rows(encode_batch(tokenizer, texts)) == expected

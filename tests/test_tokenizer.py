@@ -1,0 +1,188 @@
+"""Loading, saving, checking: what is wrong is one line, and what is saved comes back."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from tiny import lines
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from hftune import tokenizer
+from hftune.errors import UserError
+from hftune.vocabulary import train
+
+
+@pytest.fixture(scope="module")
+def texts():
+    return [row["text"][:1500] for row in lines("docs-text", limit=60)]
+
+
+@pytest.fixture
+def made(texts):
+    return train(texts, "wordpiece", 500, model_type="bert", max_length=64)
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    tokenizer.save(made, tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+def with_config(folder, **settings):
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def with_length(folder, length):
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": length}))
+    return folder
+
+
+def test_loads_what_it_saved(made, folder, texts):
+    again = tokenizer.load(str(folder))
+    assert again(texts, texts[::-1], verbose=False).data == made(texts, texts[::-1], verbose=False).data
+    assert tokenizer.fingerprint(again) == tokenizer.fingerprint(made)
+
+
+def test_fingerprint_tells_tokenizers_apart(made, texts):
+    prints = {tokenizer.fingerprint(made)}
+    made.padding_side = "left"
+    prints.add(tokenizer.fingerprint(made))
+    made.add_tokens(["frobnicate"])
+    prints.add(tokenizer.fingerprint(made))
+    prints.add(tokenizer.fingerprint(train(texts, "wordpiece", 501)))
+    assert len(prints) == 4
+
+
+def test_settings_changed_after_loading_are_saved(made, tmp_path):
+    made.padding_side, made.truncation_side = "left", "left"
+    made.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save(made, tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    assert (again.padding_side, again.truncation_side) == ("left", "left")
+    assert set(again("a", "b")) == {"input_ids", "attention_mask"}
+
+
+def test_truncation_of_an_earlier_call_is_not_saved(made, tmp_path, texts):
+    made(texts, truncation=True, max_length=5, padding="max_length")
+    tokenizer.save(made, tmp_path)
+    stored = json.loads((tmp_path / "tokenizer.json").read_text())
+    assert stored["truncation"] is None
+    assert stored["padding"] is None
+
+
+@pytest.mark.parametrize(
+    ("stored", "config", "usable"),
+    [
+        (64, {}, 64),
+        (int(1e30), {}, 512),
+        (int(1e30), {"model_type": "bert", "max_position_embeddings": 128}, 128),
+        (512, {"model_type": "bert", "max_position_embeddings": 128}, 128),
+        (64, {"model_type": "bert", "max_position_embeddings": 128}, 64),
+        (int(1e30), {"model_type": "roberta", "max_position_embeddings": 514}, 512),
+        (int(1e30), {"model_type": "gpt2", "n_positions": 256}, 256),
+    ],
+)
+def test_length_that_the_model_can_take(folder, tmp_path, stored, config, usable):
+    with_config(with_length(folder, stored), **config)
+    assert tokenizer.load(str(folder)).model_max_length == usable
+    with_config(tmp_path, **config)
+    unbounded = AutoTokenizer.from_pretrained(folder)
+    unbounded.model_max_length = stored
+    tokenizer.save(unbounded, tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).model_max_length == usable
+
+
+def test_folder_without_a_tokenizer_is_refused(tmp_path):
+    with_config(tmp_path, model_type="bert")
+    with pytest.raises(UserError, match=r"no tokenizer in .*tokenizer\.json, vocab\.txt") as fault:
+        tokenizer.load(str(tmp_path))
+    assert "train one" in fault.value.hint
+
+
+def test_settings_alone_are_no_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="no tokenizer in"):
+        tokenizer.load(str(folder))
+
+
+def test_broken_file_is_one_line(folder):
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="cannot load the tokenizer") as fault:
+        tokenizer.load(str(folder))
+    assert "\n" not in fault.value.message
+
+
+@pytest.mark.parametrize("path", ["./nowhere", "/no/such/place", "~/no/such/place", "a/b/c"])
+def test_no_such_folder(path):
+    with pytest.raises(UserError, match="no such folder"):
+        tokenizer.load(path)
+
+
+def test_a_file_is_no_folder(folder):
+    with pytest.raises(UserError, match="is a file"):
+        tokenizer.load(str(folder / "tokenizer.json"))
+
+
+def test_hub_out_of_reach():
+    with pytest.raises(UserError, match="Hub cannot be reached") as fault:
+        tokenizer.load("somebody/something")
+    assert "HF_HUB_OFFLINE" in fault.value.hint
+
+
+def test_special_tokens_alone_are_no_vocabulary(made, tmp_path):
+    from tokenizers import Tokenizer, models
+
+    specials = list(made.special_tokens_map.values())
+    backend = Tokenizer(models.WordPiece({token: i for i, token in enumerate(specials)}, unk_token="[UNK]"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, **made.special_tokens_map).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="holds only special tokens"):
+        tokenizer.load(str(tmp_path))
+
+
+def test_padding_is_left_alone_where_it_is_right(made):
+    before = len(made)
+    assert tokenizer.ensure_pad(made) is None
+    assert len(made) == before
+
+
+def test_padding_is_added(texts):
+    made = train(texts, "unigram", 500, model_type="marian")
+    made.pad_token = None
+    assert "<pad>" in tokenizer.ensure_pad(made)  # the vocabulary has it
+    assert made.pad_token == "<pad>"
+    bare = PreTrainedTokenizerFast(tokenizer_object=made.backend_tokenizer, eos_token="<pad>")
+    size = len(bare)
+    said = tokenizer.ensure_pad(bare)
+    assert (bare.pad_token, bare.pad_token_id, len(bare)) == ("<|pad|>", size, size + 1)
+    assert "added" in said
+    assert str(size + 1) in said
+
+
+def test_padding_that_is_the_end_is_replaced(texts):
+    made = train(texts, "bpe", 500, model_type="gpt2")
+    made.pad_token = made.eos_token
+    assert any("one token" in line for line in tokenizer.check(made, 600, texts[:2]))
+    assert "<|endoftext|>" in tokenizer.ensure_pad(made)
+    assert made.pad_token == "<|pad|>"
+    assert made.pad_token_id != made.eos_token_id
+
+
+def test_ids_without_a_row_are_refused(made, texts):
+    assert tokenizer.check(made, len(made), texts) == []
+    with pytest.raises(UserError, match=rf"{len(made)} entries.*{len(made) - 1} rows"):
+        tokenizer.check(made, len(made) - 1, texts)
+
+
+def test_unknown_text_is_warned_of(made):
+    (line,) = tokenizer.check(made, len(made), ["жук " * 10 + "the " * 10])
+    assert line.startswith("50.0% of the tokens are [UNK]")
+
+
+def test_import_is_cheap():
+    code = "import sys, hftune.tokenizer; print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
