@@ -31,7 +31,7 @@ def write(path: Path, recipe: Recipe, model_type: str) -> None:
         EvalResult(
             task_type=recipe.task.name,
             dataset_type="local",
-            dataset_name=sources or "unknown",
+            dataset_name=_measured_on(recipe, figure.get("split", "validation")) or sources or "unknown",
             metric_type=name,
             metric_value=figure["value"],
         )
@@ -59,7 +59,7 @@ def write(path: Path, recipe: Recipe, model_type: str) -> None:
         f"# {path.name}",
         f"A {model_type} model trained by hftune {state.get('versions', {}).get('hftune', '')} for the task `{recipe.task.name}` on `{clean(sources)}`.",
         "## Figures",
-        "| figure | value | interval | count |\n|---|---|---|---|\n" + "\n".join(rows)
+        "| figure | value | interval | rows or targets |\n|---|---|---|---|\n" + "\n".join(rows)
         if rows
         else "No evaluation was made.",
         "## Training",
@@ -71,6 +71,11 @@ def write(path: Path, recipe: Recipe, model_type: str) -> None:
 
 
 MARK = "<!-- written by hftune; a card without this line is left alone -->"
+
+
+def _measured_on(recipe: Recipe, split: str) -> str:
+    found = getattr(recipe.data, split) if split in ("train", "validation", "test") else None
+    return ", ".join(source.path for source in found or [])
 
 
 def _interval(figure: dict[str, Any]) -> str:

@@ -135,16 +135,52 @@ def evaluate(
         int | None, typer.Option("--batch-tokens", help="padded tokens at once; changes no figure", show_default=False)
     ] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="beside each figure that of a trivial method")] = False,
+    predictions: Annotated[
+        str | None,
+        typer.Option("--predictions", help="instead of a run: a file of texts, one a line", show_default=False),
+    ] = None,
+    references: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--references", help="with --predictions: a file of references; may be repeated", show_default=False
+        ),
+    ] = None,
     processes: Processes = 1,
     as_json: Json = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Measure a run on its test rows, with intervals."""
+    """Measure a run on its test rows, or one file of texts against others, with intervals."""
     from . import commands
 
+    if predictions is not None or references:
+        return commands.evaluate_files(run, predictions, references or [], metric, as_json)
     commands.evaluate(
         run, overrides or [], metric, split, limit, batch_tokens, baseline, processes, as_json, trust_remote_code
     )
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="run folders; each is set against the first")],
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", "-m", help="metric to compare by; may be repeated", show_default=False),
+    ] = None,
+    split: Annotated[str, typer.Option("--split", help="rows that all were scored on")] = "test",
+    as_json: Json = False,
+) -> None:
+    """Say which differences between runs are real: paired bootstrap, approximate randomisation, Holm's correction."""
+    from . import commands
+
+    commands.compare(runs, metric, split, as_json)
+
+
+@app.command()
+def metrics(as_json: Json = False) -> None:
+    """List the metrics: their figures, direction, range and source."""
+    from . import commands
+
+    commands.metrics(as_json)
 
 
 @app.command()

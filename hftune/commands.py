@@ -137,6 +137,36 @@ def evaluate(
     )
 
 
+def evaluate_files(
+    run: str | None, predictions: str | None, references: Sequence[str], metric: Sequence[str] | None, as_json: bool
+) -> None:
+    """`hftune eval --predictions FILE --references FILE`."""
+    from . import judging
+
+    if run is not None or predictions is None or not references:
+        raise UserError(
+            "--predictions and --references go together, without a run",
+            hint="hftune eval --predictions FILE --references FILE [--references FILE]",
+        )
+    reporter = Reporter(as_json)
+    reporter.json(judging.files(predictions, references, metric, reporter))
+
+
+def compare(runs: Sequence[str], metric: Sequence[str] | None, split: str, as_json: bool) -> None:
+    """`hftune compare`."""
+    from . import judging
+
+    reporter = Reporter(as_json)
+    reporter.json(judging.compare(runs, metric, split, reporter))
+
+
+def metrics(as_json: bool) -> None:
+    """`hftune metrics`."""
+    from . import judging
+
+    judging.show(Reporter(as_json))
+
+
 def predict(
     name: str, source: str, overrides: Sequence[str], output: str | None, limit: int | None, trust_remote_code: bool
 ) -> None:

@@ -45,6 +45,12 @@ def check(recipe: Recipe) -> dict[str, Any]:
                 metrics.find(name)
             except UserError as error:
                 faults.append(UserError(error.message, hint=error.hint, where="eval.metrics"))
+    try:
+        _check_method(recipe, task)
+    except hub.Unreachable as error:
+        found["model"] = f"not checked: {error.message}"
+    except UserError as error:
+        faults.append(error)
     if faults:
         raise faults[0] if len(faults) == 1 else Faults(faults)
     return found

@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import torch
 
-from . import adapters, batching, data, evaluation, heads, hub, machine, models, prepare, store, tokenizer
+from . import adapters, batching, card, data, evaluation, heads, hub, machine, models, prepare, store, tokenizer
 from . import task as tasks
 from .errors import UserError
-from .files import read_json, write_json
+from .files import write_json
 from .folder import METRICS
 from .loop import Rows
 from .recipe import Recipe
@@ -67,8 +67,10 @@ def evaluate_run(
     if baseline:
         reporter.say(f"baseline: {_baseline(path, recipe, prepared, split, figures, reporter)}")
     if accelerator.is_main_process:
-        kept = read_json(path / METRICS)
-        write_json(path / METRICS, {**kept, **figures} if split == "validation" else {**kept, split: figures})
+        for figure in figures.values():
+            figure["split"] = split
+        write_json(path / METRICS, figures)
+        card.write(path, recipe, prepared.model_type)
     reporter.figures(f"{path}, {split}", figures)
     return figures
 

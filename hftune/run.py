@@ -301,6 +301,8 @@ class Run:
                     "note": "the floor: word frequencies alone",
                 }
         if self.folder.main:
+            for figure in figures.values():
+                figure["split"] = "validation"
             write_json(self.folder.path / METRICS, figures)
         self.accelerator.wait_for_everyone()
         spent = self.progress.seconds

@@ -1,0 +1,135 @@
+"""Figures without a model: of two files of text, of several runs on the same rows, and the list of metrics."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import metrics, recipe
+from .errors import UserError
+from .evaluation import read_lines
+from .folder import RECIPE, is_run
+from .report import Reporter
+
+TEXT_METRICS = ["bleu", "chrf", "rouge"]
+
+
+def files(
+    predictions: str, references: Sequence[str], names: Sequence[str] | None, reporter: Reporter
+) -> dict[str, Any]:
+    """Figures of a file of texts, one a line, against one or several files of references.
+
+    Raises:
+        UserError: a file cannot be read, or the files have not the same number of lines.
+    """
+    given = _texts(predictions)
+    columns = [_texts(path) for path in references]
+    for path, column in zip(references, columns, strict=True):
+        if len(column) != len(given):
+            raise UserError(
+                f"{path} has {len(column)} lines, {predictions} has {len(given)}",
+                hint="one text a line, line for line the same rows",
+                where=path,
+            )
+    rows: list[Any] = list(columns[0]) if len(columns) == 1 else [list(row) for row in zip(*columns, strict=True)]
+    found: dict[str, Any] = metrics.score(list(names or TEXT_METRICS), given, rows)
+    reporter.figures(predictions, found)
+    return found
+
+
+def _texts(path: str) -> list[str]:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror}", hint="give a file of one text a line", where=path
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 at byte {error.start}", hint="convert it to UTF-8", where=path) from error
+    lines = text.split("\n")  # not splitlines: a text may hold other separators
+    return [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+
+
+def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, reporter: Reporter) -> dict[str, Any]:
+    """Each run against the first, on the rows that all were scored on.
+
+    Raises:
+        UserError: fewer than two runs, one that was not scored on the split, or runs scored on different rows.
+    """
+    if len(runs) < 2:
+        raise UserError("a comparison needs two runs or more", hint="hftune compare runs/A runs/B")
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        file = Path(run) / "predictions" / f"{split}.jsonl"
+        if not is_run(Path(run)):
+            raise UserError(f"{run} holds no run", hint="give run folders", where=run)
+        if not file.is_file():
+            raise UserError(
+                f"{run} was not scored on {split}", hint=f"hftune eval {run} --split {split}", where=str(file)
+            )
+        lines[run] = list(read_lines(file))
+    first = lines[runs[0]]
+    for run, rows in lines.items():
+        if [_row(line) for line in rows] != [_row(line) for line in first]:
+            raise UserError(
+                f"{run} and {runs[0]} were scored on different rows of {split}",
+                hint="evaluate both on the same data: hftune eval RUN data.test=FILE",
+                where=str(Path(run) / "predictions" / f"{split}.jsonl"),
+            )
+    made = recipe.load(Path(runs[0]) / RECIPE)
+    from . import task as tasks
+
+    task = tasks.load(made.task.name).under(made.task.options)
+    chosen = list(names or made.eval.metrics or task.metrics(made.task.options))
+    scores = {run: [line["scores"] for line in rows] for run, rows in lines.items() if rows and "scores" in rows[0]}
+    found: dict[str, Any] = metrics.compare(
+        chosen,
+        {run: [line["prediction"] for line in rows] for run, rows in lines.items()},
+        [line["reference"] for line in first],
+        scores=scores or None,
+    )
+    _tables(found, runs, split, reporter)
+    return found
+
+
+def _row(line: dict[str, Any]) -> dict[str, Any]:
+    """What makes a line the row that it is: all that no model wrote."""
+    return {key: value for key, value in line.items() if key not in ("prediction", "predictions", "scores")}
+
+
+def _tables(found: dict[str, Any], runs: Sequence[str], split: str, reporter: Reporter) -> None:
+    rows = []
+    for name, figure in found.items():
+        if "[" in name:
+            continue
+        for run in runs:
+            own = figure["systems"][run]
+            text = "undefined" if own["value"] is None else f"{own['value']:.4f}"
+            if own.get("difference") is not None:
+                verdict = {True: "better", False: "worse", None: "no difference shown"}[own["better"]]
+                low, high = own.get("difference_low"), own.get("difference_high")
+                span = f" [{low:+.4f}, {high:+.4f}]" if low is not None and high is not None else ""
+                p = own.get("p_randomization_holm")
+                text += f"  {own['difference']:+.4f}{span}" + (f"  p {p:.4f}" if p is not None else "") + f"  {verdict}"
+            rows.append((f"{name}  {run}", text))
+    reporter.table(f"{split}, each against {runs[0]} (p: approximate randomisation, Holm's correction)", rows)
+
+
+def listing() -> list[dict[str, Any]]:
+    """What each metric says of itself."""
+    return [metrics.describe(name) for name in metrics.names()]
+
+
+def show(reporter: Reporter) -> None:
+    """`hftune metrics`: a line a figure."""
+    found = listing()
+    reporter.json(found)
+    rows = []
+    for metric in found:
+        rows.append((metric["name"], f"{metric['summary']}  ({metric['source']})"))
+        for figure, facts in metric["figures"].items():
+            low, high = facts["range"] or (None, None)
+            span = f"{'-inf' if low is None else low} to {'inf' if high is None else high}"
+            better = f"{facts['direction']} is better" if facts["direction"] else ""
+            rows.append((f"  {figure}", f"{span}  {better}".rstrip()))
+    if not reporter.as_json:
+        reporter.table("metrics", rows)
