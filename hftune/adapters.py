@@ -1,7 +1,9 @@
 """Parameter-efficient fine-tuning by peft: what works where, adapters attached, loaded and merged."""
 
+import contextlib
 import re
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -134,11 +136,12 @@ def attach(built: Built, peft: Peft, head: str, steps: int, base: str, revision:
     torch.manual_seed(seed)
     place = Path(base).expanduser()
     built.model.name_or_path = str(place.resolve()) if place.is_dir() else base
-    whole = sorted({*peft.modules_to_save, *_modules(built.model, built.new)})
+    whole = sorted({*_asked(built.model, peft.modules_to_save), *_modules(built.model, built.new)})
     config = _configuration(built.model, peft, head, steps, whole)
     config.revision = revision
     try:
-        model = align(get_peft_model(built.model, config))
+        with _quiet():
+            model = align(get_peft_model(built.model, config))
         model.create_or_update_model_card = _nothing  # the run writes its own
     except ValueError as error:
         raise UserError(f"peft refuses {peft.method} here: {error}", where="peft") from error
@@ -146,6 +149,14 @@ def attach(built: Built, peft: Peft, head: str, steps: int, base: str, revision:
     total = sum(p.numel() for p in model.parameters())
     more = f", {', '.join(whole)} whole" if whole else ""
     return Built(model, f"{peft.method}: {trained:,} of {total:,} parameters are trained{more}", built.new)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """peft warns of what it then does by itself: transposed weights of GPT-2, ranks that it has read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _nothing(*_: Any) -> None:
@@ -165,7 +176,11 @@ def _configuration(model: Any, peft: Peft, head: str, steps: int, whole: list[st
     if peft.method == "ia3":
         forward = [name for name in chosen["target_modules"] if name in chosen["feedforward_modules"]]
         return library.IA3Config(**common, **{**chosen, "feedforward_modules": forward})
-    common |= {"lora_alpha": peft.lora_alpha, "lora_dropout": peft.lora_dropout, "ensure_weight_tying": _tied(model)}
+    common |= {
+        "lora_alpha": peft.lora_alpha,
+        "lora_dropout": peft.lora_dropout,
+        "ensure_weight_tying": _tied(model, whole),
+    }
     if peft.method == "adalora":
         # Zhang et al. 2023, section 4: the budget falls to two thirds of its start, between a warm-up and a rest
         rank = {"target_r": peft.r, "init_r": max(peft.r + 1, round(1.5 * peft.r)), "total_step": steps}
@@ -192,9 +207,11 @@ def _named(model: Any, wanted: list[str] | str, whole: list[str]) -> Any:
     ]
 
 
-def _tied(model: Any) -> bool:
+def _tied(model: Any, whole: list[str]) -> bool:
+    """Whether embeddings are trained whole that the head shares."""
     output, given = model.get_output_embeddings(), model.get_input_embeddings()
-    return output is not None and getattr(output, "weight", None) is given.weight
+    shared = output is not None and getattr(output, "weight", None) is given.weight
+    return shared and any(model.get_submodule(name) is given for name in whole)
 
 
 def _virtual(model: Any, peft: Peft, common: dict[str, Any]) -> Any:
@@ -217,6 +234,22 @@ def _virtual(model: Any, peft: Peft, common: dict[str, Any]) -> Any:
         return library.PromptEncoderConfig(**common, token_dim=width, encoder_hidden_size=width)
     # Lester et al. 2021, section 3.2: words of the vocabulary are a better start than noise
     return library.PromptTuningConfig(**common, token_dim=width, prompt_tuning_init="SAMPLE_VOCAB")
+
+
+def _asked(model: Any, names: list[str]) -> set[str]:
+    """The modules of these names, each in full.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    there = [name for name, _ in model.named_modules() if name]
+    found = {name: {full for full in there if f".{full}".endswith(f".{name}")} for name in names}
+    for name, modules in found.items():
+        if not modules:
+            heads = ", ".join(dict.fromkeys(full.split(".")[0] for full in there))
+            hint = f"it has {heads}, and what lies in them"
+            raise UserError(f"the model has no module {name!r} to save", hint=hint, where="peft.modules_to_save")
+    return set().union(*found.values())
 
 
 def _modules(model: Any, new: Iterable[str]) -> set[str]:
@@ -275,7 +308,8 @@ def restore(built: Built, folder: str | Path) -> Built:
     """The model with the adapter of a folder, to be evaluated or merged."""
     from peft import PeftModel
 
-    model = align(PeftModel.from_pretrained(built.model, str(Path(folder).expanduser())))
+    with _quiet():
+        model = align(PeftModel.from_pretrained(built.model, str(Path(folder).expanduser())))
     return Built(model, f"{built.summary}; adapter from {folder}")
 
 

@@ -11,7 +11,7 @@ import torch
 import zoo
 from safetensors.torch import load_file
 
-from hftune import adapters, folder, heads, inspection, measure, methods, models, recipe
+from hftune import adapters, heads, inspection, measure, methods, models, recipe
 from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.report import Reporter
@@ -437,3 +437,11 @@ def test_methods_pass_what_is_sound(base, tmp_path):
     wanted = recipe.from_dict(source(base, tmp_path, "lora"))
     task = tasks.load("classify").under(wanted.task.options)
     methods.check(wanted, task, models.configuration(wanted.model))
+
+
+def test_further_modules_are_trained_whole(tmp_path):
+    (built, _), wanted = adapted("lora", "bert", zoo.TAG, tmp_path, modules_to_save=["LayerNorm"]), "LayerNorm"
+    _, moved = learn(built.model, zoo.batch("bert", zoo.TAG), zoo.TAG)
+    assert len([n for n in moved if wanted in n]) == 10  # of the embeddings, and two of each layer
+    with pytest.raises(UserError, match=r"peft\.modules_to_save: the model has no module 'nope'"):
+        adapted("lora", "bert", zoo.TAG, tmp_path, modules_to_save=["nope"])
