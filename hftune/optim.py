@@ -46,7 +46,7 @@ def unfreezing(model: nn.Module, every: int) -> Callable[[int], None]:
     """What to call before each step, so that one more layer is trained after every so many steps, from the top.
 
     Howard & Ruder 2018, section 3.3. Which parameters are trained follows from the step alone. Those that are not get
-    no gradient, so that neither decay nor momentum moves them.
+    no gradient, so that neither decay nor momentum moves them. Where the head is the embedding, the top layer is first.
 
     Args:
         model: its parameters that require a gradient now are those that are to be trained in the end.
@@ -54,10 +54,11 @@ def unfreezing(model: nn.Module, every: int) -> Callable[[int], None]:
     """
     above = depths(model)
     trained = [(above[name], p) for name, p in model.named_parameters() if p.requires_grad]
+    first = min(depth for depth, _ in trained)
 
     def before(step: int) -> None:
         for depth, parameter in trained:
-            parameter.requires_grad_(depth <= step // every)
+            parameter.requires_grad_(depth <= first + step // every)
 
     return before
 

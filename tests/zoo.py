@@ -66,7 +66,9 @@ def build(name: str, head: str, seed: int = 0, **source: Any) -> models.Built:
 def loss(model: Any, batch: Any, options: Any, criterion: Criterion) -> dict[str, Losses]:
     """First and last position of an answer, as the head for questions gives them."""
     outputs = model(**model_inputs(model, batch, task(QA)))
-    return {"loss": criterion.logits(torch.stack([outputs.start_logits, outputs.end_logits], 1), batch["labels"])}
+    logits = torch.stack([outputs.start_logits, outputs.end_logits], 1)
+    logits = logits.masked_fill(batch["attention_mask"][:, None] == 0, -1e4)  # no answer lies in the padding
+    return {"loss": criterion.logits(logits, batch["labels"])}
 
 
 def task(head: str) -> Task:

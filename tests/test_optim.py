@@ -1,0 +1,316 @@
+"""What is trained, how fast, and when: depths, decay, unfreezing, the frozen body and its features."""
+
+import json
+import signal
+
+import children
+import pytest
+import tiny
+import torch
+import zoo
+from safetensors.torch import load_file
+
+from hftune import checkpoint, features, heads, models, optim, recipe, run
+from hftune.errors import UserError
+from hftune.report import Reporter
+from hftune.schema import Model, Train
+
+
+def built(name, head):
+    return zoo.build(name, head).model
+
+
+@pytest.mark.parametrize(("name", "head"), zoo.PAIRS, ids=zoo.ident)
+def test_depth_counts_the_layers_above(name, head):
+    model = built(name, head)
+    above = optim.depths(model)
+    assert above.keys() == dict(model.named_parameters()).keys()
+    layered = {n: [int(part) for part in n.split(".") if part.isdigit()] for n in above}
+    if name != "albert":  # whose layers are one
+        for parameter, numbers in layered.items():
+            assert above[parameter] == 2 - numbers[0] if numbers else above[parameter] in (0, 3), parameter
+    given = model.get_input_embeddings().weight
+    assert {above[n] for n, p in model.named_parameters() if p is given} == {max(above.values())}
+    heads_of = [n for n in above if n.split(".")[0] in ("classifier", "score", "qa_outputs", "logits_proj", "pooler")]
+    assert all(above[n] == 0 for n in heads_of)
+    optim.unfreezing(model, 5)(4)
+    first = {above[n] for n, p in model.named_parameters() if p.requires_grad}
+    assert first == {min(above.values())}, "the first stage trains something"
+
+
+def test_stacks_of_different_length_are_both_found():
+    config = {**zoo.SIZE, "encoder_layers": 3, "decoder_layers": 1}
+    above = optim.depths(zoo.build("bart", zoo.S2S, init="bart", config=config).model)
+    assert {n.split(".")[3]: d for n, d in above.items() if ".encoder.layers." in n} == {"0": 3, "1": 2, "2": 1}
+    assert {d for n, d in above.items() if ".decoder.layers." in n} == {1}
+
+
+def test_rates_fall_from_layer_to_layer():
+    model = built("t5", zoo.S2S)
+    groups = optim.groups(model, Train(learning_rate=1.0, layerwise_lr_decay=0.5, weight_decay=0.1))
+    rate = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for name, depth in optim.depths(model).items():
+        assert rate[id(model.get_parameter(name))] == 0.5**depth, name
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
+
+
+def test_what_does_not_decay():
+    for name, head, exempt in [
+        ("xlnet", zoo.CLASSIFY, "r_w_bias"),
+        ("bert", zoo.MLM, "LayerNorm"),
+        ("gpt2", zoo.CLM, "ln_1"),
+    ]:
+        model = built(name, head)
+        groups = optim.groups(model, Train(weight_decay=0.1))
+        free = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
+        names = [n for n, p in model.named_parameters() if id(p) in free]
+        assert any(exempt in n for n in names)
+        assert all(p.ndim < 2 or "bias" in n for n, p in model.named_parameters() if id(p) in free)
+
+
+def test_unfreezing_follows_from_the_step():
+    model = built("bert", zoo.CLASSIFY)
+    before, above = optim.unfreezing(model, 3), optim.depths(model)
+    for step in [0, 1, 2, 3, 5, 6, 8, 9, 30, 4, 0]:
+        before(step)
+        assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+            n for n in above if above[n] <= step // 3
+        }
+
+
+def test_what_was_never_to_be_trained_is_not_unfrozen():
+    model = built("marian", zoo.S2S)
+    fixed = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert fixed
+    optim.unfreezing(model, 1)(100)
+    assert {n for n, p in model.named_parameters() if not p.requires_grad} == fixed
+
+
+def test_a_loss_that_does_not_reach_all_is_noticed():
+    for name, wanted in (("bert", True), ("xlnet", False)):  # XLNet's mask embedding is for its own pretraining
+        model, task = built(name, zoo.CLASSIFY), zoo.task(zoo.CLASSIFY)
+        assert optim.all_reached(model, zoo.batch(name, zoo.CLASSIFY), task, None, "full") is wanted
+        assert all(p.grad is None for p in model.parameters())
+
+
+# ------------------------------------------------------------------ the frozen body
+
+
+@pytest.mark.parametrize(
+    ("name", "head"), [p for p in zoo.PAIRS if p[1] in (zoo.CLASSIFY, zoo.TAG, zoo.QA)], ids=zoo.ident
+)
+def test_features_are_those_of_the_body(name, head, tmp_path):
+    """Kept once, they give the outputs and gradients of the frozen model, at any padding, without computing its body."""
+    model, batch = built(name, head), zoo.batch(name, head)
+    core = model.base_model
+    new = {n for n, p in model.named_parameters() if n.split(".")[0] in ("classifier", "score", "qa_outputs")}
+    trained = features.freeze(model, new)
+    assert trained
+    model.train()
+    dropout = [m for m in core.modules() if isinstance(m, torch.nn.Dropout)]
+    assert not any(m.training for m in dropout), "a frozen body stays in eval mode"
+    found = heads.losses(model.eval(), batch, zoo.task(head), None, heads.Criterion(head="full"))["loss"].total
+    found.backward()
+    plain = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    assert set(plain) <= set(trained)
+    model.zero_grad()
+    memory = features.Memory(model, tmp_path)
+    assert memory.module is not None
+    inputs = zoo.inputs(model, batch, head)
+    told = memory.fill(model, [inputs])
+    assert memory.rows == 4
+    assert "features of 4 different rows" in told
+    memory._compute = None  # calling it would fail
+    again = heads.losses(model, batch, zoo.task(head), None, heads.Criterion(head="full"))["loss"].total
+    again.backward()
+    torch.testing.assert_close(again, found, atol=1e-6, rtol=1e-6)
+    for key, gradient in plain.items():
+        torch.testing.assert_close(model.get_parameter(key).grad, gradient, atol=1e-6, rtol=1e-4)
+    side = zoo.tok(name).padding_side
+    cut = slice(9) if side == "right" else slice(-9, None)
+    width = max(zoo.LENGTHS)
+    rows = [0, 2, 3]
+    less = {k: v[rows][:, cut] if v.ndim == 2 and v.shape[1] == width else v[rows] for k, v in batch.items()}
+    model.zero_grad()
+    outputs = zoo.outputs(model, less, head)
+    whole = zoo.outputs(model, batch, head)
+    whole = whole[:, rows][..., cut] if head == zoo.QA else whole[rows] if head == zoo.CLASSIFY else whole[rows][:, cut]
+    mask = less["attention_mask"].bool()
+    if head == zoo.CLASSIFY:
+        torch.testing.assert_close(outputs, whole, atol=1e-6, rtol=1e-5)
+    elif head == zoo.TAG:
+        torch.testing.assert_close(outputs[mask], whole[mask], atol=1e-6, rtol=1e-5)
+    else:
+        torch.testing.assert_close(outputs[:, mask], whole[:, mask], atol=1e-6, rtol=1e-5)
+
+
+def test_rows_that_were_not_kept_are_computed(tmp_path):
+    model = built("bert", zoo.TAG).eval()
+    batch, other = zoo.batch("bert", zoo.TAG), zoo.batch("bert", zoo.TAG, seed=5)
+    wanted = zoo.outputs(model, other, zoo.TAG)
+    features.freeze(model, ())
+    memory = features.Memory(model, tmp_path)
+    memory.fill(model, [zoo.inputs(model, batch, zoo.TAG)])
+    assert torch.equal(zoo.outputs(model, other, zoo.TAG), wanted)
+    assert memory.rows == 4
+    assert not list(tmp_path.iterdir()), "nothing is left on disk"
+
+
+def test_a_new_part_of_the_body_is_trained_with_the_head(tmp_path):
+    """A pooler that no checkpoint gave would be a random projection before the probe."""
+    zoo.build("bert", zoo.MLM).model.save_pretrained(tmp_path)
+    made = zoo.build("bert", zoo.CLASSIFY, path=str(tmp_path))
+    trained = features.freeze(made.model, made.new)
+    assert {n.rsplit(".", 1)[0] for n in trained} == {"classifier", "bert.pooler.dense"}
+    memory = features.Memory(made.model, tmp_path)
+    assert memory.module is made.model.bert.encoder
+    batch = zoo.batch("bert", zoo.CLASSIFY)
+    memory.fill(made.model, [zoo.inputs(made.model, batch, zoo.CLASSIFY)])
+    memory._compute = None
+    loss = heads.losses(made.model, batch, zoo.task(zoo.CLASSIFY), None, heads.Criterion(head="full"))["loss"].total
+    loss.backward()
+    assert all(made.model.get_parameter(n).grad is not None for n in trained)
+
+
+def test_a_head_that_is_the_embedding_cannot_be_trained_alone():
+    with pytest.raises(UserError, match="its head is its embedding"):
+        features.freeze(built("gpt2", zoo.CLM), ())
+
+
+# ------------------------------------------------------------------ whole runs
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory, tokenizer_folder):
+    """A pretrained model with its tokenizer."""
+    from hftune import tokenizer
+
+    path = tmp_path_factory.mktemp("base")
+    tok = models.prepare_tokenizer(tokenizer.load(str(tokenizer_folder)), "bert")
+    models.build(Model.model_validate(tiny.MODEL), zoo.MLM, tok, settings={}, seed=3).model.save_pretrained(path)
+    tokenizer.save(tok, path)
+    return path
+
+
+def source(base, place, dropout=True, **train):
+    place.mkdir(exist_ok=True)
+    rates = {} if dropout else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    found = tiny.classify(place, str(base), **train)
+    return {**found, "model": {"path": str(base), "config": rates}, "tokenizer": {}}
+
+
+def weights(place):
+    return load_file(place / "run" / "model.safetensors")
+
+
+def test_a_probe_moves_its_head_alone_and_computes_the_body_once(base, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(Reporter, "say", lambda self, line: told.append(line))
+    made = source(base, tmp_path / "kept", freeze="body", max_steps=12)
+    children.train(made)
+    assert any("60 different rows computed once" in line for line in told), told
+    monkeypatch.setattr(run.Run, "_compute_features", lambda self: None)
+    children.train(source(base, tmp_path / "each", freeze="body", max_steps=12))
+    start, kept, each = load_file(base / "model.safetensors"), weights(tmp_path / "kept"), weights(tmp_path / "each")
+    body = [n for n in kept if n in start and n.startswith("bert.")]
+    assert len(body) > 30
+    assert all(torch.equal(kept[n], start[n]) for n in body)
+    for name in kept:
+        torch.testing.assert_close(kept[name], each[name], atol=1e-5, rtol=0)
+
+
+def test_masked_rows_are_not_kept(base, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(Reporter, "say", lambda self, line: told.append(line))
+    made = tiny.mlm(tmp_path, freeze="body", max_steps=12)
+    children.train({**made, "model": {"path": str(base)}, "tokenizer": {}})
+    assert any("frozen body" in line for line in told)
+    assert not any("computed once" in line for line in told)
+
+
+@pytest.mark.parametrize("train", [{"freeze": "body"}, {"gradual_unfreezing": 3}], ids=["probe", "unfreezing"])
+def test_a_killed_run_goes_on_to_the_same_bits(base, tmp_path, train):
+    straight = source(base, tmp_path / "one", max_steps=10, save_steps=2, **train)
+    again = source(base, tmp_path / "two", max_steps=10, save_steps=2, **train)
+    assert children.child(children.train, straight) == 0
+    assert children.child(children.train_and_die, again, 5) == -signal.SIGKILL
+    assert children.child(children.train, again) == 0
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_layers_move_only_once_they_are_unfrozen(base, tmp_path):
+    """Neither weight decay nor momentum reaches a layer before its step."""
+    start = load_file(base / "model.safetensors")
+    for steps, still in (
+        (2, ["layer.0", "layer.1", "embeddings"]),
+        (4, ["layer.0", "embeddings"]),
+        (6, ["embeddings"]),
+        (8, []),
+    ):
+        place = tmp_path / str(steps)
+        children.train(source(base, place, max_steps=steps, gradual_unfreezing=2, weight_decay=0.5, learning_rate=1e-2))
+        ended = weights(place)
+        for name in (n for n in ended if n in start and n.startswith("bert.")):
+            frozen = any(part in name for part in still)
+            assert torch.equal(ended[name], start[name]) == frozen or "key.bias" in name, name
+
+
+def test_the_best_checkpoint_holds_what_was_frozen_then(base, tmp_path):
+    """A checkpoint from before a layer was unfrozen takes that layer back too."""
+    made = recipe.from_dict(source(base, tmp_path, max_steps=4, gradual_unfreezing=2))
+    model = models.build(made.model, zoo.CLASSIFY, zoo.tok("bert"), settings={"num_labels": 3}, seed=0).model
+    optimizer = optim.optimizer(optim.groups(model, made.train), made.train)
+    before = optim.unfreezing(model, 2)
+    before(0)
+    saved = checkpoint.save(tmp_path / "checkpoints", 1, model, optimizer, {}, {})
+    kept = {n: p.detach().clone() for n, p in model.named_parameters()}
+    before(100)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)
+    saved.load(model, optimizer)
+    assert all(torch.equal(p, kept[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("train", [{"gradual_unfreezing": 1}, {"freeze": "body"}, {"layerwise_lr_decay": 0.5}], ids=str)
+def test_two_ranks_train_as_one(base, tmp_path, train):
+    plain = {"optim": "sgd", "adam_beta1": 0.0, "learning_rate": 0.1, "weight_decay": 0.0, "max_steps": 3, **train}
+    found = []
+    for number in (1, 2):
+        made = source(base, tmp_path / str(number), dropout=False, **plain)
+        ends = [children.child(children.train, made)] if number == 1 else children.ranks(2, children.train, made)
+        assert ends == [0] * number
+        found.append(weights(tmp_path / str(number)))
+    for name in found[0]:
+        torch.testing.assert_close(found[1][name], found[0][name], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "option", [{"precision": "bf16"}, {"gradient_checkpointing": True}, {"optim": "adafactor"}], ids=str
+)
+def test_an_option_trains_to_finite_figures(base, tmp_path, option):
+
+    def work():
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)  # the tests before have made one
+        children.train(source(base, tmp_path, max_steps=4, **option))
+
+    assert children.child(work) == 0
+    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert 0 < figures["loss"]["value"] < 5
+
+
+def test_checkpointed_activations_give_the_same_weights(base, tmp_path):
+    for name, flag in (("kept", False), ("again", True)):
+        children.train(source(base, tmp_path / name, max_steps=3, gradient_checkpointing=flag))
+    one, two = weights(tmp_path / "kept"), weights(tmp_path / "again")
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=0)
+
+
+def test_unknown_arguments_of_a_schedule_are_refused():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    with pytest.raises(UserError, match="linear takes no min_lr"):
+        optim.schedule(optimizer, Train(lr_scheduler_kwargs={"min_lr": 1}), 10)
