@@ -37,8 +37,14 @@ def accelerator(recipe: Train | None = None) -> Any:
 
 
 def precision(recipe: Train | None) -> str:
-    """accelerate's name of the arithmetic: bf16 by itself on a GPU that has it, never by itself on a CPU."""
+    """accelerate's name of the arithmetic: bf16 by itself on a GPU that has it, never by itself on a CPU.
+
+    Raises:
+        UserError: fp16 without a GPU.
+    """
     asked = recipe.precision if recipe else "fp32"
+    if asked == "fp16" and not torch.cuda.is_available():
+        raise UserError("fp16 needs a GPU", hint="set train.precision to auto, fp32 or bf16", where="train.precision")
     if asked == "auto":
         return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
     return "no" if asked == "fp32" else asked

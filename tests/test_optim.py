@@ -314,3 +314,21 @@ def test_unknown_arguments_of_a_schedule_are_refused():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     with pytest.raises(UserError, match="linear takes no min_lr"):
         optim.schedule(optimizer, Train(lr_scheduler_kwargs={"min_lr": 1}), 10)
+
+
+def test_fp16_without_a_gpu_is_refused(base, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(UserError, match=r"train\.precision: fp16 needs a GPU"):
+        children.train(source(base, tmp_path, precision="fp16"))
+
+
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same(base, tmp_path):
+    for name, flag in (("plain", False), ("compiled", True)):
+        made = source(base, tmp_path / name, dropout=False, max_steps=3, compile=flag)
+        assert children.child(children.train, made) == 0
+    one, two = weights(tmp_path / "plain"), weights(tmp_path / "compiled")
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=0)
