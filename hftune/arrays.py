@@ -46,6 +46,11 @@ def width(longest: int) -> int:
     return -(-longest // step) * step
 
 
+def fitting(bound: int) -> int:
+    """The longest row whose padded length is at most `bound`."""
+    return next(longest for longest in range(bound, 0, -1) if width(longest) <= bound)
+
+
 def pad(rows: Sequence[Any], fill: float, side: str = "right", dtype: Any = np.int64) -> npt.NDArray[Any]:
     """Rows to one array [rows, width(longest)], filled with `fill` on the given side."""
     columns = width(max((len(row) for row in rows), default=0))

@@ -8,6 +8,7 @@ from typing import Any
 
 from . import hub
 from .architectures import architecture
+from .arrays import fitting, width
 from .errors import UserError
 from .schema import Model
 
@@ -217,9 +218,9 @@ def check_fit(config: Any, tokenizer: Any, max_length: int | None, added: Iterab
             hint="use the tokenizer that belongs to the model, or start from new weights with model.init",
             where="tokenizer",
         )
-    if max_length and bound and bound < max_length:
+    if max_length and bound and bound < width(max_length):
         raise UserError(
-            f"rows of {max_length} tokens, but the model has {bound} positions",
-            hint=f"set task.max_length to {bound} or less",
+            f"rows of {max_length} tokens, padded to {width(max_length)}, but the model has {bound} positions",
+            hint=f"set task.max_length to {fitting(bound)} or less",
             where="task.max_length",
         )

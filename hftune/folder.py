@@ -151,7 +151,8 @@ class RunFolder:
 
     def _same_recipe(self, wanted: Recipe, allow: Sequence[str]) -> None:
         before = recipe.load(self.path / RECIPE)
-        changed = [d for d in recipe.differences(before, wanted) if d[0] not in allow and not _harmless(*d)]
+        said = wanted.task.options.model_fields_set  # what the recipe leaves open the program fills in
+        changed = [d for d in recipe.differences(before, wanted) if d[0] not in allow and not _harmless(*d, said)]
         if changed:
             told = "; ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in changed[:6])
             more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
@@ -209,10 +210,12 @@ class RunFolder:
             os.replace(aside, self.path / LOG)
 
 
-def _harmless(key: str, old: Any, new: Any) -> bool:
+def _harmless(key: str, old: Any, new: Any, said: set[str]) -> bool:
     """What does not decide the mathematics, more of the same training, and what the program itself filled in."""
     more = recipe.mark(key) == "extend" and (new is None or old is None or new >= old)
-    return more or recipe.mark(key) == "free" or (key.startswith("task.") and new is None)
+    return (
+        more or recipe.mark(key) == "free" or (key.startswith("task.") and key.split(".")[1].split("[")[0] not in said)
+    )
 
 
 def _finite(value: Any) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 
 from . import data, hub, models, store, tokenizer
 from . import task as tasks
+from .arrays import fitting, width
 from .errors import UserError
 from .loop import Rows
 from .recipe import Recipe
@@ -49,8 +50,8 @@ def complete_options(task: Task, options: Any, config: Any, reader: Any) -> Any:
     """The task's options with what the recipe leaves open: the architecture's defaults, the label names found."""
     given = options.model_fields_set
     defaults = dict(models.architecture(config.model_type).options)
-    if (bound := models.positions(config)) and getattr(options, "max_length", 0) > bound:
-        defaults["max_length"] = bound
+    if (bound := models.positions(config)) and width(getattr(options, "max_length", 0)) > bound:
+        defaults["max_length"] = fitting(bound)
     options = options.model_copy(
         update={k: v for k, v in defaults.items() if k in type(options).model_fields and k not in given}
     )

@@ -48,8 +48,9 @@ def train(
         UserError: something in the recipe, the data or the folder is wrong.
         Interrupted: a signal or the deadline stopped it, after a checkpoint.
     """
-    task = tasks.load(recipe.task.name).under(recipe.task.options)
     config = models.configuration(recipe.model, trust_remote_code)
+    task = tasks.load(recipe.task.name)
+    task = task.under(prepare.complete_options(task, recipe.task.options, config, None))
     models.check_head(config, task.head)
     methods.check(recipe, task, config)
     accelerator = machine.accelerator(recipe.train)
@@ -187,6 +188,7 @@ class Run:
         for line in passed:
             self.reporter.warn(line)
         if found is None:
+            self.folder.forget_after(0)
             return
         if found.manifest["data"] != self.prepared.fingerprints.get("train"):
             raise UserError(

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 
 import pytest
 from hypothesis import settings
@@ -34,6 +35,14 @@ def no_network(monkeypatch):
         raise OSError(f"the network is shut: {address}")
 
     monkeypatch.setattr(socket.socket, "connect", local_only)
+
+
+@pytest.fixture(autouse=True)
+def plain_kernels():
+    """A run chooses kernels for its whole process; the next test starts from torch's own."""
+    if torch := sys.modules.get("torch"):
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cuda.enable_flash_sdp(True)
 
 
 @pytest.fixture(scope="session")
