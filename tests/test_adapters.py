@@ -261,7 +261,7 @@ def runs(tmp_path_factory, base):
     def run(method):
         if method not in made:
             place = tmp_path_factory.mktemp(method)
-            made[method] = place, source(base, place, method, max_steps=10, save_steps=2)
+            made[method] = place, source(base, place, method, max_steps=10, save_steps=2, save_total_limit=9)
             assert children.child(children.train, made[method][1]) == 0
         return made[method]
 
@@ -272,15 +272,20 @@ def weights(place):
     return load_file(place / "run" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("method", ["lora", "adalora", "prefix"])
-def test_a_killed_run_goes_on_to_the_same_bits(method, runs, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "first", "last"), [("lora", 3, 9), ("adalora", 3, 6), ("adalora", 9, 9), ("prefix", 3, 9)]
+)
+def test_a_killed_run_goes_on_to_the_same_bits(method, first, last, runs, tmp_path):
     place, recipe_source = runs(method)
     again = {**recipe_source, "output": {"dir": str(tmp_path / "run")}}
-    assert children.child(children.train_and_die, again, random.Random().randrange(1, 10)) == -signal.SIGKILL
+    assert children.child(children.train_and_die, again, random.Random().randint(first, last)) == -signal.SIGKILL
     assert children.child(children.train, again) == 0
     one, two = weights(place), weights(tmp_path)
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
+    for saved in sorted((place / "run" / "checkpoints").glob("step-*/*.safetensors")):
+        other = load_file(tmp_path / "run" / saved.relative_to(place / "run"))
+        assert all(torch.equal(tensor, other[name]) for name, tensor in load_file(saved).items()), saved.parent.name
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "prompt"])
@@ -445,3 +450,13 @@ def test_further_modules_are_trained_whole(tmp_path):
     assert len([n for n in moved if wanted in n]) == 10  # of the embeddings, and two of each layer
     with pytest.raises(UserError, match=r"peft\.modules_to_save: the model has no module 'nope'"):
         adapted("lora", "bert", zoo.TAG, tmp_path, modules_to_save=["nope"])
+
+
+def test_ranks_fall_to_their_budget(runs):
+    place, _ = runs("adalora")
+    pattern = json.loads((place / "run" / "adapter_config.json").read_text())["rank_pattern"]
+    assert sum(map(sum, pattern.values())) == 4 * len(pattern) < sum(map(len, pattern.values())) == 6 * len(pattern)
+    carried = {p.parent.name: load_file(p) for p in (place / "run" / "checkpoints").glob("step-*/carried.safetensors")}
+    kinds = {name: {key.split("|")[0] for key in found} for name, found in carried.items()}
+    assert kinds["step-2"] >= {"ipt", "exp_avg_ipt", "exp_avg_unc"}
+    assert "rank" in kinds["step-8"]
