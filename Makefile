@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow check bench bench-quick clean
+.PHONY: setup demo test test-slow check clean
 
 setup: $(VENV)/.done
 
