@@ -180,6 +180,7 @@ class _Corpus:
     def __init__(self, texts: Iterable[str]):
         self.texts, self.sample = texts, list[str]()
         self.fault: BaseException | None = None
+        self.ended = False
 
     def __iter__(self) -> Iterator[str]:
         try:
@@ -187,6 +188,9 @@ class _Corpus:
                 if len(self.sample) < SAMPLE and text.strip():
                     self.sample.append(text)
                 yield text
+            self.ended = True
+        except GeneratorExit:  # the trainer wants no more
+            raise
         except BaseException as fault:
             self.fault = fault
             raise
@@ -195,7 +199,7 @@ class _Corpus:
         """Raise what the trainer did not."""
         if self.fault is not None:
             raise self.fault
-        if not self.sample:
+        if self.ended and not self.sample:
             raise UserError("there is no text to train from", hint="see that the files hold text, in the column named")
 
 
