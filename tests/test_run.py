@@ -87,24 +87,27 @@ def test_a_signal_stops_after_a_checkpoint(straight, tmp_path, number, status):
     assert_same(weights(path), weights(tmp_path))
 
 
-def test_two_ranks_compute_the_same_step(tokenizer_folder, tmp_path):
+@pytest.mark.parametrize("task", ["mlm", "classify"])
+def test_two_ranks_compute_the_same_step(task, tokenizer_folder, tmp_path):
     """One step of plain descent without dropout: the weights say whether the gradients agree."""
+    plain = {"optim": "sgd", "adam_beta1": 0.0, "learning_rate": 0.1, "max_grad_norm": 0, "weight_decay": 0.0}
+    config = {**tiny.MODEL["config"], "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     found = []
     for number in (1, 2):
         place = tmp_path / str(number)
         place.mkdir()
-        source = tiny.mlm(
-            place, max_steps=1, optim="sgd", adam_beta1=0.0, learning_rate=0.1, max_grad_norm=0, weight_decay=0.0
-        )
-        config = {**tiny.MODEL["config"], "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        source = {**source, "model": {"init": "bert", "config": config}, "tokenizer": {"path": str(tokenizer_folder)}}
-        statuses = (
-            [children.child(children.train, source)] if number == 1 else children.ranks(2, children.train, source)
-        )
+        make = tiny.mlm(place) if task == "mlm" else tiny.classify(place, str(tokenizer_folder))
+        source = {
+            **make,
+            "model": {"init": "bert", "config": config},
+            "tokenizer": {"path": str(tokenizer_folder)},
+            "train": {**make["train"], **plain, "max_steps": 1, "batch_size": 7},
+        }
+        alone = number == 1
+        statuses = [children.child(children.train, source)] if alone else children.ranks(2, children.train, source)
         assert statuses == [0] * number
-        found.append(
-            (load_file(place / "run" / "model.safetensors"), json.loads((place / "run" / "metrics.json").read_text()))
-        )
+        figures = json.loads((place / "run" / "metrics.json").read_text())
+        found.append((load_file(place / "run" / "model.safetensors"), figures))
     (one, figures), (two, again) = found
     for name in one:
         torch.testing.assert_close(two[name], one[name], atol=1e-7, rtol=0)  # 0.1 times 1e-6
