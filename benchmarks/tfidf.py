@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 
 def rows(folder: str, split: str, text: str, label: str) -> tuple[list[str], list[str]]:
     """Texts and labels of a split."""
-    found = [json.loads(line) for line in Path(folder, f"{split}.jsonl").open(encoding="utf-8")]
+    found = [json.loads(line) for line in Path(folder, f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
     return [row[text] for row in found], [row[label] for row in found]
 
 
