@@ -166,7 +166,7 @@ def fingerprint(tokenizer: Any) -> str:
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         backend.no_truncation()
         backend.no_padding()
-        content = backend.to_str()
+        content = backend.to_str().replace(':""', ":null")  # no prefix, written in two ways
     else:
         content = repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())))
     settings = (sorted(tokenizer.special_tokens_map.items()), tokenizer.padding_side, list(tokenizer.model_input_names))

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from .errors import UserError
 
 ALPHABET = 1000  # most letters of a WordPiece vocabulary, as in BERT's own
-COVERAGE = 0.9995  # share of the characters that a Unigram vocabulary spells, as in T5's and XLNet's own
+COVERAGE = 0.9999  # share of the characters that a Unigram vocabulary spells: small corpora keep their punctuation
 SAMPLE = 20  # texts on which the saved tokenizer is tried
 THREADS = 4  # of the Unigram trainer; its sums depend on the number, so it does not follow the machine
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

