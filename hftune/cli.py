@@ -274,12 +274,15 @@ def generate(
 def check(
     recipe: Annotated[str, typer.Argument(help="recipe file, or the name of one that comes with hftune")],
     overrides: Overrides = None,
+    overlap: Annotated[
+        bool, typer.Option("--overlap", help="also say how many validation and test rows occur in training")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Find what is wrong with a recipe and its data, all at once, before any weight is loaded."""
     from . import commands
 
-    commands.check(recipe, overrides or [], as_json)
+    commands.check(recipe, overrides or [], overlap, as_json)
 
 
 @tokenizers.command(name="train")

@@ -257,7 +257,7 @@ def _write_lines(answers: Iterable[dict[str, Any]], output: str | None) -> None:
         raise UserError(f"cannot write {output}: {error.strerror}", where="--output") from error
 
 
-def check(name: str, overrides: Sequence[str], as_json: bool) -> None:
+def check(name: str, overrides: Sequence[str], overlap: bool, as_json: bool) -> None:
     """`hftune check`."""
     try:
         recipe = load_recipe(name, overrides)
@@ -268,14 +268,14 @@ def check(name: str, overrides: Sequence[str], as_json: bool) -> None:
                 {"ok": False, "faults": [{"where": f.where, "message": f.message, "hint": f.hint} for f in faults]}
             )
         raise
-    report_check(recipe, Reporter(as_json))
+    report_check(recipe, Reporter(as_json), overlap)
 
 
-def report_check(recipe: Recipe, reporter: Reporter) -> None:
+def report_check(recipe: Recipe, reporter: Reporter, overlap: bool = False) -> None:
     """Everything that can be known before weights are loaded; the first thing wrong is raised, the rest is told."""
     from . import inspection
 
-    found = inspection.check(recipe)
+    found = inspection.check(recipe) | (inspection.leaks(recipe) if overlap else {})
     reporter.json({"ok": True, **found})
     reporter.table("the recipe is sound", [(key, str(value)) for key, value in found.items()])
 

@@ -56,6 +56,29 @@ def check(recipe: Recipe) -> dict[str, Any]:
     return found
 
 
+def leaks(recipe: Recipe) -> dict[str, str]:
+    """How many rows of the other splits occur in the training rows: in words, by split.
+
+    Raises:
+        UserError: a row cannot be read.
+    """
+    from .overlap import overlap
+
+    task = tasks.load(recipe.task.name).under(recipe.task.options)
+    columns = task.text_columns(recipe.task.options)
+    readers = {
+        split: data.open_split(recipe.data, split, text_columns=columns) for split in ("train", "validation", "test")
+    }
+    train, found = readers.pop("train"), {}
+    for split, reader in readers.items():
+        if train is not None and reader is not None:
+            counts = overlap(train, reader, columns)
+            found[f"{split} rows that occur in training"] = (
+                f"{counts['exact']} of {counts['rows']} exactly, {counts['ngram13']} share 13 words in a row"
+            )
+    return found
+
+
 def _check_method(recipe: Recipe, task: tasks.Task) -> None:
     """That the ways of fine-tuning go together, and an adapter with model and task.
 

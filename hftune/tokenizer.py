@@ -8,6 +8,7 @@ from typing import Any
 
 from .encoding import encode_batch, encode_offsets
 from .errors import UserError
+from .hub import answers
 from .vocabulary import train
 
 __all__ = ["check", "encode_batch", "encode_offsets", "ensure_pad", "fingerprint", "load", "save", "train"]
@@ -30,7 +31,6 @@ OFFSET_POSITIONS = {
 }
 PADS = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<pad_token>", "<|endoftext|>")
 UNKNOWN_BOUND = 0.01  # share of unknown tokens that is worth a warning
-CONNECT_SECONDS = 5.0
 
 
 def load(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
@@ -54,7 +54,7 @@ def load(path: str, revision: str | None = None, trust_remote_code: bool = False
         raise UserError(
             f"no such folder: {path}", hint="give a folder, or a Hub id such as name/model", where="tokenizer"
         )
-    offline = local.exists() or not _hub_answers()
+    offline = local.exists() or not answers()
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code, local_files_only=offline
@@ -86,19 +86,6 @@ def _check_folder(folder: Path) -> None:
         hint="name a folder that has one in tokenizer.path, or train one with `hftune tokenizer train`",
         where="tokenizer",
     )
-
-
-def _hub_answers() -> bool:
-    """Whether the Hub can be reached; without this transformers tries for most of a minute."""
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS)
-    except Exception:
-        return False
-    return True
 
 
 def _cannot_load(path: str, error: Exception, unreachable: bool) -> UserError:
