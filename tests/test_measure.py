@@ -52,7 +52,7 @@ def test_eval_shows_the_baseline_and_keeps_it(tagger, capsys):
     commands.evaluate(str(folder / "run"), [], None, None, None, None, True, 1, True, False)
     told = json.loads(capsys.readouterr().out)
     assert 0 <= told["tag_accuracy"]["baseline"]["low"] <= told["tag_accuracy"]["baseline"]["value"] <= 1
-    assert json.loads((folder / "run" / "metrics.json").read_text())["test"] == told
+    assert json.loads((folder / "run" / "metrics.json").read_text()) == told
     commands.evaluate(str(folder / "run"), [], ["tag_accuracy"], None, None, None, True, 1, False, False)
     shown = capsys.readouterr().out
     assert "baseline: The tag that each word has most often in training" in shown
