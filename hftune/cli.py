@@ -12,11 +12,12 @@ from . import __version__
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     help="From raw text to a trained, measured, shareable language model: one recipe file a run.",
 )
 tokenizers = typer.Typer(no_args_is_help=True, help="Train a tokenizer.")
-recipes = typer.Typer(help="List the recipes that come with hftune, show one, or lay one out with its data.")
+recipes = typer.Typer(help="List, show or copy the recipes that come with hftune.")
 app.add_typer(tokenizers, name="tokenizer")
 app.add_typer(recipes, name="recipes")
 
@@ -67,7 +68,7 @@ def pretrain(
     as_json: Json = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Train a model on raw text as a recipe says; go on where an earlier start stopped."""
+    """Train a model on raw text, or go on where it was stopped."""
     from . import commands
 
     commands.train(
@@ -105,7 +106,10 @@ def finetune(
     as_json: Json = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Fine-tune a model, by a recipe or by --task, --model and --train; the recipe that ran is kept with the run."""
+    """Fine-tune a model, by a recipe or --task, --model, --train.
+
+    The recipe that ran is kept with the run.
+    """
     from . import commands
 
     if recipe is not None and "=" in recipe and not Path(recipe).exists():
@@ -149,7 +153,10 @@ def evaluate(
     as_json: Json = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Measure a run on its test rows, or one file of texts against others, with intervals."""
+    """Measure a run, or one file of texts, with intervals.
+
+    A run is measured on its test rows, a file of texts against files of references.
+    """
     from . import commands
 
     if predictions is not None or references:
@@ -169,7 +176,10 @@ def compare(
     split: Annotated[str, typer.Option("--split", help="rows that all were scored on")] = "test",
     as_json: Json = False,
 ) -> None:
-    """Say which differences between runs are real: paired bootstrap, approximate randomisation, Holm's correction."""
+    """Say which differences between runs are real.
+
+    By paired bootstrap and approximate randomisation, with Holm's correction.
+    """
     from . import commands
 
     commands.compare(runs, metric, split, as_json)
@@ -212,7 +222,10 @@ def merge(
     ] = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Put the adapter of a run into its model's weights, as a plain model that needs no peft."""
+    """Put a run's adapter into its model's weights.
+
+    The result is a plain model that needs no peft.
+    """
     from . import commands
 
     commands.merge(run, output, trust_remote_code)
@@ -257,7 +270,7 @@ def generate(
     as_json: Json = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Let a run write: go on with a text, answer, translate, summarize."""
+    """Let a run write: go on with a text, answer, translate."""
     from . import commands
 
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
@@ -279,7 +292,10 @@ def check(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Find what is wrong with a recipe and its data, all at once, before any weight is loaded."""
+    """Find all that is wrong with a recipe and its data at once.
+
+    No weight is loaded for it.
+    """
     from . import commands
 
     commands.check(recipe, overrides or [], overlap, as_json)
@@ -307,7 +323,7 @@ def train_tokenizer(
 
 @recipes.callback(invoke_without_command=True)
 def list_recipes(context: typer.Context) -> None:
-    """List the recipes that come with hftune, show one, or lay one out with its data."""
+    """List, show or copy the recipes that come with hftune."""
     if context.invoked_subcommand is None:
         from . import shipped
 
