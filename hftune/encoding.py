@@ -7,6 +7,7 @@ whole-array operations put the ids together. Where one may cut follows from the 
 """
 
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from itertools import chain, groupby
 from typing import Any, Literal, NamedTuple, overload
@@ -277,10 +278,13 @@ class _Memo:
         self.tokens = _ragged([])
 
     def encode(self, texts: list[str]) -> Ragged:
-        """The texts' tokens: by pieces where the text holds no added token, else the plain way."""
+        """The texts' tokens: by pieces where the text holds no added token (and, for words, nothing odd), else plainly."""
         if self.cutting is None or sum(map(len, texts)) < FEW_CHARS:
             return self.plain(texts)
-        marked = np.array([any(marker in text for marker in self.markers) for text in texts], bool)
+        marked = np.array(
+            [any(marker in text for marker in self.markers) or (self.words and not _regular(text)) for text in texts],
+            bool,
+        )
         if not marked.any():
             return self.by_pieces(texts, self.cutting)
         clear, others = (
@@ -311,6 +315,13 @@ class _Memo:
             self.forget()
         return Ragged(found.values, found.offsets[rows])
 
+
+def _regular(text: str) -> bool:
+    """Whether normalizers keep the characters of a text apart, so that the offsets in its pieces are those in it."""
+    return unicodedata.is_normalized("NFKC", text) and text.translate(BLANK).isprintable()
+
+
+BLANK = str.maketrans("\t\n\r", "   ")
 
 _memos: WeakKeyDictionary[Any, dict[bool, tuple[Any, _Memo]]] = WeakKeyDictionary()
 
@@ -394,17 +405,19 @@ def _word_starts(encodings: Any, texts: list[str], ids: Ragged, nowords: list[in
     """int32 [tokens], 1 where a token starts a word, else 0; see encode_batch."""
     if not len(ids.values):
         return ids.values
-    chars = np.frombuffer(("".join(texts) + " ").encode("utf-32-le"), np.uint32)
-    base = np.cumsum([0, *map(len, texts[:-1])])
+    # what stands between the texts is neither white space nor of a script: no text is behind another
+    chars = np.frombuffer(("\0" + "\0".join(texts) + "\0").encode("utf-32-le"), np.uint32)
+    base = 1 + np.cumsum([0, *(len(text) + 1 for text in texts[:-1])])
     start, end = (_spans(encodings) + np.repeat(base, np.diff(ids.offsets))[:, None]).T
     word = np.fromiter((-1 if w is None else w for e in encodings for w in e.word_ids), np.int64, len(ids.values))
     same = np.append(False, word[1:] == word[:-1])  # of the piece that the token before is of
-    char, before = chars[start], chars[np.maximum(start - 1, 0)]
+    char, before = chars[start], chars[start - 1]
     behind_space = np.append(False, (end - start <= 1)[:-1] & ((start == end)[:-1] | (char[:-1] == SPACE)))
     unspaced = [np.searchsorted(UNSPACED, c, side="right") % 2 == 1 for c in (char, before)]
     last_end = np.append(0, end[:-1])
-    begins = _is_white(char) | (_is_white(before) & ((before != SPACE) | (start > last_end) & ~behind_space))
-    begins |= (unspaced[0] | unspaced[1]) & ~behind_space
+    begins = _is_white(char) | (_is_white(before) & ((before != SPACE) | (start > last_end)))
+    begins |= unspaced[0] | unspaced[1]
+    begins &= ~behind_space | (_is_white(before) & (before != SPACE))
     # tokens that overlap are parts of one character; those of no width were a space, and lie before the next one
     begins = ~same | (begins & (start >= last_end) & (start < end))
     begins[ids.offsets[:-1][np.diff(ids.offsets) > 0]] = True

@@ -1,7 +1,6 @@
 """Fast encoding: the ids and words of the plain way, to the last one, whatever the text."""
 
 import json
-import unicodedata
 from functools import cache
 
 import numpy as np
@@ -158,10 +157,7 @@ def test_equals_the_tokenizer_on_any_text(name, texts):
     assert rows(encode_batch(tokenizer, texts)) == expected
     ids, starts = encode_batch(tokenizer, texts, word_starts=True)
     assert rows(ids) == expected
-    # where a normalizer makes several characters of one, the two ways may flag its parts differently: nobody's words
-    text = "".join(texts)
-    if name not in MIXED and text.isprintable() and unicodedata.normalize("NFKC", text) == text:
-        assert starts.values.tolist() == plain(tokenizer, texts)[1].tolist()
+    assert starts.values.tolist() == plain(tokenizer, texts)[1].tolist()
     assert starts.offsets.tolist() == ids.offsets.tolist()
 
 
@@ -248,7 +244,7 @@ def test_word_starts_agree_with_white_space(name):
         ("unigram t5", "tokenizers, don't!", ["tokenizers,", "don't!"]),
         ("bpe gpt2", "a 日本 b", ["a", " 日", "本", " b"]),
         ("bpe gpt2", "ไทย", ["ไ", "ท", "ย"]),
-        ("bpe roberta", "x \n é", ["x", " ", "\n", " é"]),
+        ("bpe roberta", "x \n é", ["x", " \n", " é"]),
     ],
 )
 def test_words(name, text, words):
