@@ -1,9 +1,7 @@
 """Measuring a model: losses by row, predictions streamed to disk, figures with intervals."""
 
 import json
-import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,7 +13,7 @@ import torch
 from . import batching, heads, loop, metrics
 from .loop import Rows
 from .schema import Eval
-from .task import IGNORE, Task
+from .task import Task
 
 
 @torch.no_grad()
@@ -115,41 +113,6 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)
-
-
-def unigram_loss(train: Rows, rows: Rows, *, targets: int = 2_000_000, limit: int | None = None) -> float:
-    """Cross-entropy in nats of the same targets under the training targets' own frequencies (add-one smoothed).
-
-    The floor for any model over a vocabulary: what knowing the word frequencies alone would score.
-    """
-    term = train.task.terms[0]
-    counts: Counter[int] = Counter()
-    seen = epoch = 0
-    order = batching.generator(0, 0, stream=batching.ORDER).permutation(len(train))
-    while seen < targets and epoch < 20:
-        for at in range(0, len(order), 256):
-            chosen = order[at : at + 256]
-            labels = train.batch(chosen, [batching.generator(0, epoch, int(r), batching.EVALUATION) for r in chosen])[
-                term.labels
-            ].numpy()
-            kept = labels[labels != IGNORE]
-            counts.update(dict(zip(*(a.tolist() for a in np.unique(kept, return_counts=True)), strict=True)))
-            seen += len(kept)
-            if seen >= targets:
-                break
-        epoch += 1
-    size = len(train.tokenizer)
-    total, nll, number = seen + size, 0.0, 0
-    count = min(len(rows), limit or len(rows))
-    for at in range(0, count, 256):
-        chosen = np.arange(at, min(count, at + 256))
-        labels = rows.batch(chosen, [batching.generator(0, 0, int(r), batching.EVALUATION) for r in chosen])[
-            term.labels
-        ].numpy()
-        values, times = np.unique(labels[labels != IGNORE], return_counts=True)
-        nll -= sum(n * math.log((counts.get(int(v), 0) + 1) / total) for v, n in zip(values, times, strict=True))
-        number += int(times.sum())
-    return nll / max(1, number)
 
 
 def evaluate(

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from . import adapters, batching, card, data, evaluation, heads, hub, machine, models, prepare, store, tokenizer
+from . import adapters, batching, card, data, evaluation, floors, heads, hub, machine, models, prepare, store, tokenizer
 from . import task as tasks
 from .errors import UserError
 from .files import write_json
@@ -93,8 +93,14 @@ def _baseline(
             where="task.name",
         )
     seen = prepare.prepare(prepared.recipe, ["train"], reporter).rows["train"]
-    loss = evaluation.unigram_loss(seen, prepared.rows[split], limit=recipe.eval.limit)
-    figures["loss"]["baseline"], figures["perplexity"]["baseline"] = {"value": loss}, {"value": math.exp(loss)}
+    found = floors.language(figures, seen, prepared.rows[split], prepared.sources[split], recipe.eval.limit)
+    loss = found["unigram_loss"]["value"]
+    beside = {floors.loss_name(figures, seen): loss, "perplexity": math.exp(loss)}
+    if "unigram_bits_per_byte" in found:
+        beside["bits_per_byte"] = found["unigram_bits_per_byte"]["value"]
+    for name, value in beside.items():
+        figures[name]["baseline"] = {"value": value}
+    figures |= {name: figure for name, figure in found.items() if not name.startswith("unigram")}
     return "the training targets' own frequencies"
 
 

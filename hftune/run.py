@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import DistributedDataParallelKwargs
 
-from . import card, checkpoint, evaluation, heads, loop, machine, methods, models, optim, prepare, tokenizer
+from . import card, checkpoint, evaluation, floors, heads, loop, machine, methods, models, optim, prepare, tokenizer
 from . import task as tasks
 from .batching import Plan, evaluation_batches, generator
 from .errors import UserError
@@ -295,13 +295,13 @@ class Run:
                 predictions=self.folder.path / "predictions" / "validation.jsonl",
             )  # fmt: skip
             if self.core.get_output_embeddings() is not None:
-                floor = evaluation.unigram_loss(rows["train"], rows["validation"], limit=self.recipe.eval.limit)
-                over = figures.get(f"{self.prepared.task.terms[0].name}_loss", figures["loss"])
-                figures["unigram_loss"] = {
-                    "value": floor,
-                    "count": over["count"],
-                    "note": "the floor: word frequencies alone",
-                }
+                figures |= floors.language(
+                    figures,
+                    rows["train"],
+                    rows["validation"],
+                    self.prepared.sources["validation"],
+                    self.recipe.eval.limit,
+                )
         if self.folder.main:
             for figure in figures.values():
                 figure["split"] = "validation"

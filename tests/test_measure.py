@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import shutil
+import subprocess
 
 import fine
 import pytest
@@ -66,6 +68,42 @@ def test_the_baseline_of_a_language_model_is_the_unigram(tmp_path, tokenizer_fol
     found = measure.evaluate_run(tmp_path / "run", made, "validation", QUIET, baseline=True)
     assert found["loss"]["baseline"]["value"] == pytest.approx(figures["unigram_loss"]["value"])
     assert found["perplexity"]["baseline"]["value"] == pytest.approx(math.exp(figures["unigram_loss"]["value"]))
+
+
+@pytest.mark.skipif(shutil.which("xz") is None, reason="needs xz")
+def test_bits_a_byte_stand_beside_the_unigram_and_xz(tmp_path):
+    source = tiny.mlm(tmp_path, max_steps=1) | {
+        "task": {"name": "clm", "max_length": 32},
+        "model": {"init": "gpt2", "config": {"n_embd": 16, "n_layer": 1, "n_head": 2}},
+        "tokenizer": {"train": "bpe", "vocab_size": 300},
+    }
+    rows = tiny.lines("docs-text", "validation", limit=2)
+    source["data"] = {
+        "train": source["data"]["train"],
+        "validation": str(tiny.write_rows(tmp_path / "held.jsonl", rows)),
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    figures = run.train(recipe.from_dict(source), QUIET)
+    made = recipe.load(tmp_path / "run" / "recipe.yaml")
+    found = measure.evaluate_run(tmp_path / "run", made, "validation", QUIET, baseline=True)
+    text = "".join(row["text"] for row in rows).encode()
+    packed = subprocess.run(["xz", "-9", "--stdout"], input=text, capture_output=True, check=True).stdout
+    for xz in (figures["xz_bits_per_byte"], found["xz_bits_per_byte"]):
+        assert xz["value"] * len(text) / 8 == pytest.approx(len(packed), abs=64)  # its container differs
+    bits, loss = found["bits_per_byte"], found["loss"]
+    assert bits["baseline"]["value"] / bits["value"] == pytest.approx(loss["baseline"]["value"] / loss["value"])
+    assert figures["unigram_bits_per_byte"]["value"] == pytest.approx(found["bits_per_byte"]["baseline"]["value"])
+
+
+def test_the_floor_of_several_losses_is_that_of_the_one_over_the_vocabulary(tmp_path):
+    source = tiny.mlm(tmp_path, max_steps=1)
+    source["task"] = {"name": "mlm", "next_sentence": "nsp", "max_length": 32}
+    source["tokenizer"] = {"train": "wordpiece", "vocab_size": 300}
+    run.train(recipe.from_dict(source), QUIET)
+    made = recipe.load(tmp_path / "run" / "recipe.yaml")
+    found = measure.evaluate_run(tmp_path / "run", made, "validation", QUIET, baseline=True)
+    assert "baseline" not in found["loss"]
+    assert found["mlm_loss"]["baseline"]["value"] == pytest.approx(math.log(found["perplexity"]["baseline"]["value"]))
 
 
 def lines(task, text, monkeypatch, limit=None, **options):

@@ -11,6 +11,8 @@ from .. import sequences
 from ..sequences import Length, SequenceOptions
 from ..task import Task
 
+DEFINED = re.compile(r"\s*(?:async\s+)?(?:def|class|func|function|fn)\s+(\w+)")  # what a piece of code opens with
+WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n")
 
 
@@ -21,8 +23,14 @@ class SummarizeOptions(SequenceOptions):
 
 
 def baseline(train: Iterable[Any], rows: Iterable[Any], options: SummarizeOptions) -> list[str]:
-    """The document's first sentence or line."""
-    return [next((s for s in SENTENCE.split(str(row["document"])) if s.strip()), "") for row in rows]
+    """The words of the name that a document of code defines; of any other its first sentence or line."""
+    return [_first(str(row["document"])) for row in rows]
+
+
+def _first(document: str) -> str:
+    if code := DEFINED.match(document):
+        return " ".join(WORD.findall(code[1]))
+    return next((s for s in SENTENCE.split(document) if s.strip()), "")
 
 
 TASK = Task(
