@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from . import weights
 from .architectures import architecture
 from .errors import UserError
 from .models import Built
@@ -136,7 +137,7 @@ def attach(built: Built, peft: Peft, head: str, steps: int, base: str, revision:
     torch.manual_seed(seed)
     place = Path(base).expanduser()
     built.model.name_or_path = str(place.resolve()) if place.is_dir() else base
-    whole = sorted({*_asked(built.model, peft.modules_to_save), *_modules(built.model, built.new)})
+    whole = sorted({*asked(built.model, peft.modules_to_save), *_modules(built.model, built.new)})
     config = _configuration(built.model, peft, head, steps, whole)
     config.revision = revision
     try:
@@ -236,7 +237,7 @@ def _virtual(model: Any, peft: Peft, common: dict[str, Any]) -> Any:
     return library.PromptTuningConfig(**common, token_dim=width, prompt_tuning_init="SAMPLE_VOCAB")
 
 
-def _asked(model: Any, names: list[str]) -> set[str]:
+def asked(model: Any, names: list[str]) -> set[str]:
     """The modules of these names, each in full.
 
     Raises:
@@ -308,6 +309,7 @@ def restore(built: Built, folder: str | Path) -> Built:
     """The model with the adapter of a folder, to be evaluated or merged."""
     from peft import PeftModel
 
+    weights.shapes(Path(folder).expanduser(), "model.path", adapter=True)
     with _quiet():
         model = align(PeftModel.from_pretrained(built.model, str(Path(folder).expanduser())))
     return Built(model, f"{built.summary}; adapter from {folder}")

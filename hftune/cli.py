@@ -291,6 +291,7 @@ def check(
         bool, typer.Option("--overlap", help="also say how many validation and test rows occur in training")
     ] = False,
     as_json: Json = False,
+    trust_remote_code: Trust = False,
 ) -> None:
     """Find all that is wrong with a recipe and its data at once.
 
@@ -298,7 +299,7 @@ def check(
     """
     from . import commands
 
-    commands.check(recipe, overrides or [], overlap, as_json)
+    commands.check(recipe, overrides or [], overlap, as_json, trust_remote_code)
 
 
 @tokenizers.command(name="train")

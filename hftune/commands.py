@@ -75,7 +75,7 @@ def train(
     """`hftune pretrain` and `hftune finetune`."""
     recipe = load_recipe(source, overrides, output)
     if dry_run:
-        return report_check(recipe, Reporter(as_json))
+        return report_check(recipe, Reporter(as_json), trust_remote_code=trust_remote_code)
     _launch(processes, restarts)
     from . import run
 
@@ -257,27 +257,28 @@ def _write_lines(answers: Iterable[dict[str, Any]], output: str | None) -> None:
         raise UserError(f"cannot write {output}: {error.strerror}", where="--output") from error
 
 
-def check(name: str, overrides: Sequence[str], overlap: bool, as_json: bool) -> None:
+def check(name: str, overrides: Sequence[str], overlap: bool, as_json: bool, trust_remote_code: bool = False) -> None:
     """`hftune check`."""
+    reporter = Reporter(as_json)
     try:
-        recipe = load_recipe(name, overrides)
+        report_check(load_recipe(name, overrides), reporter, overlap, trust_remote_code)
     except UserError as error:
-        if as_json:
-            faults = error.faults if isinstance(error, Faults) else [error]
-            Reporter(True).json(
-                {"ok": False, "faults": [{"where": f.where, "message": f.message, "hint": f.hint} for f in faults]}
-            )
+        faults = error.faults if isinstance(error, Faults) else [error]
+        told = [{"where": f.where, "message": f.message, "hint": f.hint} for f in faults]
+        reporter.json({"ok": False, "faults": told})
         raise
-    report_check(recipe, Reporter(as_json), overlap)
 
 
-def report_check(recipe: Recipe, reporter: Reporter, overlap: bool = False) -> None:
-    """Everything that can be known before weights are loaded; the first thing wrong is raised, the rest is told."""
+def report_check(recipe: Recipe, reporter: Reporter, overlap: bool = False, trust_remote_code: bool = False) -> None:
+    """Everything that can be known before weights are loaded; whatever is wrong is raised together, the rest is told."""
     from . import inspection
 
-    found = inspection.check(recipe) | (inspection.leaks(recipe) if overlap else {})
-    reporter.json({"ok": True, **found})
+    found = inspection.check(recipe, trust_remote_code) | (inspection.leaks(recipe) if overlap else {})
+    warnings = found.pop("warnings", [])
+    reporter.json({"ok": True, **found, "warnings": warnings})
     reporter.table("the recipe is sound", [(key, str(value)) for key, value in found.items()])
+    for warning in warnings:
+        reporter.warn(warning)
 
 
 def train_tokenizer(

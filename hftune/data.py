@@ -169,6 +169,24 @@ class _Check:
                 raise UserError(message, hint=hint, where=row.where)
 
 
+def texts(rows: Sequence[Any], name: str) -> list[str]:
+    """A column of rows, all of it text; of rows to be predicted too.
+
+    Raises:
+        UserError: a value is something else, e.g. a list of words.
+    """
+    found = [row[name] for row in rows]
+    for row, value in zip(rows, found, strict=True):
+        if not isinstance(value, str):
+            kind = KINDS.get(type(value)) or type(value).__name__
+            raise UserError(
+                f"{shown(name)} is {kind}, wanted text: {_word(value)}",
+                hint=f"map it to a column of text: data.columns.{name}",
+                where=getattr(row, "where", None),
+            )
+    return found
+
+
 def open_split(
     data: Data,
     split: str,

@@ -71,7 +71,7 @@ def failure(what: str, path: str, error: Exception, where: str) -> UserError:
     if not Path(path).expanduser().exists() and not answers() and isinstance(error, OSError):
         return Unreachable(
             f"{path} is no folder here and not in the local cache, and the Hub cannot be reached",
-            hint="give a local folder, or download it where there is a network and set HF_HUB_OFFLINE=1 here",
+            hint="give a local folder (a run must be made first), or download it where there is a network and set HF_HUB_OFFLINE=1 here",
             where=where,
         )
     return UserError(

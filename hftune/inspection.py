@@ -1,59 +1,161 @@
-"""`hftune check`: what can be known of a recipe before any weight is loaded, and without torch."""
+"""`hftune check`: what can be known of a recipe before any weight is loaded.
 
+First what needs no torch: settings against each other, every row. Then model, tokenizer and a sample of the rows
+together (preflight.py), which loads torch. That a recipe was found sound is kept beside the encoded rows, under a key of
+all that decided it, so that to check it again takes no longer than to read its data.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from . import data, hub
+from . import consistency, data, keys
 from . import task as tasks
 from .errors import Faults, UserError
+from .files import read_json, write_json
+from .findings import Findings
+from .folder import STATE, RunFolder, versions
+from .look import Look, look
 from .recipe import Recipe
 
+SPLITS = ("validation", "test", "train")  # training last: the others are looked for in it
+COMMON = 0.1  # share of a split's texts that may occur in training before it is worth a warning
 
-def check(recipe: Recipe) -> dict[str, Any]:
-    """Read the task, the data's first rows and the metrics' names.
+
+def check(recipe: Recipe, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Look at all of a recipe: its settings, places, data, model, tokenizer and method.
 
     Returns:
-        What the recipe comes to, for a person to read.
+        What the recipe comes to, for a person to read; under `warnings` a list of what works and is hardly meant.
 
     Raises:
         Faults: everything that is wrong, together.
     """
-    task = tasks.load(recipe.task.name)
-    options = recipe.task.options
-    faults: list[UserError] = []
-    found: dict[str, Any] = {"task": recipe.task.name, "output": recipe.output.dir}
-    for split in ("train", "validation", "test"):
-        try:
-            reader = data.open_split(
-                recipe.data, split, text_columns=task.text_columns(options), columns=task.columns(options)
-            )
+    task, findings = tasks.load(recipe.task.name).under(recipe.task.options), Findings()
+    findings.facts = {"task": recipe.task.name, "output": recipe.output.dir}
+    findings.faults += consistency.check(recipe, task) + consistency.places(recipe)
+    findings.warnings += consistency.warnings(recipe)
+    with findings.collect():
+        _check_folder(Path(recipe.output.dir), recipe, findings)
+    readers = _readers(recipe, task, findings)
+    kept = None if findings.faults else _kept(recipe, readers, trust_remote_code)
+    if kept is not None and (known := read_json(kept)):
+        findings.facts |= known["facts"]
+        findings.warnings += known["warnings"]
+    else:
+        told = len(findings.warnings)
+        _look_closely(recipe, task, readers, findings, trust_remote_code)
+        if kept is not None and findings.whole and not findings.faults:
+            with suppress(OSError):
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                write_json(kept, {"facts": findings.facts, "warnings": findings.warnings[told:]})
+    if findings.faults:
+        raise findings.faults[0] if len(findings.faults) == 1 else Faults(findings.faults)
+    first = ("task", "output", "train", "validation", "test")
+    facts = {name: findings.facts[name] for name in first if name in findings.facts} | findings.facts
+    return facts | ({"warnings": findings.warnings} if findings.warnings else {})
+
+
+def _readers(recipe: Recipe, task: tasks.Task, findings: Findings) -> dict[str, Any]:
+    """The readers of local splits whose first rows have the columns."""
+    found, columns = {}, task.columns(recipe.task.options)
+    for split in SPLITS:
+        with findings.collect():
+            texts = task.text_columns(recipe.task.options)
+            reader = data.open_split(recipe.data, split, text_columns=texts, columns=columns)
             if reader is None:
                 continue
-            if not reader.remote:  # the Hub is not asked until it must be
-                data.check_columns(reader, task.columns(options))
-            found[split] = (
-                ", ".join(source.path for source in getattr(recipe.data, split) or []) or "a share of the training rows"
-            )
-        except Faults as several:
-            faults += several.faults
-        except UserError as error:
-            faults.append(error)
-    if recipe.eval.metrics:
-        from . import metrics
-
-        for name in recipe.eval.metrics:
-            try:
-                metrics.find(name)
-            except UserError as error:
-                faults.append(UserError(error.message, hint=error.hint, where="eval.metrics"))
-    try:
-        _check_method(recipe, task)
-    except hub.Unreachable as error:
-        found["model"] = f"not checked: {error.message}"
-    except UserError as error:
-        faults.append(error)
-    if faults:
-        raise faults[0] if len(faults) == 1 else Faults(faults)
+            sources = getattr(recipe.data, split) or []
+            findings.facts[split] = ", ".join(s.path for s in sources) or "a share of the training rows"
+            if reader.remote:  # the Hub is not asked until it must be
+                continue
+            data.check_columns(reader, columns)
+            found[split] = reader
+    if "train" not in found and recipe.data.train is None:
+        fault = UserError("there is nothing to train on", hint="name it in data.train", where="data.train")
+        findings.faults.append(fault)
     return found
+
+
+def _look_closely(
+    recipe: Recipe, task: tasks.Task, readers: dict[str, Any], findings: Findings, trust_remote_code: bool
+) -> None:
+    looks: dict[str, Look] = {}
+    columns = task.text_columns(recipe.task.options)
+    for split, reader in readers.items():
+        others = {name: seen for name, seen in looks.items() if getattr(recipe.data, name)} if split == "train" else {}
+        with findings.collect():
+            looks[split] = seen = look(reader, columns, split != "train", others)
+            findings.facts[split] += f": {_counted(seen)}"
+            findings.warnings += _common(seen, others)
+    from .preflight import preflight
+
+    preflight(recipe, readers, looks, findings, trust_remote_code)
+
+
+def _counted(seen: Look) -> str:
+    lost = [f"{n:,} {name.replace('_', ' ')}" for name, n in seen.report.items() if n and name not in ("read", "rows")]
+    return f"{seen.rows:,} rows" + (f" ({', '.join(lost)})" if lost else "")
+
+
+def _common(train: Look, others: dict[str, Look]) -> Iterator[str]:
+    for name, other in others.items():
+        number = len(train.again[name])
+        if number > COMMON * len(other.texts):
+            yield (
+                f"data.{name}: {number:,} of {len(other.texts):,} texts occur in data.train too, so figures will be too "
+                "good; hftune check --overlap says more"
+            )
+
+
+def _check_folder(path: Path, recipe: Recipe, findings: Findings) -> None:
+    """What already lies where the run is to go."""
+    if not path.is_dir():
+        return
+    if state := read_json(path / STATE):
+        try:
+            RunFolder(path, state=state)._same_recipe(recipe, ())
+        except Faults as error:
+            findings.warnings.append(f"output.dir: {path} holds a run whose recipe cannot be read: {error.faults[0]}")
+        except UserError as error:
+            findings.warnings.append(f"output.dir: {error.message}; {error.hint}")
+    elif strange := sorted(entry.name for entry in path.iterdir() if entry.name != ".lock"):
+        raise UserError(
+            f"{path} holds files that are not a run's: {', '.join(strange[:4])}",
+            hint="choose an empty or new folder",
+            where="output.dir",
+        )
+
+
+def _kept(recipe: Recipe, readers: dict[str, Any], trust_remote_code: bool) -> Path | None:
+    """Where the answer is kept; None where what decides it cannot be told from this machine's files."""
+    block = recipe.tokenizer
+    named = (recipe.model.path, recipe.model.encoder, recipe.model.decoder, block.path, block.chat_template)
+    files = []
+    for path in filter(None, named):
+        there = Path(path).expanduser()
+        if path == block.chat_template and not there.is_file():
+            continue
+        if not there.exists():
+            return None
+        files.append(_stamps(there))
+    try:
+        rows = {split: reader.fingerprint() for split, reader in readers.items()}
+    except UserError:
+        return None
+    decides = recipe.model_dump(exclude={"output", "eval"})
+    key = keys.key_of("check", keys.code_fingerprint(), versions(), decides, files, rows, trust_remote_code)
+    cache = Path(recipe.data.cache_dir) if recipe.data.cache_dir else keys.default_folder()
+    return cache / "checked" / f"{key}.json"
+
+
+def _stamps(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of each file at the top of a folder, or of a file."""
+    entries = sorted(os.scandir(path), key=lambda entry: entry.name) if path.is_dir() else []
+    found = [(entry.name, entry.stat()) for entry in entries if entry.is_file()] or [(path.name, path.stat())]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
 
 
 def leaks(recipe: Recipe) -> dict[str, str]:
@@ -77,14 +179,3 @@ def leaks(recipe: Recipe) -> dict[str, str]:
                 f"{counts['exact']} of {counts['rows']} exactly, {counts['ngram13']} share 13 words in a row"
             )
     return found
-
-
-def _check_method(recipe: Recipe, task: tasks.Task) -> None:
-    """That the ways of fine-tuning go together, and an adapter with model and task.
-
-    Only an adapter needs the model's configuration, which transformers does not read without torch.
-    """
-    from . import methods, models
-
-    config = models.configuration(recipe.model) if recipe.peft else None
-    methods.check(recipe, task.under(recipe.task.options), config)

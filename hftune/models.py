@@ -5,17 +5,18 @@ import io
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from . import hub
+from . import hub, weights
 from .architectures import Architecture, architecture
 from .configs import base, check_fit, check_head, configuration, model_type_of, positions, special_ids
 from .errors import UserError
 from .schema import Model
 
 __all__ = [
-    "Architecture", "Built", "architecture", "build", "check_fit", "check_head", "configuration", "grow", "load",
-    "model_type_of", "new_names", "origin", "positions", "prepare_tokenizer", "sibling",
+    "Architecture", "Built", "architecture", "build", "check_fit", "check_head", "configuration", "dry_run_save", "grow", "load",
+    "model_type_of", "new_configuration", "new_names", "origin", "positions", "prepare_tokenizer", "shell", "sibling",
 ]  # fmt: skip
 
 
@@ -69,28 +70,49 @@ def build(
     return Built(model, origin(recipe.path or "", model, info), new_names(info))
 
 
+def new_configuration(recipe: Model, tokenizer: Any, settings: dict[str, Any]) -> Any:
+    """The configuration of a model of new weights: vocabulary and special ids are the tokenizer's."""
+    rows = -(-len(tokenizer) // 8) * 8  # a multiple of 8 suits the matrix kernels
+    more: dict[str, Any] = {"vocab_size": rows, **special_ids(configuration(recipe), tokenizer), **settings}
+    return configuration(recipe, **more)
+
+
 def _new(
     recipe: Model, head: str, tokenizer: Any, settings: dict[str, Any], seed: int, max_length: int | None
 ) -> Built:
-    import torch
-    import transformers
-
-    rows = -(-len(tokenizer) // 8) * 8  # a multiple of 8 suits the matrix kernels
-    more: dict[str, Any] = {"vocab_size": rows, **special_ids(configuration(recipe), tokenizer), **settings}
-    config = configuration(recipe, **more)
+    config = new_configuration(recipe, tokenizer, settings)
     check_head(config, head)
     check_fit(config, tokenizer, max_length)
-    attention = None if recipe.attention == "auto" else recipe.attention
-    try:
-        model = getattr(transformers, head).from_config(config, attn_implementation=attention, dtype=torch.float32)
-    except (ValueError, KeyError, ImportError) as error:
-        raise unbuildable(config, error) from error
+    model = _of(config, head, recipe)
     count = sum(p.numel() for p in model.parameters())
     return Built(
         model,
         f"{recipe.init}, {count / 1e6:.1f} M parameters, all new (seed {seed})",
         frozenset(n for n, _ in model.named_parameters()),
     )
+
+
+def shell(config: Any, head: str, recipe: Model) -> Any:
+    """The model without its numbers: names and shapes of all parameters.
+
+    Raises:
+        UserError: transformers makes no model of this configuration and attention.
+    """
+    import torch
+
+    with torch.device("meta"), _quiet():
+        return _of(config, head, recipe)
+
+
+def _of(config: Any, head: str, recipe: Model) -> Any:
+    import torch
+    import transformers
+
+    attention = None if recipe.attention == "auto" else recipe.attention
+    try:
+        return getattr(transformers, head).from_config(config, attn_implementation=attention, dtype=torch.float32)
+    except (ValueError, KeyError, ImportError) as error:
+        raise unbuildable(config, error) from error
 
 
 def load(
@@ -109,6 +131,8 @@ def load(
     from safetensors import SafetensorError
 
     place, local = hub.locate(path, where)
+    if Path(place).is_dir():
+        weights.shapes(Path(place), where)
     arguments = {} if recipe.attention == "auto" else {"attn_implementation": recipe.attention}
     try:
         with _quiet():
@@ -118,6 +142,7 @@ def load(
                 revision=recipe.revision,
                 trust_remote_code=trust_remote_code,
                 local_files_only=local,
+                use_safetensors=True,  # a pickle could run code
                 dtype=torch.float32,  # the checkpoint's own may be bf16, in which small updates vanish
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # a head for other labels is replaced, and said below
@@ -190,6 +215,25 @@ def _tops(names: Iterable[str]) -> str:
         parts = ["*" if part.isdigit() else part for part in name.split(".")[:-1]] or [name]
         found.add(".".join(parts[: parts.index("*") + 2 if "*" in parts else 2]))
     return ", ".join(sorted(found)[:6]) + (" ..." if len(found) > 6 else "")
+
+
+def dry_run_save(model: Any) -> None:
+    """Find now what save_pretrained would refuse at the first checkpoint.
+
+    Raises:
+        UserError: the generation settings contradict themselves.
+    """
+    settings = getattr(model, "generation_config", None)
+    if settings is None:
+        return
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        raise UserError(
+            f"the model's generation settings cannot be saved: {str(error).splitlines()[0][:160]}",
+            hint="correct generation_config.json in the model's folder",
+            where="model.path",
+        ) from error
 
 
 def grow(built: Built, tokenizer: Any) -> Built:

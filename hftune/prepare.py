@@ -22,6 +22,8 @@ from .recipe import Recipe
 from .report import Reporter
 from .task import Task
 
+TOKENIZER = "tokenizer.json"
+
 
 @dataclass
 class Prepared:
@@ -66,10 +68,13 @@ def load_tokenizer(
     reporter: Reporter,
     trust_remote_code: bool = False,
     begun: Path | None = None,
+    made: Any = None,
 ) -> Any:
-    """The recipe's tokenizer: that of the run where it has begun, else trained from the training text, or loaded."""
+    """The recipe's tokenizer: `made` if given, that of the run where it has begun, else trained from the training text, or loaded."""
     block = recipe.tokenizer
-    if begun is not None and (begun / "tokenizer_config.json").exists():
+    if made is not None:
+        found = made
+    elif begun is not None and (begun / "tokenizer_config.json").exists():
         found = tokenizer.load(str(begun))
     elif block.train:
         reader = open_split(recipe, task, options, "train")
@@ -80,18 +85,15 @@ def load_tokenizer(
                 where="data.train",
             )
         length = getattr(options, "max_length", 512)
-        key = store.key_of(
-            "tokenizer", store.code_fingerprint(), reader.fingerprint(), block.model_dump(), model_type, length
-        )
-        folder = cache_folder(recipe) / "tokenizers" / key
-        if not (folder / "tokenizer.json").exists():
+        folder = trained_folder(recipe, reader, model_type, length)
+        if not (folder / TOKENIZER).exists():
             reporter.say(f"training a {block.train} tokenizer of {block.vocab_size:,} entries")
-            texts = (text for row in reader for name in task.text_columns(options) for text in _strings(row[name]))
+            texts = (text for row in reader for name in task.text_columns(options) for text in strings(row[name]))
             made = tokenizer.train(
                 texts, block.train, block.vocab_size, lowercase=block.lowercase, min_frequency=block.min_frequency,
                 model_type=model_type, max_length=length,
             )  # fmt: skip
-            aside = folder.with_name(f".{key}.{os.getpid()}")
+            aside = folder.with_name(f".{folder.name}.{os.getpid()}")
             tokenizer.save(made, aside)
             if not folder.exists():
                 os.rename(aside, folder)
@@ -114,13 +116,20 @@ def load_tokenizer(
     return models.prepare_tokenizer(found, model_type)
 
 
-def _strings(value: Any) -> Iterator[str]:
+def trained_folder(recipe: Recipe, reader: Any, model_type: str, length: int) -> Path:
+    """Where a tokenizer trained from a reader's rows lies, or will."""
+    code, block = store.code_fingerprint(), recipe.tokenizer.model_dump()
+    key = store.key_of("tokenizer", code, reader.fingerprint(), block, model_type, length)
+    return cache_folder(recipe) / "tokenizers" / key
+
+
+def strings(value: Any) -> Iterator[str]:
     """The texts in a column: one, a list of words or choices, or one by language."""
     if isinstance(value, str):
         yield value
     else:
         for part in value.values() if isinstance(value, dict) else value:
-            yield from _strings(part)
+            yield from strings(part)
 
 
 def cache_folder(recipe: Recipe) -> Path:
@@ -137,7 +146,7 @@ def encode_split(
     if not (folder / key / "done.json").exists():
         reporter.say(f"encoding {split}")
     try:
-        found = store.encode(reader, _by_source(task, tok, options, reader), key, folder)
+        found = store.encode(reader, by_source(task, tok, options, reader), key, folder)
     except OSError as error:
         if error.errno is None:
             raise
@@ -153,7 +162,7 @@ def encode_split(
     return Rows(found, task, tok, options)
 
 
-def _by_source(task: Task, tok: Any, options: Any, reader: Any) -> Callable[[list[Any]], dict[str, Any]]:
+def by_source(task: Task, tok: Any, options: Any, reader: Any) -> Callable[[list[Any]], dict[str, Any]]:
     """The task's encode with a further column, the source that each row is of, where there are several."""
 
     def encode(rows: list[Any]) -> dict[str, Any]:

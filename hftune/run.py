@@ -94,7 +94,7 @@ class Run:
         self.total = total_steps(self.recipe, plan)
         if self._finished():
             return read_json(self.folder.path / METRICS)
-        dry_run_save(built.model)
+        models.dry_run_save(built.model)
         self.method = methods.apply(
             built, self.recipe, self.prepared.task.head, self.total, self.accelerator, self.folder.path
         )
@@ -358,22 +358,3 @@ def _advance(schedule: torch.optim.lr_scheduler.LRScheduler, step: int) -> None:
     for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     schedule._last_lr = rates
-
-
-def dry_run_save(model: Any) -> None:
-    """Find now what save_pretrained would refuse at the first checkpoint.
-
-    Raises:
-        UserError: the generation settings contradict themselves.
-    """
-    settings = getattr(model, "generation_config", None)
-    if settings is None:
-        return
-    try:
-        settings.validate(strict=True)
-    except ValueError as error:
-        raise UserError(
-            f"the model's generation settings cannot be saved: {str(error).splitlines()[0][:160]}",
-            hint="correct generation_config.json in the model's folder",
-            where="model.path",
-        ) from error

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from . import causal, decode
+from . import causal, data, decode
 from .arrays import Ragged, inputs, pad
 from .decode import Decoding
 from .errors import UserError
@@ -51,9 +51,10 @@ def encode(rows: list[Any], tokenizer: Any, options: SequenceOptions, source: st
     Raises:
         UserError: a language code that the tokenizer does not have.
     """
-    texts = [row.prefix + options.prefix + str(row[source]) for row in rows]
-    answers = [str(row[target]) for row in rows] if all(target in row for row in rows) else None
-    columns: dict[str, Any] = {source: [str(row[source]) for row in rows]}
+    given = data.texts(rows, source)
+    texts = [row.prefix + options.prefix + text for row, text in zip(rows, given, strict=True)]
+    answers = data.texts(rows, target) if all(target in row for row in rows) else None
+    columns: dict[str, Any] = {source: given}
     if answers is not None:
         columns["reference"] = answers
     if options.form == "decoder-only":

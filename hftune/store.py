@@ -8,41 +8,20 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from .arrays import Ragged
+from .keys import code_fingerprint as code_fingerprint
+from .keys import default_folder as default_folder
+from .keys import key_of as key_of
 
 PART_CHARS = 16_000_000  # text of one part: what a kill can cost, and what is held in memory at once
 BATCH_CHARS = 2_000_000  # text handed to the tokenizer at once
-
-
-def default_folder() -> Path:
-    """Where encoded rows are kept: `$HFTUNE_CACHE`, else `$XDG_CACHE_HOME/hftune`, else `~/.cache/hftune`."""
-    named = os.environ.get("HFTUNE_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hftune"
-
-
-@cache
-def code_fingerprint() -> str:
-    """Hash of the code that encodes: a new version of a task never reads what an old one wrote."""
-    here = Path(__file__).parent
-    files = sorted([*here.glob("*.py"), *here.glob("tasks/*.py")])
-    digest = xxhash.xxh3_128()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
-def key_of(*parts: Any) -> str:
-    """Content key of JSON-able parts."""
-    return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True, default=str).encode())
 
 
 def _size(row: dict[str, Any]) -> int:

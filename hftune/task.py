@@ -99,6 +99,7 @@ class Task:
         combine: `(answers, options) -> answer`; joins what `predict` gave for the encoded rows of one row. A task that has
             it makes of each row one or more consecutive encoded rows (windows of a long text) and marks the first of
             them by 1, the others by 0, in the column `begins`.
+        notes: `(rows, options) -> lines` about what is odd in some rows but stops nothing; for `hftune check`.
         baseline: `(train, rows, options) -> predictions`, one a row: the answers of a trivial method that has seen the
             training rows, scored by the same metrics. Both are iterables of rows, not yet encoded. Its docstring's
             first line says what the method is.
@@ -123,6 +124,7 @@ class Task:
     tokens: Callable[..., list[str]] = lambda options, tokenizer: []
     verify: Callable[..., None] | None = None
     combine: Callable[[list[dict[str, Any]], Any], dict[str, Any]] | None = None
+    notes: Callable[..., list[str]] | None = None
     baseline: Callable[..., list[Any]] | None = None
 
     def under(self, options: Any) -> "Task":

@@ -8,7 +8,7 @@ from typing import Any
 
 from .encoding import encode_batch, encode_offsets
 from .errors import UserError
-from .hub import answers
+from .hub import Unreachable, answers
 from .vocabulary import train
 
 __all__ = ["check", "encode_batch", "encode_offsets", "ensure_pad", "fingerprint", "load", "save", "train"]
@@ -93,7 +93,7 @@ def _cannot_load(path: str, error: Exception, unreachable: bool) -> UserError:
     if unreachable:
         message = f"{path} is no folder here and not in the local cache, and the Hub cannot be reached"
         hint = "give a local folder, or download it where there is a network and set HF_HUB_OFFLINE=1 here"
-        return UserError(message, hint=hint, where="tokenizer")
+        return Unreachable(message, hint=hint, where="tokenizer")
     if "trust_remote_code" in str(error):
         message, hint = (
             f"the tokenizer {path} comes with code of its own",

@@ -18,15 +18,9 @@ def encoder_decoder(
     """
     import transformers
 
-    if head != "AutoModelForSeq2SeqLM":
-        raise UserError(
-            "an encoder-decoder from two encoders only writes text, and this task does not",
-            hint="give model.path, or a task such as translate or summarize",
-            where="model.encoder",
-        )
     config = models.configuration(recipe, trust_remote_code, **settings)
-    _check_decoder(config.decoder)
-    _same_vocabulary(recipe, tok, trust_remote_code)
+    check_parts(head, config)
+    same_vocabulary(recipe, tok, trust_remote_code)
     models.check_fit(config, tok, None)
     parts = {
         "encoder": models.load(
@@ -58,6 +52,17 @@ def _first(tok: Any, *roles: str) -> int | None:
     return next((found for role in roles if (found := getattr(tok, f"{role}_token_id")) is not None), None)
 
 
+def check_parts(head: str, config: Any) -> None:
+    """Before any weight is read: that the task writes text, and that the decoder can attend to an encoder."""
+    if head != "AutoModelForSeq2SeqLM":
+        raise UserError(
+            "an encoder-decoder from two encoders only writes text, and this task does not",
+            hint="give model.path, or a task such as translate or summarize",
+            where="model.encoder",
+        )
+    _check_decoder(config.decoder)
+
+
 def _check_decoder(config: Any) -> None:
     """Before any weight is read: that the architecture has cross-attention."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
@@ -71,7 +76,8 @@ def _check_decoder(config: Any) -> None:
         )
 
 
-def _same_vocabulary(recipe: Model, tok: Any, trust_remote_code: bool) -> None:
+def same_vocabulary(recipe: Model, tok: Any, trust_remote_code: bool) -> None:
+    """Before any weight is read: that encoder and decoder have the tokenizer's vocabulary."""
     for name in ("encoder", "decoder"):
         own = tokenizer.load(getattr(recipe, name), recipe.revision, trust_remote_code)
         if own.get_vocab() != tok.get_vocab():

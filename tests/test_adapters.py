@@ -414,7 +414,8 @@ def test_an_adapter_is_merged_before_it_is_trained_further(runs, tmp_path):
 
 def test_check_says_what_it_could_not_see(base, tmp_path):
     made = {**source(base, tmp_path, "lora"), "model": {"path": "owner/elsewhere"}}
-    assert "not checked" in inspection.check(recipe.from_dict(made))["model"]
+    (told,) = inspection.check(recipe.from_dict(made))["warnings"]
+    assert told.startswith("model.path: not checked: owner/elsewhere")
 
 
 def test_best_of_an_adapter_comes_with_its_ranks(base, tmp_path):

@@ -43,11 +43,16 @@ print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)
     assert done.stdout.count("Usage:") == len(commands)
 
 
-def test_check_does_not_load_torch(tmp_path):
+def test_a_second_check_does_not_load_torch(tmp_path):
     source = tiny.ROOT / "recipes" / "bert.yaml"
-    code = f"import sys; from hftune.cli import app; sys.argv=['hftune','check',{str(source)!r}]\ntry:\n app()\nexcept SystemExit as s:\n assert not s.code\nprint('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tiny.ROOT)
-    assert done.stdout.splitlines()[-1] == "False"
+    code = f"import sys; from hftune.cli import app; sys.argv=['hftune','check',{str(source)!r},'data.cache_dir={tmp_path}']\ntry:\n app()\nexcept SystemExit as s:\n assert not s.code\nprint('torch' in sys.modules, 'pyarrow' in sys.modules)"
+    first, second = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tiny.ROOT).stdout
+        for _ in range(2)
+    )
+    assert first.splitlines()[-1] == "True True"
+    assert second.splitlines()[-1] == "False False"
+    assert first.splitlines()[:-1] == second.splitlines()[:-1]
 
 
 def hftune(*words, cwd=None, stdin=None):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from .. import data
 from ..arrays import inputs
 from ..errors import UserError
 from ..task import Options, Task
@@ -49,6 +50,8 @@ def encode(rows: list[Any], tokenizer: Any, options: ChoiceOptions) -> dict[str,
     tokens of each), `target`, `question`, `choices`, `context`.
     """
     choices = [_choices(row) for row in rows]
+    for name in ("question", "context") if options.context else ("question",):
+        data.texts(rows, name)
     pairs = [pair for row, those in zip(rows, choices, strict=True) for pair in _pairs(row, those, options)]
     found = tokenizer(
         [first for first, _ in pairs], [second for _, second in pairs], truncation=True, max_length=options.max_length

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from .. import data
 from ..arrays import inputs
 from ..errors import UserError
-from ..task import Options, Task
+from ..task import IGNORE, Options, Task
 
 
 class ClassifyOptions(Options):
@@ -39,13 +40,21 @@ def _names(row: Any, options: ClassifyOptions) -> list[str]:
                 hint="for lists set task.kind: multi",
                 where=row.where,
             )
-        return [_name(value)]
+        return [_name(value, row)]
     values = value.split(options.separator) if isinstance(value, str) else value if isinstance(value, list) else [value]
-    return [_name(v) for v in values if v is not None and _name(v)]
+    return [name for v in values if v is not None and (name := _name(v, row))]
 
 
-def _name(value: Any) -> str:
-    return (str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)).strip()
+def _name(value: Any, row: Any) -> str:
+    """A label as text, whatever the file's type."""
+    if isinstance(value, float) and not value.is_integer():
+        hint = "for numbers set task.kind: regression"
+        raise UserError(f"the label is {value}, wanted the name of a class", hint=hint, where=row.where)
+    name = (str(int(value)) if isinstance(value, float) else str(value)).strip()
+    if name == str(IGNORE):
+        hint = "drop the row, or give its class"
+        raise UserError(f"the label is {IGNORE}, which elsewhere marks what a loss ignores", hint=hint, where=row.where)
+    return name
 
 
 def labels(rows: Iterable[Any], options: ClassifyOptions) -> ClassifyOptions:
@@ -93,9 +102,9 @@ def _target(row: Any, options: ClassifyOptions, index: dict[str, int]) -> Any:
 
 def encode(rows: list[Any], tokenizer: Any, options: ClassifyOptions) -> dict[str, Any]:
     """Columns: `input_ids` (ragged), `token_type_ids` where the model has them, `target`, `text`, `text_pair`."""
-    texts = [[str(row["text"]) for row in rows]]
+    texts = [data.texts(rows, "text")]
     if options.pair:
-        texts.append([str(row["text_pair"]) for row in rows])
+        texts.append(data.texts(rows, "text_pair"))
     found = tokenizer(*texts, truncation=True, max_length=options.max_length)
     columns: dict[str, Any] = {"input_ids": found["input_ids"], "text": texts[0]}
     if options.pair:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from .. import causal, chat, infill, packing
+from .. import causal, chat, data, infill, packing
 from ..arrays import Ragged
 from ..decode import Decoding
 from ..encoding import encode_batch
@@ -99,7 +99,7 @@ def encode(rows: list[Any], tokenizer: Any, options: ClmOptions) -> dict[str, An
 
 
 def _text(rows: list[Any], tokenizer: Any, options: ClmOptions) -> dict[str, Any]:
-    texts = [getattr(row, "prefix", "") + row["text"] for row in rows]
+    texts = [getattr(row, "prefix", "") + text for row, text in zip(rows, data.texts(rows, "text"), strict=True)]
     ids = encode_batch(tokenizer, texts)
     start, end = causal.bounds(tokenizer)
     sizes = np.diff(ids.offsets)
@@ -161,9 +161,10 @@ Supervised = tuple[list[Any], list[Any], dict[str, list[str]]]
 
 def _completions(rows: list[Any], tokenizer: Any, options: ClmOptions) -> Supervised:
     """Ids, which of them are learned, and prompt and reference as text; rows that want an answer have none."""
-    texts = {"prompt": [getattr(row, "prefix", "") + row["prompt"] + options.separator for row in rows]}
+    prompts = zip(rows, data.texts(rows, "prompt"), strict=True)
+    texts = {"prompt": [getattr(row, "prefix", "") + prompt + options.separator for row, prompt in prompts]}
     if all("completion" in row for row in rows):
-        texts["reference"] = [row["completion"] for row in rows]
+        texts["reference"] = data.texts(rows, "completion")
     return *causal.completions(texts["prompt"], texts.get("reference"), tokenizer), texts
 
 

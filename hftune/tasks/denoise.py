@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from .. import data
 from ..arrays import Ragged, inputs, pad
 from ..errors import UserError
 from ..spans import infill, ordinary, shuffle
@@ -35,7 +36,7 @@ def encode(rows: list[Any], tokenizer: Any, options: DenoiseOptions) -> dict[str
         raise UserError(
             "the tokenizer has no mask token", hint="denoising needs a model such as BART", where="task.name"
         )
-    texts = [row["text"] for row in rows]
+    texts = data.texts(rows, "text")
     columns = chunk(texts, tokenizer, options.max_length)
     if options.permute_sentences:
         around = sum(map(len, frame(tokenizer)))

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 from pydantic import Field
 
+from .. import data
 from ..arrays import Ragged
 from ..encoding import encode_batch
 from ..errors import UserError
@@ -41,7 +42,7 @@ def encode(rows: list[Any], tokenizer: Any, options: MlmOptions) -> dict[str, An
     document.
     """
     check(tokenizer)
-    texts = [row["text"] for row in rows]
+    texts = data.texts(rows, "text")
     if options.next_sentence is None:
         return chunk(texts, tokenizer, options.max_length, word_starts=options.words)
     before, between, after = pair_frame(tokenizer)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from .. import data
 from ..arrays import inputs, pad, width
 from ..spans import ordinary, scattered
 from ..task import IGNORE, Options, Task
@@ -32,7 +33,7 @@ def encode(rows: list[Any], tokenizer: Any, options: PlmOptions) -> dict[str, An
 
     Columns: `input_ids` ragged int32.
     """
-    return chunk([row["text"] for row in rows], tokenizer, options.max_length)
+    return chunk(data.texts(rows, "text"), tokenizer, options.max_length)
 
 
 def collate(

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from .. import data
 from ..arrays import inputs, pad
 from ..errors import UserError
 from ..task import Options, Task
@@ -40,6 +41,12 @@ class QaOptions(Options):
         0.0,
         description="with unanswerable: answer nothing where that scores higher than the best answer by more than this",
     )
+
+    @model_validator(mode="after")
+    def _stride_within_window(self) -> "QaOptions":
+        if "stride" in self.model_fields_set and self.stride >= self.max_length:
+            raise ValueError(f"stride ({self.stride}) must be below max_length ({self.max_length})")
+        return self
 
 
 def _answers(row: Any, options: QaOptions) -> list[tuple[str, int]]:
@@ -80,7 +87,7 @@ def encode(rows: list[Any], tokenizer: Any, options: QaOptions) -> dict[str, Any
     """
     labelled = all("answers" in row for row in rows)  # rows to predict may have none
     answers = [_answers(row, options) for row in rows] if labelled else []
-    contexts, whole = [str(row["context"]) for row in rows], [str(row["question"]) for row in rows]
+    contexts, whole = data.texts(rows, "context"), data.texts(rows, "question")
     most = min(options.max_question_length, options.max_length // 2)
     stride = min(options.stride, (options.max_length - most - SPECIAL) // 2)
     questions = _cut(whole, tokenizer, most)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
+from .. import data
 from ..arrays import pad
 from ..errors import UserError
 from ..masking import Masking, Part, Share, check, mask_batch
@@ -58,7 +59,7 @@ def encode(rows: list[Any], tokenizer: Any, options: RtdOptions) -> dict[str, An
     whole.
     """
     check(tokenizer)
-    return chunk([row["text"] for row in rows], tokenizer, options.max_length, word_starts=options.words)
+    return chunk(data.texts(rows, "text"), tokenizer, options.max_length, word_starts=options.words)
 
 
 def collate(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from .. import data
 from ..arrays import Ragged, inputs, pad
 from ..encoding import encode_batch
 from ..errors import UserError
@@ -151,7 +152,7 @@ def encode(rows: list[Any], tokenizer: Any, options: SpanOptions) -> dict[str, A
     Columns: `input_ids` ragged int32, the text alone, without special tokens.
     """
     most, least = row_lengths(tokenizer, options)
-    ids = encode_batch(tokenizer, [row["text"] for row in rows])
+    ids = encode_batch(tokenizer, data.texts(rows, "text"))
     special = np.concatenate([[0], np.cumsum(~ordinary(tokenizer)[ids.values])])[ids.offsets]
     _, sizes = pieces(np.diff(ids.offsets), np.where(np.diff(special) > 0, least, most))
     return {"input_ids": Ragged(ids.values, np.concatenate([[0], np.cumsum(sizes)]))}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..arrays import inputs, pad
 from ..errors import UserError
@@ -31,6 +31,12 @@ class TagOptions(Options):
         None,
         description="tag names in order, for rows that hold numbers; default: those of the training rows, O first",
     )
+
+    @model_validator(mode="after")
+    def _stride_within_window(self) -> "TagOptions":
+        if "stride" in self.model_fields_set and self.stride >= self.max_length:
+            raise ValueError(f"stride ({self.stride}) must be below max_length ({self.max_length})")
+        return self
 
 
 def _words(row: Any) -> list[str]:
@@ -79,6 +85,24 @@ def labels(rows: Iterable[Any], options: TagOptions) -> TagOptions:
             where="data.train",
         )
     return options.model_copy(update={"label_names": tuple(sorted(found, key=lambda name: (name != OUTSIDE, name)))})
+
+
+def notes(rows: Iterable[Any], options: TagOptions) -> list[str]:
+    """Tags that go on with what never began, where the names have a beginning for them (BIO, Ramshaw and Marcus 1995)."""
+    names, found = set(options.label_names or ()), []
+    for row in rows:
+        before = OUTSIDE
+        for tag in _tags(row, options):
+            inside = tag.startswith("I-") and f"B-{tag[2:]}" in names
+            if inside and before[2:] != tag[2:]:
+                found.append((row.where, tag, before))
+            before = tag
+    if not found:
+        return []
+    where, tag, before = found[0]
+    return [
+        f"{where}: the tag {tag[:40]} goes on with what {before[:40]} before it did not begin ({len(found)} such); begin with B-"
+    ]
 
 
 def encode(rows: list[Any], tokenizer: Any, options: TagOptions) -> dict[str, Any]:
@@ -211,5 +235,6 @@ TASK = Task(
     labels=labels,
     config=config,
     combine=combine,
+    notes=notes,
     baseline=baseline,
 )

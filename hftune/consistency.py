@@ -1,0 +1,140 @@
+"""What settings of one recipe say against each other, known without its data and without its model."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import metrics
+from .errors import UserError
+from .recipe import Recipe
+from .task import Task
+
+# a prediction and its reference as Task.inputs names them
+EXAMPLES: dict[str, tuple[Any, Any]] = {
+    "label": ("a", "a"),
+    "labels": (["a"], ["a"]),
+    "number": (0.5, 0.5),
+    "text": ("a", "a"),
+    "tags": (["O"], ["O"]),
+    "spans": ("a", ["a"]),
+}
+
+
+def check(recipe: Recipe, task: Task) -> list[UserError]:
+    """All that is wrong.
+
+    Args:
+        recipe: the recipe.
+        task: its task under its options.
+    """
+    return [*_metrics(recipe, task), *_best(recipe, task)]
+
+
+def warnings(recipe: Recipe) -> Iterator[str]:
+    """What works, and is hardly meant."""
+    train = recipe.train
+    if train.max_steps and train.warmup_steps and train.warmup_steps >= train.max_steps:
+        yield (
+            f"train.warmup_steps is {train.warmup_steps} and train.max_steps {train.max_steps}: the learning rate never "
+            "reaches its peak; lower warmup_steps"
+        )
+    if train.max_steps and train.eval_steps and train.eval_steps > train.max_steps:
+        yield (
+            f"train.eval_steps is {train.eval_steps} and train.max_steps {train.max_steps}: nothing is measured before "
+            "the end; lower eval_steps"
+        )
+
+
+def _metrics(recipe: Recipe, task: Task) -> Iterator[UserError]:
+    """That each metric exists, its packages too, and can score what the task predicts."""
+    kind = task.inputs(recipe.task.options)
+    for name in recipe.eval.metrics or []:
+        try:
+            metric = metrics.load(metrics.find(name))
+        except UserError as error:
+            yield UserError(error.message, hint=error.hint, where="eval.metrics")
+            continue
+        if kind is None or not _scores(metric, kind):
+            yield UserError(
+                f"{name} cannot score what the task {recipe.task.name} predicts",
+                hint=f"this task's own: {', '.join(task.metrics(recipe.task.options)) or 'the loss alone'}",
+                where="eval.metrics",
+            )
+
+
+def _scores(metric: Any, kind: str) -> bool:
+    from .metrics.rows import checked
+
+    prediction, reference = EXAMPLES[kind]
+    scores = [{"a": 0.9, "b": 0.1}] if kind in ("label", "labels") else None
+    try:
+        checked(metric, [prediction], [reference], scores)
+    except UserError:
+        return False
+    return "scores" not in metric.inputs or scores is not None
+
+
+def figures(recipe: Recipe, task: Task) -> set[str]:
+    """Names of the figures that an evaluation of the recipe gives; those of single classes stand in brackets behind."""
+    found = {"loss", *(f"{term.name}_loss" for term in task.terms if len(task.terms) > 1)}
+    wanted = recipe.eval.metrics if recipe.eval.metrics is not None else task.metrics(recipe.task.options)
+    for name in [*wanted, *([] if task.inputs(recipe.task.options) == "label" else ["perplexity"])]:
+        found |= {name} if name not in metrics.names() else set(metrics.describe(name)["figures"])
+    return found
+
+
+def _best(recipe: Recipe, task: Task) -> Iterator[UserError]:
+    """That there is an evaluation, and that it gives the figure, where a figure decides anything."""
+    train = recipe.train
+    asked = [
+        name
+        for name, given in (
+            ("load_best_model_at_end", train.load_best_model_at_end),
+            ("early_stopping_patience", train.early_stopping_patience),
+            ("metric_for_best_model", train.metric_for_best_model != "loss"),
+        )
+        if given
+    ]
+    if asked and not recipe.data.validation and not recipe.data.validation_fraction:
+        yield UserError(
+            f"{asked[0]} needs an evaluation, and there are no validation rows",
+            hint="name them in data.validation, or hold some out: data.validation_fraction: 0.1",
+            where=f"train.{asked[0]}",
+        )
+    if train.metric_for_best_model == "loss":
+        return
+    try:
+        known = figures(recipe, task)
+    except UserError:  # an unknown metric is told above
+        return
+    if train.metric_for_best_model.partition("[")[0] not in known:
+        yield UserError(
+            f"the evaluation gives no {train.metric_for_best_model}",
+            hint=f"it gives {', '.join(sorted(known))}; further metrics are named in eval.metrics",
+            where="train.metric_for_best_model",
+        )
+
+
+def places(recipe: Recipe) -> list[UserError]:
+    """That what the recipe wants to write can be written: the run folder and the cache."""
+    from .keys import default_folder
+
+    cache = Path(recipe.data.cache_dir) if recipe.data.cache_dir else default_folder()
+    found = [_unwritable(Path(recipe.output.dir), "output.dir"), _unwritable(cache, "data.cache_dir")]
+    return [fault for fault in found if fault]
+
+
+def _unwritable(path: Path, where: str) -> UserError | None:
+    """Nothing is made here: the nearest folder above that exists must be one that may be written to."""
+    there = path.absolute()
+    try:
+        while not there.exists() and there != there.parent:
+            there = there.parent
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        return UserError(f"cannot write to {path}: {why}", hint=f"choose another folder with {where}=DIR", where=where)
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return None
+    why = f"{there} may not be written to" if there.is_dir() else f"{there} is a file"
+    return UserError(f"cannot write to {path}: {why}", hint=f"choose another folder with {where}=DIR", where=where)

@@ -1,0 +1,31 @@
+"""Keys by content, and where what has one is kept; without pyarrow, so that a recipe is checked quickly."""
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+
+def default_folder() -> Path:
+    """Where encoded rows are kept: `$HFTUNE_CACHE`, else `$XDG_CACHE_HOME/hftune`, else `~/.cache/hftune`."""
+    named = os.environ.get("HFTUNE_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hftune"
+
+
+@cache
+def code_fingerprint() -> str:
+    """Hash of the code that encodes: a new version of a task never reads what an old one wrote."""
+    here = Path(__file__).parent
+    files = sorted([*here.glob("*.py"), *here.glob("tasks/*.py")])
+    digest = xxhash.xxh3_128()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def key_of(*parts: Any) -> str:
+    """Content key of JSON-able parts."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True, default=str).encode())
