@@ -47,7 +47,9 @@ def copy(name: str, to: Path) -> list[Path]:
     wanted += [
         f.relative_to(ROOT) for folder in sorted(folders) for f in sorted((ROOT / folder).iterdir()) if f.is_file()
     ]
-    wanted += [Path("data") / n for n in ("PROVENANCE.md",) if folders]
+    if folders:  # the notices go with the data
+        notices = [ROOT / "data" / "PROVENANCE.md", *sorted((ROOT / "data" / "LICENSES").iterdir())]
+        wanted += [file.relative_to(ROOT) for file in notices]
     made = []
     for relative in wanted:
         target, source = to / relative, ROOT / relative

@@ -88,6 +88,7 @@ def test_recipes_are_found_by_name_and_laid_out(tmp_path):
     shipped.copy("bert", tmp_path)
     assert (tmp_path / "recipes" / "bert.yaml").read_bytes() == (tiny.ROOT / "recipes" / "bert.yaml").read_bytes()
     assert (tmp_path / "data" / "docs-text" / "train.jsonl").exists()
+    assert list((tmp_path / "data" / "LICENSES").iterdir())
     (tmp_path / "recipes" / "bert.yaml").write_text("mine")
     with pytest.raises(UserError, match="other content"):
         shipped.copy("bert", tmp_path)
