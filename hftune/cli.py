@@ -186,6 +186,19 @@ def compare(
 
 
 @app.command()
+def report(
+    run: Annotated[str | None, typer.Argument(help="run folder; default: the newest run", show_default=False)] = None,
+) -> None:
+    """Write a run's report.html: figures, curves, samples, recipe.
+
+    One page that needs no network; of a run at work too. A run writes it by itself when it ends and when it is measured.
+    """
+    from . import commands
+
+    commands.report(run)
+
+
+@app.command()
 def metrics(as_json: Json = False) -> None:
     """List the metrics: their figures, direction, range and source."""
     from . import commands

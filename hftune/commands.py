@@ -160,6 +160,19 @@ def compare(runs: Sequence[str], metric: Sequence[str] | None, split: str, as_js
     reporter.json(judging.compare(runs, metric, split, reporter))
 
 
+def report(name: str | None) -> None:
+    """`hftune report`."""
+    path = Path(name) if name else newest()
+    if not is_run(path):
+        raise UserError(f"{path} holds no run", hint="give a run folder, or train first: hftune pretrain RECIPE")
+    from . import page
+
+    try:
+        Reporter().say(str(page.write(path)))
+    except OSError as error:
+        raise UserError(f"cannot write to {path}: {error.strerror}", where=str(path)) from error
+
+
 def metrics(as_json: bool) -> None:
     """`hftune metrics`."""
     from . import judging

@@ -10,7 +10,21 @@ from typing import Any
 import torch
 from accelerate import DistributedDataParallelKwargs
 
-from . import card, checkpoint, evaluation, floors, heads, loop, machine, methods, models, optim, prepare, tokenizer
+from . import (
+    card,
+    checkpoint,
+    evaluation,
+    floors,
+    heads,
+    loop,
+    machine,
+    methods,
+    models,
+    optim,
+    page,
+    prepare,
+    tokenizer,
+)
 from . import task as tasks
 from .batching import Plan, evaluation_batches, generator
 from .errors import UserError
@@ -313,6 +327,7 @@ class Run:
         )
         if self.folder.main:
             card.write(self.folder.path, self.recipe, self.prepared.model_type)
+            page.write(self.folder.path)
         self.reporter.figures(f"{self.folder.path}, validation", figures)
         speed = self.progress.tokens / max(1e-9, spent)
         self.reporter.say(
