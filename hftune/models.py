@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,8 @@ def shell(config: Any, head: str, recipe: Model) -> Any:
     """
     import torch
 
-    with torch.device("meta"), _quiet():
+    with torch.device("meta"), _quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that nothing is drawn
         return _of(config, head, recipe)
 
 
@@ -191,7 +193,7 @@ def unbuildable(config: Any, error: Exception) -> UserError:
     message = f"{config.model_type} cannot be built so: {hub.first_line(error)}"
     if isinstance(error, ImportError) or "attn_implementation" in said or "attention implementation" in said:
         return UserError(message, hint="set model.attention to auto", where="model.attention")
-    return UserError(message, where="model.config")
+    return UserError(message, hint="correct model.config, or config.json", where="model.config")
 
 
 def new_names(info: dict[str, Any]) -> frozenset[str]:

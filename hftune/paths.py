@@ -106,13 +106,14 @@ def find(path: str, format: str | None = None, split: str = "train", where: str 
         else:
             found = []
         if not found:
-            raise UserError(f"no file or folder {shown(path)}", hint=_nearby(path))
+            raise UserError(f"no file or folder {shown(path, 200)}", hint=_nearby(path))
         files = [File(p, format or _kind(p)[0], _kind(p)[1]) for p in found]
         for file in files:
             _check(file, root)
         if len(formats := sorted({file.format for file in files})) > 1:
             raise UserError(
-                f"{shown(path)} mixes {' and '.join(formats)}", hint=f"name one kind by a glob: {path}/*.{formats[0]}"
+                f"{shown(path, 200)} mixes {' and '.join(formats)}",
+                hint=f"name one kind by a glob: {path}/*.{formats[0]}",
             )
     except UserError as fault:
         fault.where = where
@@ -123,14 +124,14 @@ def find(path: str, format: str | None = None, split: str = "train", where: str 
 def _check(file: File, root: str) -> None:
     """A plain file of a known format that does not leave its folder; `root` is empty for a file named outright."""
     if root and _leaves(file.path, root):
-        raise UserError(f"{shown(file.path)} is a link that leaves the folder", hint="name the file itself")
+        raise UserError(f"{shown(file.path, 200)} is a link that leaves the folder", hint="name the file itself")
     if not os.path.isfile(file.path):
         raise UserError(
-            f"{shown(file.path)} is not a plain file", hint="rows are read more than once; save them to a file"
+            f"{shown(file.path, 200)} is not a plain file", hint="rows are read more than once; save them to a file"
         )
     if not file.format or (file.packing and file.format == "parquet"):
         hint = f"known: {' '.join(FORMATS)}, all but parquet also with {' '.join(PACKINGS)}; or set format"
-        raise UserError(f"the name {shown(file.path)} does not tell a known format", hint=hint)
+        raise UserError(f"the name {shown(file.path, 200)} does not tell a known format", hint=hint)
 
 
 def _leaves(path: str, root: str) -> bool:
@@ -152,17 +153,19 @@ def _folder(folder: str, format: str | None, split: str) -> list[str]:
         folders[:] = [f for f in folders if not f.startswith(".")]
         for linked in (p for f in folders if os.path.islink(p := os.path.join(here, f))):
             if _leaves(linked, folder):
-                raise UserError(f"{shown(linked)} is a link that leaves the folder", hint="name that folder itself")
+                raise UserError(
+                    f"{shown(linked, 200)} is a link that leaves the folder", hint="name that folder itself"
+                )
         found += [os.path.join(here, name) for name in names if not name.startswith(".")]
     if any(p.endswith(".arrow") for p in found):
         hint = "write it out with its to_parquet or to_json, and name that file"
-        raise UserError(f"{shown(folder)} is a data set that datasets saved for itself", hint=hint)
+        raise UserError(f"{shown(folder, 200)} is a data set that datasets saved for itself", hint=hint)
     data = sorted(p for p in found if format or _kind(p)[0])
     if any(_kind(p)[0] != "text" for p in data):  # the README beside the data is not data
         data = [p for p in data if not os.path.basename(p).lower().startswith("readme.")]
     if not data:
         raise UserError(
-            f"the folder {shown(folder)} holds no data", hint=f"known suffixes: {' '.join(FORMATS)}; or set format"
+            f"the folder {shown(folder, 200)} holds no data", hint=f"known suffixes: {' '.join(FORMATS)}; or set format"
         )
     return _of_split(folder, data, split)
 
@@ -177,13 +180,14 @@ def _of_split(folder: str, found: list[str], split: str) -> list[str]:
         return found
     if None in tags.values():
         named, other = (next(p for p in found if bool(tags[p]) == kind) for kind in (True, False))
-        message = f"{shown(named)} is named for a split, {shown(other)} is not: which of them are meant?"
+        message = f"{shown(named, 200)} is named for a split, {shown(other, 200)} is not: which of them are meant?"
         raise UserError(message, hint=f"name the files by a glob: {folder}/**/*{os.path.splitext(named)[1]}")
     chosen = [path for path in found if tags[path] == SPLITS.get(split, split)]
     if not chosen:
         exist = ", ".join(sorted({tag for tag in tags.values() if tag}))
         raise UserError(
-            f"the folder {shown(folder)} holds no {split} files", hint=f"it holds: {exist}; name a file, or set split"
+            f"the folder {shown(folder, 200)} holds no {split} files",
+            hint=f"it holds: {exist}; name a file, or set split",
         )
     return chosen
 

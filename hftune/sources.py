@@ -104,7 +104,7 @@ def origin(source: Source, split: str, encoding: str) -> Origin:
             raise UserError("split is for folders and Hub data sets", hint=hint, where=where)
     for option, kinds in OPTION_OF.items():
         if kind not in kinds and getattr(source, option) != Source.model_fields[option].default:
-            message = f"{option} is for {' and '.join(kinds)}, and {shown(source.path)} is {kind}"
+            message = f"{option} is for {' and '.join(kinds)}, and {shown(source.path, 200)} is {kind}"
             raise UserError(message, hint="remove it, or set format", where=where)
     return LocalRows(source, files, encoding) if files else HubRows(source, source.split or split, where)
 
@@ -115,7 +115,7 @@ def _load(source: Source, split: str, where: str) -> Any:
     quiet = logging.getLogger("huggingface_hub")
     level = quiet.level
     quiet.setLevel(logging.ERROR)  # it says each of its attempts on a line
-    name = shown(source.path)
+    name = shown(source.path, 200)
     try:
         return datasets.load_dataset(source.path, source.name, split=split, revision=source.revision)
     except datasets.exceptions.DatasetNotFoundError:

@@ -266,7 +266,8 @@ class _Reader:
         try:
             value = scalar(event.value) if event.style is None else checked(event.value)
         except ValueError as error:
-            self.faults.append(UserError(f"{shown(event.value)} {error}", where=where))
+            hint = "write a number of at most 64 bits, or other text"
+            self.faults.append(UserError(f"{shown(event.value)} {error}", hint=hint, where=where))
             value = None
         return Node(value, where, event.value, size)
 

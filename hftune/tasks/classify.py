@@ -83,7 +83,8 @@ def _target(row: Any, options: ClassifyOptions, index: dict[str, int]) -> Any:
         try:
             return float(row["label"])
         except (TypeError, ValueError):
-            raise UserError(f"the label is {str(row['label'])[:40]!r}, wanted a number", where=row.where) from None
+            message = f"the label is {str(row['label'])[:40]!r}, wanted a number"
+            raise UserError(message, hint="for names set task.kind: single", where=row.where) from None
     names = _names(row, options)
     for name in names:
         if name not in index:

@@ -1,0 +1,66 @@
+"""`hftune check` on what people get wrong: each case is told before weights are loaded, with its place and what to do."""
+
+import re
+
+import broken
+import pytest
+
+from hftune import commands, inspection, models, recipe
+from hftune.errors import Faults, UserError
+
+SAYS = re.compile("wanted|not both|only with|must be")  # messages that say themselves what to do
+
+
+@pytest.fixture(scope="module", autouse=True)
+def made(tmp_path_factory):
+    broken.models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(autouse=True)
+def no_weights(made, monkeypatch):
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("weights were loaded"))
+    monkeypatch.setattr(models, "build", lambda *_, **__: pytest.fail("a model was built"))
+
+
+def checked(source, folder):
+    """(faults, warnings) of a recipe, as the command finds them."""
+    try:
+        if isinstance(source, dict):
+            found = inspection.check(recipe.from_dict(source))
+        else:
+            file = folder / "recipe.yaml"
+            file.write_bytes(source if isinstance(source, bytes) else source.encode())
+            found = inspection.check(commands.load_recipe(str(file), []))
+    except UserError as error:
+        return (error.faults if isinstance(error, Faults) else [error]), []
+    return [], [line for line in found.get("warnings", []) if "[UNK]" not in line and "<unk>" not in line]
+
+
+@pytest.mark.parametrize("name", broken.CASES)
+def test_it_is_told_where_it_is_and_what_to_do(name, tmp_path):
+    case = broken.CASES[name]
+    faults, warnings = checked(case.make(tmp_path), tmp_path)
+    text = "\n".join(map(str, faults or warnings))
+    assert bool(faults) != case.warning, text or "nothing was found"
+    for word in case.words:
+        assert word in text
+    for fault in faults:
+        assert fault.where, str(fault)
+        assert fault.hint or SAYS.search(fault.message), str(fault)
+        assert "\n" not in fault.message
+
+
+def test_there_are_as_many_as_promised():
+    assert len(broken.CASES) >= 60
+
+
+def test_sound_recipes_stay_sound(tmp_path):
+    for make in (broken.classify, broken.translate):
+        assert checked(make(tmp_path), tmp_path) == ([], [])
+    answers = {"text": ["Ada"], "answer_start": [0]}
+    assert checked(broken.qa(tmp_path, answers), tmp_path) == ([], [])
+    assert checked(broken.tag(tmp_path, [broken.PERSON]), tmp_path) == ([], [])
+    chat = broken.clm(
+        tmp_path, [{"messages": broken.TALK}], task={"kind": "chat"}, tokenizer={"chat_template": broken.TEMPLATE}
+    )
+    assert checked(chat, tmp_path) == ([], [])
