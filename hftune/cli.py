@@ -315,6 +315,24 @@ def check(
     commands.check(recipe, overrides or [], overlap, as_json, trust_remote_code)
 
 
+@app.command()
+def inspect(
+    recipe: Annotated[str, typer.Argument(help="recipe file, or the name of one that comes with hftune")],
+    overrides: Overrides = None,
+    step: Annotated[int, typer.Option("--step", min=0, help="which step, counted from 0")] = 0,
+    rows: Annotated[int, typer.Option("--rows", min=0, help="rows to show")] = 3,
+    as_json: Json = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Show what the model is given and must answer, token by token.
+
+    The rows of a training step as they are masked, corrupted, cut and padded, and what the step comes to.
+    """
+    from . import commands
+
+    commands.inspect(recipe, overrides or [], step, rows, as_json, trust_remote_code)
+
+
 @tokenizers.command(name="train")
 def train_tokenizer(
     files: Annotated[list[str], typer.Argument(help="text to train on: files, folders, globs, Hub ids")],

@@ -294,6 +294,14 @@ def report_check(recipe: Recipe, reporter: Reporter, overlap: bool = False, trus
         reporter.warn(warning)
 
 
+def inspect(name: str, overrides: Sequence[str], step: int, rows: int, as_json: bool, trust_remote_code: bool) -> None:
+    """`hftune inspect`."""
+    recipe = load_recipe(name, overrides)
+    from . import peek
+
+    peek.show(recipe, Reporter(as_json), step=step, most=rows, trust_remote_code=trust_remote_code)
+
+
 def train_tokenizer(
     files: Sequence[str],
     output: str,

@@ -1,0 +1,95 @@
+"""`hftune inspect`: what the model is given and must answer, token by token, before an hour is spent on it."""
+
+from typing import Any
+
+import numpy as np
+
+from . import prepare
+from .loop import Steps
+from .machine import micro_batch_tokens
+from .recipe import Recipe
+from .report import Reporter
+from .run import make_plan
+from .task import IGNORE
+
+MASK, IDS, LABELS = "attention_mask", "input_ids", "labels"
+
+
+def show(
+    recipe: Recipe, reporter: Reporter, *, step: int = 0, most: int = 3, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """The batch of a step, as training will see it: masked, corrupted, cut and padded.
+
+    Args:
+        recipe: the recipe.
+        reporter: told what is found, in words.
+        step: which step, counted from 0.
+        most: rows to show.
+
+    Returns:
+        `step`: what the step comes to; `rows`: the first rows of its first micro-batch, each with its `input_ids` as
+        tokens (as [token, target] where inputs and targets stand at the same places; the target is None where the loss
+        does not look), its `labels` where they stand by themselves, and its other vectors and numbers.
+    """
+    prepared = prepare.prepare(recipe, ["train"], reporter, trust_remote_code=trust_remote_code)
+    rows, train = prepared.rows["train"], recipe.train
+    plan = make_plan(prepared.recipe, rows)
+    whole = Steps(rows, plan, train.seed, micro_batch_tokens(train.micro_batch_tokens))[step]
+    facts = {
+        "rows": len(whole.rows),
+        "tokens": whole.tokens,
+        "targets": {
+            term.name: int(sum((batch[term.labels] != IGNORE).sum() for batch in whole.batches))
+            for term in prepared.task.terms
+        },
+        "micro_batches": len(whole.batches),
+        "padding_fraction": whole.padding,
+        "steps_per_epoch": len(plan.epoch(0)),
+    }
+    batch = {name: tensor.numpy() for name, tensor in whole.batches[0].items()}
+    names = prepared.task.config(prepared.options, prepared.tokenizer).get("id2label")
+    if names is None and prepared.task.head.endswith(("LM", "PreTraining")):  # its targets are tokens
+        names = dict(enumerate(prepared.tokenizer.convert_ids_to_tokens(range(len(prepared.tokenizer)))))
+    found = [_row(batch, number, prepared.tokenizer, names) for number in range(min(most, len(batch[IDS])))]
+    reporter.table(f"step {step}", [(name, _words(value)) for name, value in facts.items()])
+    for row in found:
+        reporter.say(f"\na row of step {step}")
+        for name, value in row.items():
+            reporter.say(f"  {name}: {_words(value)}")
+    answer = {"step": facts, "rows": found}
+    reporter.json(answer)
+    return answer
+
+
+def _row(batch: dict[str, Any], number: int, tokenizer: Any, names: dict[int, str] | None) -> dict[str, Any]:
+    """One row of a batch: ids as tokens, with their targets where both stand at the same places; the rest as it is."""
+    row = {name: array[number] for name, array in batch.items()}
+    ids, labels = row.pop(IDS), row.pop(LABELS, None)
+    kept = row.pop(MASK, np.ones(ids.shape)).astype(bool)
+    tokens = np.array(tokenizer.convert_ids_to_tokens(ids.ravel().tolist()), object).reshape(ids.shape)
+
+    def target(value: Any) -> Any:
+        return None if value == IGNORE else names.get(value, value) if names else value
+
+    found: dict[str, Any] = {}
+    if np.shape(labels) == ids.shape:
+        targets = map(target, labels[kept].tolist())
+        found[IDS] = [[token, answer] for token, answer in zip(tokens[kept].tolist(), targets, strict=True)]
+    else:  # several texts a row, as in multiple choice, have a line each
+        lines = [line[mask].tolist() for line, mask in zip(np.atleast_2d(tokens), np.atleast_2d(kept), strict=True)]
+        found[IDS] = lines if ids.ndim > 1 else lines[0]
+        if labels is not None:
+            answers = [target(value) for value in np.atleast_1d(labels).tolist() if value != IGNORE]
+            found[LABELS] = answers if np.ndim(labels) else answers[0]
+    return found | {name: array.tolist() for name, array in row.items() if array.ndim < 2}
+
+
+def _words(value: Any) -> str:
+    """Tokens one after the other, `token>target` where there is a target; numbers short."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(inner)}" for name, inner in value.items())
+    if isinstance(value, list):
+        if value and isinstance(value[0], list) and len(value[0]) == 2 and not isinstance(value[0][1], list):
+            return " ".join(token if answer is None else f"{token}>{_words(answer)}" for token, answer in value)
+        return ("\n    " if value and isinstance(value[0], list) else " ").join(map(_words, value))
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
