@@ -245,6 +245,21 @@ def merge(
 
 
 @app.command()
+def push(
+    run: Annotated[str, typer.Argument(help="run folder")],
+    name: Annotated[str, typer.Argument(help="owner/name on the Hub; made, for you alone, where it is not there yet")],
+    public: Annotated[bool, typer.Option("--public", help="let all see a repository that is made")] = False,
+) -> None:
+    """Upload a run's model, tokenizer, card and recipe to the Hub.
+
+    Checkpoints, the log and whatever shows rows of the data stay here.
+    """
+    from . import commands
+
+    commands.push(run, name, public)
+
+
+@app.command()
 def generate(
     run: Annotated[str, typer.Argument(help="run folder")],
     prompt: Annotated[

@@ -257,6 +257,16 @@ def merge(name: str, output: str | None, trust_remote_code: bool) -> None:
     Reporter().say(f"{told}: one plain model in {place}")
 
 
+def push(name: str, target: str, public: bool) -> None:
+    """`hftune push`."""
+    path = Path(name)
+    if not is_run(path):
+        raise UserError(f"{path} holds no run", hint="give the folder of a finished run")
+    from .push import push
+
+    Reporter().say(push(path, target, public=public))
+
+
 def _write_lines(answers: Iterable[dict[str, Any]], output: str | None) -> None:
     if output is None:
         for answer in answers:

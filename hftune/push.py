@@ -1,0 +1,51 @@
+"""A finished run to the Hub: what others need to use the model, and nothing of the text that it was trained on."""
+
+from pathlib import Path
+from typing import Any
+
+from . import hub
+from .errors import UserError
+
+# What stays here: checkpoints; predictions and the page, which show rows of the data; what tells of this machine
+KEPT_HERE = ["checkpoints/*", "predictions/*", "report.html", "log.jsonl", "run.json", ".*", "*/.*"]
+
+
+def push(path: Path, name: str, *, public: bool = False) -> str:
+    """Upload a run folder, but for KEPT_HERE, in one commit.
+
+    Args:
+        path: the run folder.
+        name: `owner/name` on the Hub; made where it is not there yet.
+        public: whether a repository that is made can be seen by all.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        UserError: the run has no model yet, there is no token, or the Hub refuses or cannot be reached.
+    """
+    if not (path / "config.json").is_file() and not hub.adapter(str(path)):
+        raise UserError(
+            f"{path} is not finished: it has no model yet", hint="start its command again: it goes on where it stopped"
+        )
+    if name.count("/") != 1 or not all(name.split("/")):
+        raise UserError(f"{name} is no name on the Hub", hint="write owner/name")
+    from huggingface_hub import HfApi, get_token
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not get_token():
+        raise UserError("there is no token for the Hub", hint="log in once with: hf auth login")
+    if not hub.answers():
+        raise UserError("the Hub cannot be reached", hint="try again where there is a network, without HF_HUB_OFFLINE")
+    api = HfApi(library_name="hftune")
+    try:
+        api.create_repo(name, private=not public, exist_ok=True)
+        made: Any = api.upload_folder(
+            repo_id=name, folder_path=path, ignore_patterns=KEPT_HERE, commit_message=f"{path.name}, trained by hftune"
+        )
+    except (HfHubHTTPError, ValueError, OSError) as error:
+        raise UserError(
+            f"the Hub did not take {path} as {name}: {hub.first_line(error)}",
+            hint="check the name, and that the token may write to it",
+        ) from error
+    return str(made.commit_url)

@@ -1,0 +1,81 @@
+"""hftune push: what is uploaded and what never is, with a Hub that only writes down what it is asked."""
+
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from huggingface_hub.utils import filter_repo_objects
+
+from hftune import hub
+from hftune.errors import UserError
+from hftune.push import push
+
+SHARED = {"config.json", "model.safetensors", "tokenizer.json", "README.md", "recipe.yaml", "metrics.json"}
+OWN = {
+    "checkpoints/step-3/model.safetensors",
+    "predictions/test.jsonl",
+    "report.html",
+    "log.jsonl",
+    "run.json",
+    ".lock",
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    for name in (*SHARED, *OWN, "generator/config.json", "generator/.x"):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_text("{}")
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The calls that a Hub which agrees to everything received."""
+    calls = []
+
+    def upload(self, **more):
+        calls.append(more)
+        return SimpleNamespace(commit_url="https://hub/commit")
+
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
+    monkeypatch.setattr(hub, "answers", lambda: True)
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **more: calls.append((name, more)))
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
+    return calls
+
+
+def test_the_model_goes_and_the_data_stays(run, asked):
+    assert push(run, "me/model") == "https://hub/commit"
+    (name, made), sent = asked
+    assert (name, made["private"]) == ("me/model", True)
+    files = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
+    kept = set(filter_repo_objects(files, ignore_patterns=sent["ignore_patterns"]))
+    assert kept == SHARED | {"generator/config.json"}
+
+
+def test_public_only_when_asked(run, asked):
+    push(run, "me/model", public=True)
+    assert asked[0][1]["private"] is False
+
+
+def test_what_cannot_be_pushed_is_one_line(run, asked, monkeypatch):
+    with pytest.raises(UserError, match="no name on the Hub"):
+        push(run, "model")
+    (run / "config.json").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        push(run, "me/model")
+    (run / "config.json").write_text("{}")
+
+    def refuse(*_, **__):
+        raise OSError("403 Forbidden\nlong story")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    with pytest.raises(UserError, match=r"403 Forbidden\n  hint"):
+        push(run, "me/model")
+    monkeypatch.setattr(hub, "answers", lambda: False)
+    with pytest.raises(UserError, match="cannot be reached"):
+        push(run, "me/model")
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    with pytest.raises(UserError, match="no token"):
+        push(run, "me/model")
