@@ -251,7 +251,7 @@ def train(job: Job, progress: Progress) -> str:
         begin = time.perf_counter()
         step = next(source)
         # dropout follows from the step too: nothing of it needs saving, and evaluation cannot disturb it
-        torch.manual_seed(step_seed(recipe.seed, progress.step, job.steps.rank))
+        seed_chance(step_seed(recipe.seed, progress.step, job.steps.rank), job.accelerator.device)
         job.before(progress.step)
         rate = job.schedule.get_last_lr()[0]
         try:
@@ -317,6 +317,17 @@ def train(job: Job, progress: Progress) -> str:
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of dropout in a step on a rank."""
     return int(batching.generator(seed, step, rank, batching.DROPOUT).integers(2**62))
+
+
+def seed_chance(seed: int, device: torch.device) -> None:
+    """Seed the generators of the CPU and of the device.
+
+    torch.manual_seed asks every kind of device there is, and for each that is absent it keeps the request and the stack
+    that it came from: a step of it is time and memory for nothing.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 @torch.no_grad()

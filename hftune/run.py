@@ -95,6 +95,7 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     started: float = field(default_factory=time.monotonic)
     losses: list[float] = field(default_factory=list)  # of the last lines of the log
+    measured: tuple[int, dict[str, Any]] = (-1, {})  # step of the last whole evaluation, and its figures
 
     def execute(self) -> dict[str, Any]:
         """Build, resume, train, measure, save."""
@@ -240,12 +241,12 @@ class Run:
 
     def _evaluate(self, progress: Progress) -> bool:
         """Measure; true if it is time to stop early."""
-        train, rows = self.recipe.train, self.prepared.rows["validation"]
-        path = self.folder.path / "predictions" / ".during-training.jsonl"
-        figures = evaluation.evaluate(
-            self.core, rows, self.accelerator, self.recipe.eval, head=self.head,
-            predictions=path if train.metric_for_best_model != "loss" else None, intervals=False,
-        )  # fmt: skip
+        train = self.recipe.train
+        # the last weights are measured whole at once, unless others may be what the run ends with
+        ends = progress.step == self.total and not (
+            train.load_best_model_at_end and train.metric_for_best_model == "loss"
+        )
+        figures = self._measure(progress.step) if ends else self._measure_in_between()
         plain = {name: f["value"] for name, f in figures.items() if isinstance(f.get("value"), (int, float))}
         self._log({"step": progress.step, **{f"eval_{name}": value for name, value in plain.items()}})
         self.reporter.say(
@@ -268,6 +269,23 @@ class Run:
             progress.worse += 1
         return train.early_stopping_patience is not None and progress.worse >= train.early_stopping_patience
 
+    def _measure(self, step: int) -> dict[str, Any]:
+        """All figures of the weights as they are, which are those after that step."""
+        path = self.folder.path / "predictions" / "validation.jsonl"
+        figures = evaluation.evaluate(
+            self.core, self.prepared.rows["validation"], self.accelerator, self.recipe.eval, head=self.head, predictions=path
+        )  # fmt: skip
+        self.measured = step, figures
+        return figures
+
+    def _measure_in_between(self) -> dict[str, Any]:
+        """What choosing a checkpoint needs: no intervals, and predictions only where they decide."""
+        path = self.folder.path / "predictions" / ".during-training.jsonl"
+        return evaluation.evaluate(
+            self.core, self.prepared.rows["validation"], self.accelerator, self.recipe.eval, head=self.head,
+            predictions=path if self.recipe.train.metric_for_best_model != "loss" else None, intervals=False,
+        )  # fmt: skip
+
     def _save(self, progress: Progress) -> None:
         if self.folder.main:
             checkpoint.ensure_space(self.folder.checkpoints, checkpoint.size_of(self.core, self.optimizer.optimizer))
@@ -289,12 +307,13 @@ class Run:
 
     def _finish(self) -> dict[str, Any]:
         """Final figures and the model in the run folder."""
-        train, rows = self.recipe.train, self.prepared.rows
+        train, rows, step = self.recipe.train, self.prepared.rows, self.progress.step
         if train.load_best_model_at_end and self.progress.best_step not in (None, self.progress.step):
             best = checkpoint.examine(self.folder.checkpoints / f"step-{self.progress.best_step}")
             if isinstance(best, checkpoint.Checkpoint):
                 best.load(self.core, self.optimizer.optimizer)
                 self.method.resume(best.carried())
+                step = best.step
                 self.reporter.say(
                     f"the best was step {best.step}: {train.metric_for_best_model} {self.progress.best:.4f}"
                 )
@@ -304,10 +323,7 @@ class Run:
                 tokenizer.save(self.prepared.tokenizer, self.folder.path / name)
         figures: dict[str, Any] = {}
         if "validation" in rows:
-            figures = evaluation.evaluate(
-                self.core, rows["validation"], self.accelerator, self.recipe.eval, head=self.head,
-                predictions=self.folder.path / "predictions" / "validation.jsonl",
-            )  # fmt: skip
+            figures = self.measured[1] if self.measured[0] == step else self._measure(step)
             if self.core.get_output_embeddings() is not None:
                 figures |= floors.language(
                     figures,

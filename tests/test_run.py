@@ -65,6 +65,25 @@ def test_workers_change_nothing(straight, tmp_path):
     assert_same(weights(path), weights(tmp_path))
 
 
+@pytest.mark.parametrize(("best", "times"), [(False, 2), (True, 3)])
+def test_the_last_weights_are_measured_once(straight, tmp_path, best, times):
+    """Two evaluations within three steps; one more only where the weights that stay may be others."""
+    source = {**straight[1], "output": {"dir": str(tmp_path / "run")}}
+    source["train"] = {**source["train"], "max_steps": 3, "eval_steps": 2, "load_best_model_at_end": best}
+
+    def work():
+        from hftune import evaluation
+
+        calls, inner = [], evaluation.evaluate
+        evaluation.evaluate = lambda *words, **more: calls.append(1) or inner(*words, **more)
+        children.train(source)
+        assert len(calls) == times
+
+    assert children.child(work) == 0
+    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert "low" in figures["loss"] or "low" in figures["perplexity"], "with intervals"
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_stops_after_a_checkpoint(straight, tmp_path, number, status):
     path, source = straight
