@@ -28,7 +28,7 @@ def check(recipe: Recipe, task: Task) -> list[UserError]:
         recipe: the recipe.
         task: its task under its options.
     """
-    return [*_metrics(recipe, task), *_best(recipe, task)]
+    return [*_metrics(recipe, task), *_best(recipe, task), *views(recipe, task, recipe.task.options)]
 
 
 def warnings(recipe: Recipe) -> Iterator[str]:
@@ -55,6 +55,8 @@ def _metrics(recipe: Recipe, task: Task) -> Iterator[UserError]:
         except UserError as error:
             yield UserError(error.message, hint=error.hint, where="eval.metrics")
             continue
+        if metric.inputs == ("nll",):
+            continue  # of the losses, where the task has a head over a vocabulary
         if kind is None or not _scores(metric, kind):
             yield UserError(
                 f"{name} cannot score what the task {recipe.task.name} predicts",
@@ -82,6 +84,29 @@ def figures(recipe: Recipe, task: Task) -> set[str]:
     for name in [*wanted, *([] if task.inputs(recipe.task.options) == "label" else ["perplexity"])]:
         found |= {name} if name not in metrics.names() else set(metrics.describe(name)["figures"])
     return found
+
+
+def views(recipe: Recipe, task: Task, options: Any) -> Iterator[UserError]:
+    """That the task's rows can be seen as the block `eval` asks: in windows, with single tokens masked."""
+    stride, window = recipe.eval.stride, getattr(options, "max_length", 0)
+    if stride is not None and task.slide is None:
+        yield UserError(
+            f"the rows of the task {recipe.task.name} are no windows that could slide",
+            hint="leave out eval.stride; it is for causal language models on text",
+            where="eval.stride",
+        )
+    elif stride is not None and stride > window:
+        yield UserError(
+            f"windows of {window} tokens that move on by {stride} would pass over tokens",
+            hint=f"set eval.stride to at most {window}, or raise task.max_length",
+            where="eval.stride",
+        )
+    if recipe.eval.pseudo_perplexity and task.alone is None:
+        yield UserError(
+            f"the task {recipe.task.name} masks no single tokens of a text",
+            hint="leave out eval.pseudo_perplexity; it is for masked language models",
+            where="eval.pseudo_perplexity",
+        )
 
 
 def _best(recipe: Recipe, task: Task) -> Iterator[UserError]:

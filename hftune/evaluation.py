@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import batching, heads, loop, metrics
+from . import batching, heads, language, loop, metrics
 from .loop import Rows
 from .schema import Eval
 from .task import Task
@@ -26,7 +26,7 @@ def stream_predictions(
     lost or doubled, since each encoded row belongs to exactly one batch of one rank. `limit` counts encoded rows.
     """
     assert rows.task.predict is not None
-    total = min(len(rows), limit or len(rows))
+    total = len(rows) if limit is None else min(len(rows), limit)
     path.parent.mkdir(parents=True, exist_ok=True)
     own = path.with_name(f".{path.name}.{accelerator.process_index}")
     was = model.training
@@ -100,14 +100,6 @@ def combined(
         yield task.combine(group, options)
 
 
-def encoded_limit(rows: Rows, limit: int | None) -> int | None:
-    """How many encoded rows the first `limit` rows came to, where the task makes several of one."""
-    if limit is None or rows.task.combine is None:
-        return limit
-    begins = np.flatnonzero(rows.data.column("begins"))
-    return int(begins[limit]) if limit < len(begins) else None
-
-
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The rows of a predictions file."""
     with path.open(encoding="utf-8") as file:
@@ -139,8 +131,8 @@ def evaluate(
     Returns:
         Figure name -> {"value", "low", "high", "count", ...}, the same on every rank.
     """
-    limit = encoded_limit(rows, settings.limit)
-    by_row = loop.evaluate_rows(model, rows, accelerator, budget=settings.batch_tokens, head=head, limit=limit)
+    seen = language.sliding(rows, settings)
+    by_row = language.measured(model, seen, accelerator, settings, head)
     counts = {f"{name}_loss": int(count.sum()) for name, (_, count) in by_row.items()}
     figures: dict[str, Any] = {
         name: {"value": value, "count": counts.get(name, sum(counts.values())), "direction": "lower"}
@@ -149,39 +141,20 @@ def evaluate(
     if heads.unwrap(model).get_output_embeddings() is not None:
         first = rows.task.terms[0].name
         own = f"{first}_loss" if len(by_row) > 1 else "loss"
-        found = language_figures(by_row[first], rows, settings, intervals)
+        tables = {"perplexity": language.documents(by_row[first], seen, rows)}
+        if settings.pseudo_perplexity and intervals:
+            count = len(tables["perplexity"])
+            tables["pseudo_perplexity"] = language.alone(model, rows, accelerator, settings, head, count)
+        found = language.figures(tables, rows, settings, intervals)
         figures.update({own if name == "loss" else name: figure for name, figure in found.items()})
+        if predictions is not None and rows.task.predict is None and accelerator.is_main_process:
+            language.write(predictions, tables, rows)
     if rows.task.predict is not None and predictions is not None:
+        limit = language.first_rows(rows, settings.limit)
         stream_predictions(model, rows, accelerator, predictions, budget=settings.batch_tokens, limit=limit)
         names = settings.metrics if settings.metrics is not None else rows.task.metrics(rows.options)
         figures.update(score_file(predictions, names, settings, intervals))
     return figures
-
-
-def documents(by_row: tuple[Any, Any], rows: Rows) -> list[dict[str, float]]:
-    """Sums of each document (each row, where the task does not say which rows are of one document).
-
-    Returns:
-        `nll` in nats and `tokens`, and where the rows know them `bytes` and `words`.
-    """
-    nll, tokens = by_row
-    if not rows.data.has("begins"):
-        return [{"nll": float(n), "tokens": float(t)} for n, t in zip(nll, tokens, strict=True)]
-    first = np.flatnonzero(rows.data.column("begins")[: len(nll)])
-    sums = {"nll": nll, "tokens": tokens, **{name: rows.data.column(name)[: len(nll)] for name in ("bytes", "words")}}
-    columns = {name: np.add.reduceat(np.asarray(values, np.float64), first).tolist() for name, values in sums.items()}
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-def language_figures(by_row: tuple[Any, Any], rows: Rows, settings: Eval, intervals: bool) -> dict[str, Any]:
-    """Loss and perplexity over all targets, bits per byte and word perplexity where the rows know their size."""
-    found = metrics.score(
-        ["perplexity"],
-        documents(by_row, rows),
-        confidence=settings.confidence,
-        resamples=settings.resamples if intervals else 0,
-    )
-    return {name: figure for name, figure in found.items() if figure["value"] is not None}
 
 
 def score_file(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import batching
+from .language import first_rows
 from .loop import Rows
 from .task import IGNORE
 
@@ -18,7 +19,8 @@ PRESET = 9  # of xz
 def unigram_loss(train: Rows, rows: Rows, *, targets: int = 2_000_000, limit: int | None = None) -> float:
     """Cross-entropy in nats of the same targets under the training targets' own frequencies (add-one smoothed).
 
-    The floor for any model over a vocabulary: what knowing the word frequencies alone would score.
+    The floor for any model over a vocabulary: what knowing the word frequencies alone would score. `limit`: only the
+    first rows of text.
     """
     term = train.task.terms[0]
     counts: Counter[int] = Counter()
@@ -38,7 +40,8 @@ def unigram_loss(train: Rows, rows: Rows, *, targets: int = 2_000_000, limit: in
         epoch += 1
     size = len(train.tokenizer)
     total, nll, number = seen + size, 0.0, 0
-    count = min(len(rows), limit or len(rows))
+    first = first_rows(rows, limit)
+    count = len(rows) if first is None else first
     for at in range(0, count, 256):
         chosen = np.arange(at, min(count, at + 256))
         labels = rows.batch(chosen, [batching.generator(0, 0, int(r), batching.EVALUATION) for r in chosen])[

@@ -148,13 +148,13 @@ class Criterion:
         targets = labels[keep]
         if self.head == "full":
             outputs = model(**inputs)
-            return outputs, self._reduce(F.cross_entropy, _vocabulary(outputs)[keep].float(), targets, keep, term)
+            return outputs, self._reduce(F.cross_entropy, _precise(_vocabulary(outputs)[keep]), targets, keep, term)
         if self.head == "kept":
             extra = -len(targets) % SHAPES
             with _before(decoder, lambda hidden: F.pad(_behind_prompt(hidden, keep)[keep], (0, 0, 0, extra))):
                 outputs = model(**inputs)
             logits = _vocabulary(outputs)[: len(targets)]
-            return outputs, self._reduce(F.cross_entropy, logits.float(), targets, keep, term)
+            return outputs, self._reduce(F.cross_entropy, _precise(logits), targets, keep, term)
         seen: list[Tensor] = []
 
         def take(hidden: Tensor) -> Tensor:
@@ -238,6 +238,11 @@ def _vocabulary(outputs: Any) -> Tensor:
     return logits
 
 
+def _precise(logits: Tensor) -> Tensor:
+    """In float32 at least."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def _behind_prompt(hidden: Tensor, keep: Tensor) -> Tensor:
     """The text's own positions: virtual tokens, where an adapter puts some, stand before them."""
     return hidden[:, -keep.shape[1] :] if keep.shape[1] else hidden
@@ -248,7 +253,7 @@ def _token_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: T
     step = max(1, CHUNK // len(weight))
     parts = [
         F.cross_entropy(
-            F.linear(hidden[at : at + step], weight, bias).float(), labels[at : at + step], reduction="none"
+            _precise(F.linear(hidden[at : at + step], weight, bias)), labels[at : at + step], reduction="none"
         )
         for at in range(0, len(hidden), step)
     ]

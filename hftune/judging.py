@@ -10,6 +10,8 @@ from .evaluation import read_lines
 from .folder import RECIPE, is_run
 from .report import Reporter
 
+NLL = "nll"  # a line that has it is of a document, see language.write
+ACROSS = ("bits_per_byte", "word_perplexity")  # what compares models with different tokenizers
 TEXT_METRICS = ["bleu", "chrf", "rouge"]
 
 
@@ -81,19 +83,61 @@ def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, report
     task = tasks.load(made.task.name).under(made.task.options)
     chosen = list(names or made.eval.metrics or task.metrics(made.task.options))
     scores = {run: [line["scores"] for line in rows] for run, rows in lines.items() if rows and "scores" in rows[0]}
-    found: dict[str, Any] = metrics.compare(
-        chosen,
-        {run: [line["prediction"] for line in rows] for run, rows in lines.items()},
-        [line["reference"] for line in first],
-        scores=scores or None,
-    )
+    found: dict[str, Any]
+    if first and NLL in first[0]:
+        found = _documents(chosen, lines)
+    else:
+        found = metrics.compare(
+            chosen,
+            {run: [line["prediction"] for line in rows] for run, rows in lines.items()},
+            [line["reference"] for line in first],
+            scores=scores or None,
+        )
     _tables(found, runs, split, reporter)
     return found
 
 
 def _row(line: dict[str, Any]) -> dict[str, Any]:
     """What makes a line the row that it is: all that no model wrote."""
-    return {key: value for key, value in line.items() if key not in ("prediction", "predictions", "scores")}
+    own = ("start", NLL, "tokens", f"pseudo_{NLL}", "pseudo_tokens") if NLL in line else ("prediction", "predictions")
+    return {key: value for key, value in line.items() if key not in (*own, "scores", "score")}
+
+
+def _documents(names: Sequence[str], lines: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Language models on the same documents; with different tokenizers by what does not depend on tokens alone.
+
+    Raises:
+        UserError: nothing that was asked for can be compared.
+    """
+    found: dict[str, Any] = {}
+    for name in names:
+        systems = {run: [_sums(line, name, run) for line in rows] for run, rows in lines.items()}
+        found |= metrics.compare([name], systems)
+    tokens = [[line["tokens"] for line in rows] for rows in lines.values()]
+    alike = all(column == tokens[0] for column in tokens)
+    found = {
+        name: figure
+        for name, figure in found.items()
+        if (alike or name in ACROSS) and any(system["value"] is not None for system in figure["systems"].values())
+    }
+    if not found:
+        raise UserError(
+            "the runs predict different tokens of the same text, and losses of these say nothing about each other",
+            hint=f"compare runs with one tokenizer and one task, or by {' or '.join(ACROSS)} where both have it",
+        )
+    return found
+
+
+def _sums(line: dict[str, Any], name: str, run: str) -> dict[str, Any]:
+    """What a metric of losses reads of a document; its size only where the loss is of all of its text."""
+    prefix = "pseudo_" if metrics.find(name) == "pseudo_perplexity" else ""
+    if prefix + NLL not in line:
+        raise UserError(f"{run} has no {name}", hint=f"hftune eval {run} eval.pseudo_perplexity=true", where=run)
+    size = line if "bits_per_byte" in line["score"] else {}
+    return {
+        **{key: line[prefix + key] for key in (NLL, "tokens")},
+        **{key: size.get(key) for key in ("bytes", "words")},
+    }
 
 
 def _tables(found: dict[str, Any], runs: Sequence[str], split: str, reporter: Reporter) -> None:

@@ -342,12 +342,12 @@ def evaluate_rows(
         accelerator: accelerate's Accelerator.
         budget: padded tokens at once.
         head: see heads.choose_head.
-        limit: only the first rows.
+        limit: only the first encoded rows.
 
     Returns:
         By term, (sums float64 [rows], counts int64 [rows]).
     """
-    total = min(len(rows), limit or len(rows))
+    total = len(rows) if limit is None else min(len(rows), limit)
     device, terms = accelerator.device, rows.task.terms
     figures = torch.zeros(2 * len(terms), total, dtype=torch.float64, device=device)
     criterion = heads.Criterion(by_row=True, head=head)

@@ -75,15 +75,27 @@ def mask_batch(
 ) -> dict[str, Any]:
     """Rows of `input_ids` (and `word_starts`, where words matter), each masked by its own generator.
 
+    Of a row with `alone`, the place of a token, that token is masked and no other (Salazar et al. 2020, section 2).
+
     Returns:
         The model's inputs, and `labels` int64 [B, T]: the token that was there, -100 where none is to be predicted.
     """
     masked = [
-        mask_row(row["input_ids"], row.get("word_starts"), tokenizer, options, rng)
+        mask_one(row["input_ids"], row["alone"], tokenizer)
+        if "alone" in row
+        else mask_row(row["input_ids"], row.get("word_starts"), tokenizer, options, rng)
         for row, rng in zip(rows, rngs, strict=True)
     ]
     batch = inputs([{**row, "input_ids": ids} for row, (ids, _) in zip(rows, masked, strict=True)], tokenizer)
     return {**batch, "labels": pad([labels for _, labels in masked], IGNORE, tokenizer.padding_side)}
+
+
+def mask_one(ids: Any, place: int, tokenizer: Any) -> tuple[Ids, Ids]:
+    """(input ids, labels) of one row, int64 [T], with one token masked."""
+    ids = ids.astype(np.int64)
+    labels = np.full_like(ids, IGNORE)
+    labels[place], ids[place] = ids[place], tokenizer.mask_token_id
+    return ids, labels
 
 
 @lru_cache(maxsize=4)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import data, hub, models, store, tokenizer
+from . import consistency, data, hub, models, store, tokenizer
 from . import task as tasks
 from .arrays import fitting, width
 from .errors import UserError
@@ -216,6 +216,8 @@ def prepare(
     options = complete_options(task, recipe.task.options, config, readers["train"])
     recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"options": options})})
     task = task.under(options)
+    for fault in consistency.views(recipe, task, options):
+        raise fault
     prepared = Prepared(recipe, task, options, None, model_type)
     first = accelerator is None or accelerator.is_main_process
     if not first:

@@ -315,6 +315,16 @@ class Eval(Block):
         4096, description="padded tokens evaluated at once; changes speed and memory only", json_schema_extra=FREE
     )
     limit: Positive | None = Field(None, description="evaluate only the first rows")
+    stride: Positive | None = Field(
+        None,
+        description="causal models on text: evaluate in windows of task.max_length that move on by so many tokens, so that "
+        "each token has at least max_length - stride tokens of context; default: pieces that do not overlap",
+    )
+    pseudo_perplexity: bool = Field(
+        False,
+        description="masked models: in `hftune eval` and at the end of a run also mask each token alone, in turn; as many "
+        "rows as there are tokens",
+    )
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.95, description="level of the bootstrap intervals", json_schema_extra=FREE
     )

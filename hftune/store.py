@@ -152,6 +152,13 @@ class Encoded:
         """A scalar column, whole."""
         return np.concatenate([part.columns[name] for part in self.parts])
 
+    @property
+    def documents(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """int64 [rows], the number of the row of text that each row is of; the first of its rows has `begins` 1."""
+        if not self.has("begins"):
+            return np.arange(len(self))
+        return np.cumsum(self.column("begins"), dtype=np.int64) - 1
+
     def has(self, name: str) -> bool:
         """Whether the rows have that column."""
         return bool(self.parts) and name in self.parts[0].columns

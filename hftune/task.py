@@ -96,10 +96,14 @@ class Task:
         config: `(options, tokenizer) -> dict` of settings for the model's configuration (num_labels, id2label, ...).
         tokens: `(options, tokenizer) -> names` of special tokens that the tokenizer is given where it lacks them.
         verify: `(model, options) -> None`; tries what the options ask of the model, and raises UserError if it cannot.
-        combine: `(answers, options) -> answer`; joins what `predict` gave for the encoded rows of one row. A task that has
-            it makes of each row one or more consecutive encoded rows (windows of a long text) and marks the first of
+        combine: `(answers, options) -> answer`; joins what `predict` gave for the encoded rows of one row. A task that
+            makes of each row one or more consecutive encoded rows (windows or pieces of a long text) marks the first of
             them by 1, the others by 0, in the column `begins`.
         notes: `(rows, options) -> lines` about what is odd in some rows but stops nothing; for `hftune check`.
+        whole_text: the loss of a row is that of all of its text, so that it can be divided by its bytes and words.
+        slide: `(data, options, stride) -> data`; the encoded rows as overlapping windows (see views.Sliding).
+        alone: `(data, tokenizer) -> data`; the encoded rows, each once for every token, which alone is masked (see
+            views.Alone).
         baseline: `(train, rows, options) -> predictions`, one a row: the answers of a trivial method that has seen the
             training rows, scored by the same metrics. Both are iterables of rows, not yet encoded. Its docstring's
             first line says what the method is.
@@ -125,6 +129,9 @@ class Task:
     verify: Callable[..., None] | None = None
     combine: Callable[[list[dict[str, Any]], Any], dict[str, Any]] | None = None
     notes: Callable[..., list[str]] | None = None
+    whole_text: bool = False
+    slide: Callable[[Any, Any, int], Any] | None = None
+    alone: Callable[[Any, Any], Any] | None = None
     baseline: Callable[..., list[Any]] | None = None
 
     def under(self, options: Any) -> "Task":

@@ -58,7 +58,6 @@ def chunk(
     *,
     word_starts: bool = False,
     special: bool = True,
-    sizes: bool = False,
 ) -> dict[str, Any]:
     """Documents to rows of at most `max_length` ids, special tokens included; a row never holds two documents.
 
@@ -68,10 +67,9 @@ def chunk(
         max_length: most ids of a row.
         word_starts: also give `word_starts`, 1 where a token begins a word.
         special: put the tokenizer's special tokens around each row.
-        sizes: also give what `document_sizes` does.
 
     Returns:
-        `input_ids` (ragged int32), and where asked `word_starts` (ragged int8) and the sizes (int64).
+        `input_ids` (ragged int32), what `document_sizes` gives (int64), and where asked `word_starts` (ragged int8).
     """
     starts: Ragged | None = None
     if word_starts:
@@ -83,7 +81,7 @@ def chunk(
     columns: dict[str, Any] = {"input_ids": _framed(ids.values, inner, before, after)}
     if starts is not None:
         columns["word_starts"] = _framed(starts.values.astype(np.int8), inner, [0] * len(before), [0] * len(after))
-    return columns | document_sizes(texts, document) if sizes else columns
+    return columns | document_sizes(texts, document)
 
 
 def document_sizes(texts: list[str], document: npt.NDArray[np.int64]) -> dict[str, Any]:

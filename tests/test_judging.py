@@ -61,3 +61,48 @@ def test_leaks_are_counted(tmp_path, tokenizer_folder):
 
 def test_every_metric_is_listed():
     assert [one["name"] for one in judging.listing()] == metrics.names()
+
+
+def scored(folder, source, losses, tokens, whole=True, **more):
+    """A folder as `hftune eval` leaves it for a language model: documents of known size."""
+    (folder / "predictions").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(recipe.dump(recipe.from_dict(source)), encoding="utf-8")
+    (folder / "run.json").write_text("{}")
+    lines = [
+        {"start": f"as {folder.name} has it", "nll": nll, "tokens": n, "bytes": 40 + i, "words": 8, **more}
+        | {"score": {"loss": nll / n, **({"bits_per_byte": 1.0} if whole else {})}}
+        for i, (nll, n) in enumerate(zip(losses, tokens, strict=True))
+    ]
+    tiny.write_rows(folder / "predictions" / "test.jsonl", lines)
+    return str(folder)
+
+
+def test_language_models_are_compared_by_document(tmp_path):
+    source = tiny.mlm(tmp_path)
+    whole = [[10.0, 22.0, 30.0], [4, 9, 11]]
+    runs = [scored(tmp_path / "a", source, *whole), scored(tmp_path / "b", source, [9.0, 21.0, 28.0], [4, 9, 11])]
+    found = judging.compare(runs, ["perplexity"], "test", SILENT)
+    assert set(found) == {"loss", "perplexity", "bits_per_byte", "word_perplexity"}
+    assert found["loss"]["systems"][runs[1]]["difference"] == pytest.approx((58 - 62) / 24)
+    other = scored(tmp_path / "c", source, [9.0, 21.0, 28.0], [5, 9, 11])  # another tokenizer
+    found = judging.compare([runs[0], other], None, "test", SILENT)
+    assert set(found) == {"bits_per_byte", "word_perplexity"}
+    assert found["bits_per_byte"]["systems"][other]["difference"] < 0
+    with pytest.raises(UserError, match="has no pseudo_perplexity") as fault:
+        judging.compare(runs, ["pseudo_perplexity"], "test", SILENT)
+    assert "eval.pseudo_perplexity=true" in fault.value.hint
+
+
+def test_masked_models_are_compared_by_what_they_predict_alike(tmp_path):
+    source, own = tiny.mlm(tmp_path), {"whole": False, "pseudo_nll": 5.0, "pseudo_tokens": 3}
+    runs = [scored(tmp_path / name, source, [3.0, 4.0], [2, 2], **own) for name in "ab"]
+    assert set(judging.compare(runs, None, "test", SILENT)) == {"loss", "perplexity"}
+    found = judging.compare(runs, ["pseudo_perplexity"], "test", SILENT)
+    assert found["pseudo_loss"]["systems"][runs[0]]["value"] == pytest.approx(5 / 3)
+    other = scored(tmp_path / "c", source, [3.0, 4.0], [1, 3], **own)
+    with pytest.raises(UserError, match="predict different tokens"):
+        judging.compare([runs[0], other], None, "test", SILENT)
+    lines = (tmp_path / "b" / "predictions" / "test.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "b" / "predictions" / "test.jsonl").write_text(lines.replace('"bytes": 40', '"bytes": 39'))
+    with pytest.raises(UserError, match="different rows"):
+        judging.compare(runs, None, "test", SILENT)

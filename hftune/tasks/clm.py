@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from .. import causal, chat, data, infill, packing
+from .. import causal, chat, data, infill, packing, views
 from ..arrays import Ragged
 from ..decode import Decoding
 from ..encoding import encode_batch
@@ -270,7 +270,9 @@ TASK = Task(
     inputs=lambda options: None if options.kind == "text" else "text",
     predict=predict,
     baseline=baseline,
-    varies=lambda options: {"predict": None, "baseline": None} if options.kind == "text" else {},
+    varies=lambda options: (
+        {"predict": None, "baseline": None, "whole_text": True, "slide": views.slide} if options.kind == "text" else {}
+    ),
     tokens=tokens,
     verify=verify,
 )

@@ -30,7 +30,8 @@ def encode(rows: list[Any], tokenizer: Any, options: DenoiseOptions) -> dict[str
     """Documents to rows of at most max_length tokens; no row holds text of two documents.
 
     Columns: `input_ids` ragged int32; `sentence_starts` ragged int8, one for each token but the special ones around the
-    row, 1 where a token begins a sentence, if sentences are permuted.
+    row, 1 where a token begins a sentence, if sentences are permuted; `begins`, `bytes` and `words` (see
+    text.document_sizes).
     """
     if tokenizer.mask_token_id is None:
         raise UserError(

@@ -17,8 +17,10 @@ from ..arrays import Ragged
 from ..encoding import encode_batch
 from ..errors import UserError
 from ..masking import Masking, check, mask_batch
+from ..spans import ordinary
 from ..task import Task, Term
 from ..text import PROBE, chunk, pieces, sentences
+from ..views import Alone
 
 LABEL = "next_sentence_label"
 NAMES = {"nsp": ("next", "random"), "sop": ("in order", "swapped")}  # 0 and 1, as transformers' heads have it
@@ -38,7 +40,7 @@ def encode(rows: list[Any], tokenizer: Any, options: MlmOptions) -> dict[str, An
     """Documents to rows of at most max_length tokens; no row holds text of two documents, but for nsp's random pairs.
 
     Columns: `input_ids` ragged int32, `word_starts` ragged int8 (1 where a token begins a word) if words are masked
-    whole, and for pairs `second` int64, where the second segment begins, and `unrelated` int64, 1 if that is of another
+    whole, `begins`, `bytes` and `words` (see text.document_sizes), and for pairs instead of these `second` int64, where the second segment begins, and `unrelated` int64, 1 if that is of another
     document.
     """
     check(tokenizer)
@@ -234,9 +236,9 @@ def predict(
 
 
 def varies(options: MlmOptions) -> dict[str, Any]:
-    """With pairs there is a second head, a second term and something to predict."""
+    """With pairs there is a second head, a second term and something to predict; without, a row is one text."""
     if options.next_sentence is None:
-        return {}
+        return {"alone": lambda data, tokenizer: Alone(data, ordinary(tokenizer))}
     terms = (Term("mlm"), Term(options.next_sentence, LABEL))
     return {"head": "AutoModelForPreTraining", "terms": terms, "loss": pair_loss, "predict": predict}
 

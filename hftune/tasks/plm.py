@@ -31,7 +31,7 @@ class PlmOptions(Options):
 def encode(rows: list[Any], tokenizer: Any, options: PlmOptions) -> dict[str, Any]:
     """Documents to rows of at most max_length tokens; no row holds text of two documents.
 
-    Columns: `input_ids` ragged int32.
+    Columns: `input_ids` ragged int32; `begins`, `bytes` and `words` (see text.document_sizes).
     """
     return chunk(data.texts(rows, "text"), tokenizer, options.max_length)
 

@@ -56,7 +56,7 @@ def encode(rows: list[Any], tokenizer: Any, options: RtdOptions) -> dict[str, An
     """Documents to rows of at most max_length tokens; no row holds text of two documents.
 
     Columns: `input_ids` ragged int32, `word_starts` ragged int8 (1 where a token begins a word) if words are masked
-    whole.
+    whole, `begins`, `bytes` and `words` (see text.document_sizes).
     """
     check(tokenizer)
     return chunk(data.texts(rows, "text"), tokenizer, options.max_length, word_starts=options.words)

@@ -17,7 +17,7 @@ from ..encoding import encode_batch
 from ..errors import UserError
 from ..spans import corrupt, noise_counts, noise_spans, ordinary, suffix, suffix_limit
 from ..task import IGNORE, Options, Task
-from ..text import pieces
+from ..text import document_sizes, pieces
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
@@ -149,13 +149,16 @@ def row_lengths(tokenizer: Any, options: SpanOptions) -> tuple[int, int]:
 def encode(rows: list[Any], tokenizer: Any, options: SpanOptions) -> dict[str, Any]:
     """Documents to rows that come to at most max_length tokens when corrupted; no row holds text of two documents.
 
-    Columns: `input_ids` ragged int32, the text alone, without special tokens.
+    Columns: `input_ids` ragged int32, the text alone, without special tokens; `begins`, `bytes` and `words` (see
+    text.document_sizes).
     """
     most, least = row_lengths(tokenizer, options)
-    ids = encode_batch(tokenizer, data.texts(rows, "text"))
+    texts = data.texts(rows, "text")
+    ids = encode_batch(tokenizer, texts)
     special = np.concatenate([[0], np.cumsum(~ordinary(tokenizer)[ids.values])])[ids.offsets]
-    _, sizes = pieces(np.diff(ids.offsets), np.where(np.diff(special) > 0, least, most))
-    return {"input_ids": Ragged(ids.values, np.concatenate([[0], np.cumsum(sizes)]))}
+    document, sizes = pieces(np.diff(ids.offsets), np.where(np.diff(special) > 0, least, most))
+    rows_of_ids = Ragged(ids.values, np.concatenate([[0], np.cumsum(sizes)]))
+    return {"input_ids": rows_of_ids} | document_sizes(texts, document)
 
 
 def collate(

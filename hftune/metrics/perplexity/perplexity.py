@@ -9,7 +9,7 @@ class Perplexity(base.Sums, base.Module):
     """Loss and perplexity from sums of negative log-likelihood, the same at any batch size."""
 
     summary = "loss and perplexity per token, and what compares across tokenizers: bits per byte, per word"
-    source = "Jelinek et al. 1977; pseudo-perplexity of masked models: Salazar et al. 2020"
+    source = "Jelinek et al. 1977; bits per byte: Gao et al. 2020 (The Pile), section 3.1"
     inputs = ("nll",)
     reports = {
         "loss": {"direction": "lower", "range": (0, None), "undefined": "there are no target tokens"},

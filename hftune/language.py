@@ -1,0 +1,111 @@
+"""Language models measured: by document, whatever rows the documents were cut into."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import loop, metrics
+from .loop import Rows
+from .schema import Eval
+
+SHOWN = 48  # tokens by which a person knows a document again
+Sums = dict[str, float]
+
+
+def first_rows(rows: Rows, limit: int | None) -> int | None:
+    """How many encoded rows the first `limit` rows of text came to; None: all."""
+    return None if limit is None else int(np.searchsorted(rows.data.documents, limit))
+
+
+def measured(model: Any, rows: Rows, accelerator: Any, settings: Eval, head: str) -> dict[str, tuple[Any, Any]]:
+    """As loop.evaluate_rows, of the rows of the first `settings.limit` texts."""
+    limit = first_rows(rows, settings.limit)
+    return loop.evaluate_rows(model, rows, accelerator, budget=settings.batch_tokens, head=head, limit=limit)
+
+
+def sliding(rows: Rows, settings: Eval) -> Rows:
+    """The rows as the windows that the block `eval` asks for; as they are where it asks for none."""
+    if settings.stride is None or rows.task.slide is None:
+        return rows
+    return replace(rows, data=rows.task.slide(rows.data, rows.options, settings.stride))
+
+
+def documents(by_row: tuple[Any, Any], rows: Rows, of: Rows | None = None) -> list[Sums]:
+    """Sums over all rows of each document (each row, where none say where documents begin).
+
+    Args:
+        by_row: losses and targets of the first of `rows`, see loop.evaluate_rows.
+        rows: the rows.
+        of: the rows that the documents were cut into, where `rows` are a view of them.
+
+    Returns:
+        `nll` in nats and `tokens` (targets), and where the loss is of the whole text its `bytes` and `words`.
+    """
+    number = rows.data.documents[: len(by_row[0])]
+    columns = dict(zip(("nll", "tokens"), by_row, strict=True))
+    found = {name: np.bincount(number, values).tolist() for name, values in columns.items()}
+    if rows.task.whole_text:
+        found |= sizes(of or rows, len(found["nll"]))
+    return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+
+
+def sizes(rows: Rows, count: int) -> dict[str, list[int]]:
+    """Bytes and words of the first documents, where their rows say so; see text.document_sizes."""
+    if not rows.data.has("bytes"):
+        return {}
+    first = np.flatnonzero(np.diff(rows.data.documents, prepend=-1))[:count]
+    return {name: rows.data.column(name)[first].tolist() for name in ("bytes", "words")}
+
+
+def alone(model: Any, rows: Rows, accelerator: Any, settings: Eval, head: str, count: int) -> list[Sums]:
+    """Pseudo-log-likelihood of the first documents, each token being masked alone (Salazar et al. 2020, section 2).
+
+    Returns:
+        Its negative in nats as `nll`, and the `tokens` that were masked.
+    """
+    assert rows.task.alone is not None
+    each = replace(rows, data=rows.task.alone(rows.data, rows.tokenizer))
+    by_row = measured(model, each, accelerator, settings, head)[rows.task.terms[0].name]
+    number = each.data.documents[: len(by_row[0])]
+    nll, tokens = (np.bincount(number, values, minlength=count).tolist() for values in by_row)
+    return [{"nll": n, "tokens": t} for n, t in zip(nll, tokens, strict=True)]
+
+
+def figures(tables: dict[str, list[Sums]], rows: Rows, settings: Eval, intervals: bool) -> dict[str, Any]:
+    """Figures of a metric's sums by document, for each of the metrics; `count` documents with `tokens` targets."""
+    shown = {"max_length": getattr(rows.options, "max_length", None), "stride": settings.stride}
+    prefix = "".join(f"{name}:{value}|" for name, value in shown.items() if value is not None)
+    found: dict[str, Any] = {}
+    for metric, table in tables.items():
+        resamples = settings.resamples if intervals else 0
+        scored = metrics.score([metric], table, confidence=settings.confidence, resamples=resamples)
+        tokens = int(sum(document["tokens"] for document in table))
+        for name, figure in scored.items():
+            if figure["value"] is not None:
+                found[name] = {**figure, "signature": prefix + figure["signature"], "tokens": tokens}
+    return found
+
+
+def write(path: Path, tables: dict[str, list[Sums]], rows: Rows) -> None:
+    """One JSON object a document: how it begins, its sums (`nll`, `tokens`, `bytes`, `words`), its own figures as `score`."""
+    scores: dict[str, list[Any]] = {}
+    for metric, table in tables.items():
+        scores |= metrics.row_scores([metric], table)
+    (table, *more), numbers = tables.values(), rows.data.documents
+    known = sizes(rows, len(table))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.written")
+    with aside.open("w", encoding="utf-8") as out:
+        for i, sums in enumerate(table):
+            ids = rows.data[int(np.searchsorted(numbers, i))]["input_ids"][:SHOWN]
+            line = {"start": rows.tokenizer.decode(ids, skip_special_tokens=True).strip(), **sums}
+            line |= {name: values[i] for name, values in known.items()}
+            for other in more:
+                line |= {f"pseudo_{name}": value for name, value in other[i].items()}
+            line["score"] = {name: values[i] for name, values in scores.items()}
+            out.write(json.dumps(line, ensure_ascii=False) + "\n")
+    os.replace(aside, path)
