@@ -96,6 +96,11 @@ class Plan:
         epoch, index = self.locate(step)
         return epoch, self.epoch(epoch)[index]
 
+    def done(self, step: int) -> float:
+        """Epochs done after a step."""
+        epoch, index = self.locate(step)
+        return round(epoch + (index + 1) / len(self.epoch(epoch)), 4)
+
     def steps(self, epochs: float) -> int:
         """Number of steps in that many epochs (at least one)."""
         whole = int(epochs)

@@ -4,7 +4,6 @@ A checkpoint holds what is trained (weights, optimizer moments) and a small JSON
 functions of the step and need no state.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .errors import UserError
-from .files import sync, write_json
+from .files import disk_is_full, mebibytes, sync, write_json
 
 MANIFEST, CARRIED = "manifest.json", "carried.safetensors"
 
@@ -151,11 +150,10 @@ def save(
         sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if not full:
+        if not disk_is_full(error):
             raise
         raise UserError(
-            f"no space left on the disk of {folder} while saving step {step}",
+            f"no space left on the disk while saving step {step}, which takes {mebibytes(size_of(model, optimizer))}",
             hint="make room and start the same command again: it goes on from the last checkpoint",
             where=str(folder),
         ) from error
@@ -169,17 +167,17 @@ def size_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     return weights * (1 + moments)
 
 
-def ensure_space(folder: Path, wanted: int) -> None:
-    """That one more checkpoint fits on the disk.
+def ensure_space(folder: Path, wanted: int, what: str = "a checkpoint takes") -> None:
+    """That so many more bytes fit on the disk.
 
     Raises:
-        UserError: it does not; the message says both sizes.
+        UserError: they do not; the message says both sizes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < wanted * 1.05:
         raise UserError(
-            f"a checkpoint takes {wanted / 2**20:,.0f} MiB, the disk of {folder} has {free / 2**20:,.0f} MiB left",
+            f"{what} {mebibytes(wanted)}, the disk of {folder} has {mebibytes(free)} left",
             hint="make room, or choose another output.dir; the checkpoints that are there are kept",
             where="output.dir",
         )
@@ -223,9 +221,19 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def rotate(folder: Path, keep: int, best: int | None) -> None:
-    """Remove the oldest checkpoints beyond `keep`, never the best nor the newest whole one."""
+def rotate(folder: Path, keep: int, best: int | None, step: int) -> None:
+    """Remove the oldest checkpoints beyond `keep`, never the best nor that of `step`, which is whole.
+
+    Later ones were passed over as broken; counted, they would push out the whole ones.
+    """
     numbered = _numbered(folder)
-    for step, path in numbered[: max(0, len(numbered) - keep)]:
-        if step != best:
+    broken = [path for number, path in numbered if number > step]
+    older = [path for number, path in numbered if number < step]
+    for path in broken + older[: max(0, len(older) + 1 - keep)]:
+        if path.name != f"step-{best}":
             shutil.rmtree(path, ignore_errors=True)
+
+
+def latest(folder: Path) -> str | None:
+    """Name of the newest checkpoint, not examined."""
+    return next((path.name for _, path in reversed(_numbered(folder))), None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import recipe as recipes
 from . import shipped
-from .errors import Faults, UserError
+from .errors import Faults, Interrupted, UserError
 from .folder import RECIPE, is_run, newest
 from .recipe import Recipe
 from .report import Reporter, duration
@@ -82,7 +82,7 @@ def train(
     reporter = Reporter(as_json, silent=_rank() > 0)
     try:
         reporter.json(run.train(recipe, reporter, fresh=fresh, allow=allow, trust_remote_code=trust_remote_code))
-    except run.Interrupted as stop:
+    except Interrupted as stop:
         raise SystemExit(stop.code) from None
     return None
 

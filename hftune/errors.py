@@ -10,6 +10,8 @@ class UserError(Exception):
         where: `file:line`, `file:line:column`, a recipe key, or a path.
     """
 
+    status = 2  # of the command
+
     def __init__(self, message: str, hint: str | None = None, where: str | None = None):
         super().__init__(message)
         self.message, self.hint, self.where = message, hint, where
@@ -17,6 +19,24 @@ class UserError(Exception):
     def __str__(self) -> str:
         line = f"{self.where}: {self.message}" if self.where else self.message
         return f"{line}\n  hint: {self.hint}" if self.hint else line
+
+
+class Breakdown(UserError):
+    """What befell a run from outside: a process killed, stuck or gone. One line, exit status 1; starting again may help."""
+
+    status = 1
+
+
+class Interrupted(BaseException):
+    """A signal or the deadline stopped the command; no fault, so nothing that mends faults may catch it.
+
+    Args:
+        code: exit status.
+    """
+
+    def __init__(self, code: int):
+        super().__init__(f"interrupted ({code})")
+        self.code = code
 
 
 class Faults(UserError):

@@ -9,8 +9,11 @@ import socket
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,8 +23,10 @@ from .files import read_json, write_json
 from .recipe import Recipe
 
 STATE, RECIPE, LOG, METRICS, CHECKPOINTS = "run.json", "recipe.yaml", "log.jsonl", "metrics.json", "checkpoints"
+MODEL = "model"  # what is being written of it lies in .model, then beside the rest
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of what decides a run's figures."""
     from importlib.metadata import PackageNotFoundError, version
@@ -99,6 +104,7 @@ class RunFolder:
     path: Path
     main: bool = True
     state: dict[str, Any] = field(default_factory=dict)
+    needs: int = 0  # bytes of a checkpoint, once that is known
     _lock: IO[str] | None = None
 
     @classmethod
@@ -133,11 +139,15 @@ class RunFolder:
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}")
         lock.flush()
+        _not_for_children(lock)
         folder = cls(path, state=read_json(path / STATE), _lock=lock)
+        folder._sweep()
         if fresh:
             folder.clear()
-        elif folder.state:
+        elif folder.has_trained():
             folder._same_recipe(wanted, allow)
+        elif folder.state:
+            folder.state = {}  # nothing is lost by starting over, with whatever recipe
         elif strange := [p.name for p in path.iterdir() if p.name != ".lock"]:
             raise UserError(
                 f"{path} holds files that are not a run's: {', '.join(sorted(strange)[:4])}",
@@ -158,10 +168,20 @@ class RunFolder:
             more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
             raise UserError(
                 f"{self.path} holds the run of another recipe ({told}{more})",
-                hint="choose another output.dir, start over with --fresh, or take the change with --allow "
-                + changed[0][0],
+                hint="choose another output.dir, start over with --fresh, or take the change with "
+                + " ".join(f"--allow {key}" for key, _, _ in changed[:6]),
                 where="output.dir",
             )
+
+    def has_trained(self) -> bool:
+        """Whether there is something to go on from."""
+        return self.state.get("state") == "finished" or any(self.checkpoints.glob("step-*"))
+
+    def _sweep(self) -> None:
+        """Remove what a killed process was writing."""
+        names = [f".{name}*" for name in (STATE, RECIPE, LOG, METRICS, MODEL)]
+        for left in [left for pattern in (*names, "predictions/.*") for left in self.path.glob(pattern)]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def clear(self) -> None:
         """Remove the run that is there."""
@@ -188,11 +208,22 @@ class RunFolder:
             aside.write_text(recipe.dump(wanted), encoding="utf-8")
             os.replace(aside, self.path / RECIPE)
 
+    def look(self) -> None:
+        """Read what the first rank has written since."""
+        if not self.main:
+            self.state = read_json(self.path / STATE)
+
     def set(self, state: str, **facts: Any) -> None:
         """Change the state in run.json."""
         self.state = {**self.state, "state": state, **facts}
         if self.main:
             write_json(self.path / STATE, self.state)
+
+    def ended(self, state: str) -> None:
+        """The work ended before its end, in that state; on a full disk that cannot be said."""
+        if self.state.get("state") in ("preparing", "running"):
+            with suppress(OSError):
+                self.set(state)
 
     def log(self, entry: dict[str, Any]) -> None:
         """Append a line to log.jsonl."""
@@ -204,10 +235,30 @@ class RunFolder:
         """Drop the log's lines beyond a step: a resumed run writes them again."""
         if self.main and (self.path / LOG).exists():
             lines = (self.path / LOG).read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line).get("step", 0) <= step]
+            kept = [line for line in lines if (entry := _entry(line)) is not None and entry.get("step", 0) <= step]
             aside = self.path / f".{LOG}"
             aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             os.replace(aside, self.path / LOG)
+
+
+def _not_for_children(lock: IO[str]) -> None:
+    """Data workers must not hold the lock of a run that was killed: each closes its copy."""
+    held = weakref.ref(lock)
+
+    def close() -> None:
+        if (file := held()) is not None:
+            file.close()
+
+    os.register_at_fork(after_in_child=close)
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """A line of the log, or None where a kill or a full disk cut it."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _harmless(key: str, old: Any, new: Any, said: set[str]) -> bool:

@@ -1,9 +1,23 @@
-"""Several processes on this machine, through torch's own elastic launcher."""
+"""Several processes on this machine: started, given every signal, ended together, and started again.
+
+torch's elastic launcher kills ranks that do not stop within 30 seconds, though a large checkpoint takes longer, and
+starts again after a fault that another start cannot mend. So this is a launcher of its own; under torchrun or
+`accelerate launch` it stands aside.
+"""
 
 import os
+import signal
+import socket
+import subprocess
 import sys
+import time
+from types import FrameType
 
 from .errors import UserError
+
+GRACE = 30.0  # seconds that ranks have to end once one of them has
+FINAL = {0, 2, 124, 129, 130, 143}  # done, a fault of the user's, stopped: another start would change nothing
+LAUNCHED = "HFTUNE_LAUNCHED"
 
 
 def relaunch(processes: int, restarts: int = 0) -> int | None:
@@ -14,29 +28,102 @@ def relaunch(processes: int, restarts: int = 0) -> int | None:
         restarts: how often the whole group is started again after a rank failed; it resumes from its checkpoint.
 
     Returns:
-        The exit status of the group.
+        The exit status of the group: that of the rank that failed first, 128 + n for one that signal n killed.
 
     Raises:
         UserError: the number of processes makes no sense here.
     """
+    if LAUNCHED in os.environ:
+        _end_with_parent()
+        return None
     if "LOCAL_RANK" in os.environ or (processes == 1 and restarts == 0):
         return None
     if processes < 1:
         raise UserError(f"{processes} processes", hint="give 1 or more", where="--processes")
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    words = sys.argv[1:]
+    for left in range(restarts, -1, -1):
+        status = Group(processes, words).wait()
+        if status in FINAL or not left:
+            break
+        sys.stderr.write(f"starting again from the last checkpoint; {left - 1} restarts are left\n")
+        words = [word for word in words if word != "--fresh"]
+    return status
 
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=restarts,
-        monitor_interval=0.5,
-    )  # fmt: skip
+
+class Group:
+    """The ranks of one start. A session of their own keeps the terminal's signals from reaching them twice."""
+
+    def __init__(self, processes: int, words: list[str]):
+        self.received: int | None = None
+        self.ranks: list[subprocess.Popen[bytes]] = []
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._pass_on)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        shared = {
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
+        threads = str(max(1, (os.cpu_count() or 1) // processes))
+        for rank in range(processes):
+            own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+            env = {"OMP_NUM_THREADS": threads, **os.environ, **own, LAUNCHED: "1"}
+            self.ranks.append(
+                subprocess.Popen([sys.executable, "-m", "hftune", *words], env=env, start_new_session=True)
+            )
+        if self.received:
+            self._pass_on(self.received)
+
+    def _pass_on(self, number: int, frame: FrameType | None = None) -> None:
+        again = number == signal.SIGINT and self.received == signal.SIGINT and frame is not None
+        self.received = number
+        for rank in self.ranks:
+            if rank.poll() is None:
+                rank.send_signal(signal.SIGKILL if again else number)
+
+    def wait(self) -> int:
+        """Wait for all; when one ends before its time, the others follow."""
+        deadline = None
+        first: tuple[int, int] | None = None  # rank, return code
+        while None in (codes := [rank.poll() for rank in self.ranks]):
+            ended = [(rank, code) for rank, code in enumerate(codes) if code]
+            if ended and first is None:
+                first, deadline = min(ended, key=lambda pair: pair[1]), time.monotonic() + GRACE
+                if self.received is None:
+                    self._tell(*first)
+                    self._all(signal.SIGTERM)
+            if deadline is not None and time.monotonic() > deadline:
+                self._all(signal.SIGKILL)
+            time.sleep(0.1)
+        ended = [(rank, code) for rank, code in enumerate(codes) if code]
+        if first is None and ended:
+            first = min(ended, key=lambda pair: pair[1] or 0)
+            if self.received is None:
+                self._tell(*first)
+        code = first[1] if first else 0
+        return code if code >= 0 else 128 - code
+
+    def _all(self, number: int) -> None:
+        for rank in self.ranks:
+            if rank.poll() is None:
+                rank.send_signal(number)
+
+    def _tell(self, rank: int, code: int) -> None:
+        if code < 0:
+            sys.stderr.write(
+                f"error: rank {rank} was killed by {signal.Signals(-code).name}\n  hint: if memory ran out, a smaller "
+                "train.micro_batch_tokens needs less; the same command goes on from the last checkpoint\n"
+            )
+
+
+def _end_with_parent() -> None:
+    """On Linux, be asked to stop if the launcher is killed: nobody would pass on a signal any more."""
+    import ctypes
+
     try:
-        elastic_launch(config, sys.executable)("-m", "hftune", *sys.argv[1:])
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-    except SignalException as error:
-        return 128 + int(error.sigval)
-    return 0
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+    except (OSError, AttributeError):
+        return

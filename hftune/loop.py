@@ -5,6 +5,7 @@ all micro-batches and ranks. And everything random follows from (seed, step), so
 save: a run that was killed goes on bit for bit.
 """
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -104,11 +105,15 @@ class Progress:
     best: float | None = None
     best_step: int | None = None
     worse: int = 0  # evaluations since the best
-    skipped: int = 0  # steps whose gradient was not finite
+    skipped: int = 0  # steps whose loss or gradient was not finite
+
+    def is_best(self) -> bool:
+        """Whether no evaluation was better than that of this step."""
+        return self.best_step == self.step
 
 
 class NotFinite(RuntimeError):
-    """The loss or the gradient of a step is not finite."""
+    """The loss or the gradient of a step, or a weight, is not finite."""
 
 
 def train_step(
@@ -138,7 +143,7 @@ def train_step(
 
     Returns:
         By term the sum of the losses over all ranks and the number of targets, and the gradient norm (scalar tensors).
-        The optimizer has not moved if the norm is not finite.
+        If gradient or loss is not finite, the norm is not, and the optimizer has not moved.
     """
     device, world = accelerator.device, accelerator.num_processes
     batches = [{k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in batches]
@@ -158,12 +163,13 @@ def train_step(
             accelerator.backward(loss)
         for name, part in found.items():
             totals[name] += part.total.detach()
-    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm or torch.inf)
+    sums = accelerator.reduce(torch.stack([totals[t.name] / factors[t.name] for t in task.terms]), "sum")
+    # a loss that is not finite makes the norm so, on every rank alike
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm or torch.inf) + 0 * sums.sum()
     if bool(torch.isfinite(norm)):
         optimizer.step()
     optimizer.zero_grad()
     # -----------------------------------------------------------------------------------
-    sums = accelerator.reduce(torch.stack([totals[t.name] / factors[t.name] for t in task.terms]), "sum")
     names = [term.name for term in task.terms]
     return dict(zip(names, sums, strict=True)), dict(zip(names, counts, strict=True)), norm
 
@@ -188,6 +194,7 @@ class Job:
     before: Callable[[int], None] = lambda step: None  # before each step's first forward
     evaluate_every: int = 0
     save_every: int = 0
+    keep_best: bool = False  # also save what evaluation found to be the best so far
 
     def batches(self, start: int) -> Iterator[Step]:
         """The steps from `start` on, prepared by workers where there are any."""
@@ -199,12 +206,57 @@ class Job:
             collate_fn=_as_is,  # type: ignore[arg-type]
             generator=torch.Generator(),  # a loader without one draws from the global stream
             pin_memory=False,
+            worker_init_fn=_deaf,
         )
         return iter(loader)
+
+    def attempt(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """One step, its chance a function of its number: see train_step."""
+        # dropout follows from the step too: nothing of it needs saving, and evaluation cannot disturb it
+        seed_chance(step_seed(self.recipe.seed, step.number, self.steps.rank), self.accelerator.device)
+        self.before(step.number)
+        return train_step(
+            self.model, step.batches, self.accelerator, self.optimizer, self.steps.rows.task, self.steps.rows.options,
+            head=self.head, max_norm=self.recipe.max_grad_norm, smoothing=self.recipe.label_smoothing_factor,
+        )  # fmt: skip
+
+    def halve(self, error: Exception, step: Step) -> None:
+        """Memory ran out: the same rows, in more pieces. The mathematics stays.
+
+        Raises:
+            Exception: the error itself, where it says something else, one row is too much already, or other ranks wait
+                in the middle of the step.
+        """
+        if not memory_ran_out(error) or self.steps.ranks > 1 or self.steps.budget <= int(self.steps.plan.lengths.max()):
+            raise error
+        self.optimizer.zero_grad()
+        self.steps.budget //= 2
+        torch.cuda.empty_cache()
+        self.log({"event": "out of memory", "step": step.number + 1, "micro_batch_tokens": self.steps.budget})
+
+    def skip(self, step: Step, sums: dict[str, Tensor], norm: Tensor) -> None:
+        """A step that is not finite: the run stops, or goes on without it, as the recipe says."""
+        loss = float(sum(sums.values()))
+        if self.recipe.on_nonfinite == "stop":
+            rows = ", ".join(map(str, step.rows[:16])) + (" ..." if len(step.rows) > 16 else "")
+            raise NotFinite(f"step {step.number + 1}: loss {loss:.4g}, gradient norm {float(norm):.4g}; rows {rows}")
+        self.log({"event": "skipped", "step": step.number + 1, "rows": [int(row) for row in step.rows]})
 
 
 def _as_is(step: Step) -> Step:
     return step
+
+
+def _deaf(worker: int) -> None:
+    """A signal to the whole group of processes is for the run itself to answer; it needs its workers until it has."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on an accelerator or on the machine."""
+    said = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 @dataclass
@@ -240,8 +292,10 @@ def train(job: Job, progress: Progress) -> str:
 
     Returns:
         "finished", or the reason that `job.stop` gave.
+
+    Raises:
+        NotFinite: a loss or gradient is not, and the recipe says stop.
     """
-    recipe, task, options = job.recipe, job.steps.rows.task, job.steps.rows.options
     if progress.step >= job.total:
         return "finished"
     job.model.train()
@@ -249,54 +303,30 @@ def train(job: Job, progress: Progress) -> str:
     source = job.batches(progress.step)
     while progress.step < job.total:
         begin = time.perf_counter()
-        step = next(source)
-        # dropout follows from the step too: nothing of it needs saving, and evaluation cannot disturb it
-        seed_chance(step_seed(recipe.seed, progress.step, job.steps.rank), job.accelerator.device)
-        job.before(progress.step)
-        rate = job.schedule.get_last_lr()[0]
+        step, rate = next(source), job.schedule.get_last_lr()[0]
         try:
-            sums, counts, norm = train_step(
-                job.model, step.batches, job.accelerator, job.optimizer, task, options,
-                head=job.head, max_norm=recipe.max_grad_norm, smoothing=recipe.label_smoothing_factor,
-            )  # fmt: skip
-        except torch.OutOfMemoryError:
-            if job.steps.ranks > 1 or job.steps.budget <= int(job.steps.plan.lengths.max()):
-                raise
-            job.optimizer.zero_grad()
-            job.steps.budget //= 2  # the same rows, in more pieces: the mathematics stays
-            torch.cuda.empty_cache()
-            job.log({"event": "out of memory", "step": progress.step + 1, "micro_batch_tokens": job.steps.budget})
+            sums, counts, norm = job.attempt(step)
+        except (RuntimeError, MemoryError) as error:
+            job.halve(error, step)
             source = job.batches(progress.step)
             continue
         job.schedule.step()
-        if not bool(torch.isfinite(norm)):
-            if recipe.on_nonfinite == "stop":
-                raise NotFinite(
-                    f"step {progress.step + 1}: loss {float(sum(sums.values())):.4g}, gradient norm {float(norm):.4g}; "
-                    f"rows {', '.join(map(str, step.rows[:16]))}{' ...' if len(step.rows) > 16 else ''}"
-                )
-            progress.skipped += 1
-        else:
+        if bool(torch.isfinite(norm)):
             window.add(step, sums, counts)
+        else:
+            job.skip(step, sums, norm)
+            progress.skipped += 1
         progress.step += 1
         progress.tokens += step.tokens
         progress.seconds += time.perf_counter() - begin
         last = progress.step == job.total
-        if (progress.step % recipe.logging_steps == 0 or last) and window.sums:
-            job.log(
-                {
-                    "step": progress.step,
-                    "epoch": round(
-                        step.epoch
-                        + (job.steps.plan.locate(step.number)[1] + 1) / len(job.steps.plan.epoch(step.epoch)),
-                        4,
-                    ),
-                    **window.entry(task),
-                    "learning_rate": rate,
-                    "grad_norm": float(norm),
-                    "tokens": progress.tokens,
-                }
-            )
+        if (progress.step % job.recipe.logging_steps == 0 or last) and window.sums:
+            found = {
+                "step": progress.step,
+                "epoch": job.steps.plan.done(step.number),
+                **window.entry(job.steps.rows.task),
+            }
+            job.log({**found, "learning_rate": rate, "grad_norm": float(norm), "tokens": progress.tokens})
             window = Window()
         enough = False
         if job.evaluate_every and (progress.step % job.evaluate_every == 0 or last):
@@ -304,7 +334,8 @@ def train(job: Job, progress: Progress) -> str:
             job.model.train()
             window.started = time.perf_counter()
         reason = job.stop(progress)
-        if reason or enough or last or (job.save_every and progress.step % job.save_every == 0):
+        due = job.save_every and progress.step % job.save_every == 0
+        if reason or enough or last or due or (job.keep_best and progress.is_best()):
             job.save(progress)
             window.started = time.perf_counter()
         if reason:

@@ -5,13 +5,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 import torch
 
-from .errors import UserError
+from .errors import Interrupted, UserError
 from .schema import Train
 
 
@@ -21,13 +23,14 @@ def accelerator(recipe: Train | None = None) -> Any:
     Raises:
         UserError: the process group has another size than the launcher asked for.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     gpu = torch.cuda.is_available()
-    made = Accelerator(cpu=not gpu, mixed_precision=precision(recipe))
+    group = InitProcessGroupKwargs(timeout=PREPARING)
+    made = Accelerator(cpu=not gpu, mixed_precision=precision(recipe), kwargs_handlers=[group])
     if made.num_processes != wanted:
         raise UserError(
             f"{wanted} processes were asked for, {made.num_processes} came together",
@@ -50,11 +53,31 @@ def precision(recipe: Train | None) -> str:
     return "no" if asked == "fp32" else asked
 
 
-def choose_matmul(asked: str) -> dict[str, Any]:
+def choose_kernels(asked: str, length: int, kept: dict[str, Any], acc: Any) -> dict[str, Any]:
+    """The kernels of a run: by a probe of the first rank at the first start, then kept, since others give other bits.
+
+    Args:
+        asked: train.matmul.
+        length: longest row.
+        kept: what an earlier start chose, or nothing.
+        acc: accelerate's Accelerator.
+    """
+    chosen = [choose_matmul(asked, kept.get("matmul")) | choose_attention(length, kept.get("attention"))]
+    if acc.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(chosen)
+        choose_matmul(asked, chosen[0].get("matmul"))
+        choose_attention(length, chosen[0].get("attention"))
+    return chosen[0]
+
+
+def choose_matmul(asked: str, kept: str | None = None) -> dict[str, Any]:
     """Let torch use the faster matrix product where it is as exact as the default one.
 
     On some processors "medium" means oneDNN in true float32 (measured: twice as fast as MKL, the same error), on others
-    bf16, which would be another arithmetic; on a GPU "high" is TF32. So it is tried, not assumed.
+    bf16, which would be another arithmetic; on a GPU "high" is TF32. So it is tried, not assumed. What an earlier start
+    kept stays, where it is exact here too.
 
     Returns:
         What was measured and chosen, for run.json.
@@ -75,13 +98,14 @@ def choose_matmul(asked: str) -> dict[str, Any]:
         best = min(_seconds(lambda: a @ b) for _ in range(5))
         found[name] = (error, best)
     exact_enough = found["medium"][0] < TRUE_FLOAT32
-    chosen = "medium" if exact_enough and found["medium"][1] < 0.95 * found["highest"][1] else "highest"
+    faster = found["medium"][1] < 0.95 * found["highest"][1] if kept is None else kept == "medium"
+    chosen = "medium" if exact_enough and faster else "highest"
     torch.set_float32_matmul_precision(chosen)
     rates = {name: round(2 * 512**3 / seconds / 1e9, 1) for name, (_, seconds) in found.items()}
     return {"matmul": chosen, "gflops": rates, "relative_error": {name: error for name, (error, _) in found.items()}}
 
 
-def choose_attention(length: int) -> dict[str, Any]:
+def choose_attention(length: int, kept: str | None = None) -> dict[str, Any]:
     """On a CPU, let attention be computed in blocks ("flash") or whole ("math"), whichever is faster for rows of a length.
 
     The blocks multiply small matrices, which oneDNN is slow at (measured: up to 30 times at 32 tokens) and fast only
@@ -89,12 +113,16 @@ def choose_attention(length: int) -> dict[str, Any]:
 
     Args:
         length: longest row.
+        kept: what an earlier start chose.
 
     Returns:
         What was chosen, for run.json.
     """
     if torch.cuda.is_available():
         return {}
+    if kept in ("flash", "math"):
+        torch.backends.cuda.enable_flash_sdp(kept == "flash")
+        return {"attention": kept}
     drawn = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 4, length, 64, generator=drawn).requires_grad_() for _ in range(3))
     found: dict[str, float] = {}
@@ -123,7 +151,11 @@ def micro_batch_tokens(asked: int | None) -> int:
     return asked or (16384 if torch.cuda.is_available() else 2048)
 
 
+PREPARING = timedelta(days=1)  # ranks wait so long for the first one to encode; in training the watchdog is shorter
 TRUE_FLOAT32 = 5e-6  # relative error of a product of 512: float32 stays below 1e-6, TF32 and bf16 are above 1e-4
+
+
+LATE = 124  # exit status of a run that its deadline stopped, as timeout(1) has it
 
 
 class Watchdog:
@@ -135,6 +167,7 @@ class Watchdog:
 
     def __init__(self, bound: float):
         self.bound, self._beat, self._done = bound, time.monotonic(), threading.Event()
+        self._patience = 1.25 if os.environ.get("RANK", "0") != "0" else 1.0  # the first rank speaks, if it still can
 
     def __enter__(self) -> "Watchdog":
         threading.Thread(target=self._watch, daemon=True).start()
@@ -149,7 +182,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._done.wait(min(5.0, self.bound / 4)):
-            if time.monotonic() - self._beat > self.bound:
+            if time.monotonic() - self._beat > self.bound * self._patience:
                 sys.stderr.write(
                     f"error: nothing moved for {self.bound:.0f} s: a rank or a data worker is stuck; the last checkpoint is kept\n"
                 )
@@ -158,12 +191,16 @@ class Watchdog:
 
 
 class Signals:
-    """SIGTERM, SIGINT, SIGHUP: remember, stop at the next step boundary. A second SIGINT stops at once."""
+    """SIGTERM, SIGINT, SIGHUP: within `held` remembered, to stop at the next step boundary; elsewhere the command stops.
+
+    A second SIGINT stops at once everywhere.
+    """
 
     CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}  # noqa: RUF012
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._held = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -176,13 +213,21 @@ class Signals:
             signal.signal(number, handler)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.received == signal.SIGINT:
-            raise KeyboardInterrupt
+        again = number == signal.SIGINT and self.received == signal.SIGINT
         self.received = number
+        if again or not self._held:
+            raise Interrupted(self.CODES[signal.Signals(number)])
 
-    def agreed(self, acc: Any) -> int | None:
-        """The signal that any rank received, the same answer on all."""
-        if acc.num_processes == 1:
-            return self.received
-        told = acc.reduce(torch.tensor([self.received or 0], device=acc.device), "sum")
-        return self.received or (int(signal.SIGTERM) if int(told) else None)
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What must come to its own end."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+
+    def agreed(self, acc: Any, late: bool = False) -> int:
+        """The exit status that a signal or the deadline asks for on any rank, the same answer on all; 0: go on."""
+        own = self.CODES[signal.Signals(self.received)] if self.received else LATE if late else 0
+        return own if acc.num_processes == 1 else int(acc.gather(torch.tensor([own], device=acc.device)).max())

@@ -37,6 +37,7 @@ class Prepared:
     rows: dict[str, Rows] = field(default_factory=dict)
     sources: dict[str, Any] = field(default_factory=dict)  # split -> data.Reader
     fingerprints: dict[str, str] = field(default_factory=dict)  # split -> text, tokenizer and options in one key
+    content: dict[str, str] = field(default_factory=dict)  # split -> text alone; "tokenizer" -> what decides its ids
 
 
 def open_split(recipe: Recipe, task: Task, options: Any, split: str) -> Any:
@@ -151,7 +152,9 @@ def encode_split(
         if error.errno is None:
             raise
         raise UserError(
-            f"cannot write to {folder}: {error.strerror}", hint="set data.cache_dir", where="data.cache_dir"
+            f"cannot write to {folder}: {error.strerror}",
+            hint="make room, or set data.cache_dir to another folder; what was encoded so far is kept",
+            where="data.cache_dir",
         ) from error
     if not len(found):
         raise UserError(
@@ -195,6 +198,7 @@ def prepare(
     accelerator: Any = None,
     trust_remote_code: bool = False,
     begun: Path | None = None,
+    kept: bool = False,
 ) -> Prepared:
     """Everything but the model. With several ranks the first one encodes, the others read what it wrote.
 
@@ -204,7 +208,8 @@ def prepare(
         reporter: told what is done.
         accelerator: accelerate's Accelerator, where there may be several ranks.
         trust_remote_code: whether code that comes with a checkpoint may run.
-        begun: folder of a run that keeps its tokenizer from its first start to its last.
+        begun: folder of a run, to which its tokenizer is saved.
+        kept: that run has trained: it keeps its tokenizer to its last start.
 
     Raises:
         UserError: whatever is wrong with task, data, tokenizer or configuration.
@@ -222,9 +227,11 @@ def prepare(
     first = accelerator is None or accelerator.is_main_process
     if not first:
         accelerator.wait_for_everyone()
-    prepared.tokenizer = load_tokenizer(recipe, model_type, task, options, reporter, trust_remote_code, begun)
-    if first and begun is not None and not (begun / "tokenizer_config.json").exists():
+    saved = begun if kept or not first else None  # by the first rank, where there are others
+    prepared.tokenizer = load_tokenizer(recipe, model_type, task, options, reporter, trust_remote_code, saved)
+    if begun is not None and saved is None:
         tokenizer.save(prepared.tokenizer, begun)
+    prepared.content["tokenizer"] = tokenizer.fingerprint(prepared.tokenizer)
     if not recipe.model.init:
         added = task.tokens(options, prepared.tokenizer)
         models.check_fit(config, prepared.tokenizer, getattr(options, "max_length", None), added)
@@ -234,11 +241,12 @@ def prepare(
             continue
         prepared.sources[split] = reader
         own = options if split == "train" else options.evaluating()
+        prepared.content[split] = reader.fingerprint()
         prepared.fingerprints[split] = fingerprint = store.key_of(
-            reader.fingerprint(),
+            prepared.content[split],
             recipe.task.name,
             own.model_dump(mode="json"),
-            tokenizer.fingerprint(prepared.tokenizer),
+            prepared.content["tokenizer"],
         )
         prepared.rows[split] = encode_split(recipe, task, own, prepared.tokenizer, reader, reporter, split, fingerprint)
         if first:

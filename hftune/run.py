@@ -1,8 +1,11 @@
 """From a recipe to a run, top to bottom. Read this second, after loop.py."""
 
 import math
+import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -11,6 +14,7 @@ import torch
 from accelerate import DistributedDataParallelKwargs
 
 from . import (
+    breakdown,
     card,
     checkpoint,
     evaluation,
@@ -27,22 +31,15 @@ from . import (
 )
 from . import task as tasks
 from .batching import Plan, evaluation_batches, generator
-from .errors import UserError
-from .files import read_json, write_json
-from .folder import METRICS, RunFolder, versions
+from .errors import Interrupted, UserError
+from .files import read_json, sync, write_json
+from .folder import METRICS, MODEL, RunFolder, versions
 from .loop import Job, Progress, Steps
 from .recipe import Recipe
 from .report import Reporter, duration
 
+SHOWN = "predictions/.validation.jsonl"  # under its own name when the run has finished
 SPIKE = 2.0  # a loss this many times the median of the lines before is worth a warning
-
-
-class Interrupted(Exception):
-    """The run stopped before its end, after saving; `code` is the exit status."""
-
-    def __init__(self, code: int):
-        super().__init__(f"interrupted ({code})")
-        self.code = code
 
 
 def train(
@@ -60,7 +57,8 @@ def train(
 
     Raises:
         UserError: something in the recipe, the data or the folder is wrong.
-        Interrupted: a signal or the deadline stopped it, after a checkpoint.
+        Interrupted: a signal or the deadline stopped it; in training after a checkpoint.
+        Breakdown: another process was killed or stuck, or memory ran out.
     """
     config = models.configuration(recipe.model, trust_remote_code)
     task = tasks.load(recipe.task.name)
@@ -69,17 +67,34 @@ def train(
     methods.check(recipe, task, config)
     accelerator = machine.accelerator(recipe.train)
     folder = RunFolder.claim(recipe, fresh=fresh, allow=allow, main=accelerator.is_main_process)
-    prepared = prepare.prepare(
-        recipe,
-        ["train", "validation"],
-        reporter,
-        accelerator=accelerator,
-        trust_remote_code=trust_remote_code,
-        begun=folder.path,
-    )
-    if "train" not in prepared.rows:
-        raise UserError("there is nothing to train on", hint="name it in data.train", where="data.train")
-    return Run(prepared.recipe, prepared, accelerator, folder, reporter, trust_remote_code).execute()
+    with machine.Signals() as signals, _ends(folder, reporter):
+        prepared = prepare.prepare(
+            recipe, ["train", "validation"], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code,
+            begun=folder.path, kept=folder.has_trained(),
+        )  # fmt: skip
+        if "train" not in prepared.rows:
+            raise UserError("there is nothing to train on", hint="name it in data.train", where="data.train")
+        folder.look()
+        return Run(
+            prepared.recipe, prepared, accelerator, folder, reporter, signals, allow, trust_remote_code
+        ).execute()
+
+
+@contextmanager
+def _ends(folder: RunFolder, reporter: Reporter) -> Iterator[None]:
+    """However the work ends, run.json says it; what broke it from outside becomes one line."""
+    try:
+        yield
+    except Interrupted:
+        folder.ended("interrupted")
+        reporter.say(f"stopped; the same command goes on from {checkpoint.latest(folder.checkpoints) or 'the start'}")
+        raise
+    except Exception as error:
+        folder.ended("failed")
+        told = breakdown.explain(error, str(folder.path), checkpoint.latest(folder.checkpoints), folder.needs)
+        if told is None:
+            raise
+        raise told from error
 
 
 @dataclass
@@ -91,8 +106,11 @@ class Run:
     accelerator: Any
     folder: RunFolder
     reporter: Reporter
+    signals: machine.Signals
+    allow: Sequence[str] = ()
     trust_remote_code: bool = False
     progress: Progress = field(default_factory=Progress)
+    code: int = 0  # exit status of what stopped it
     started: float = field(default_factory=time.monotonic)
     losses: list[float] = field(default_factory=list)  # of the last lines of the log
     measured: tuple[int, dict[str, Any]] = (-1, {})  # step of the last whole evaluation, and its figures
@@ -100,7 +118,8 @@ class Run:
     def execute(self) -> dict[str, Any]:
         """Build, resume, train, measure, save."""
         train, rows = self.recipe.train, self.prepared.rows
-        kernels = machine.choose_matmul(train.matmul) | machine.choose_attention(int(rows["train"].data.lengths.max()))
+        longest = int(rows["train"].data.lengths.max())
+        kernels = machine.choose_kernels(train.matmul, longest, self.folder.state, self.accelerator)
         built = prepare.build_model(self.prepared, trust_remote_code=self.trust_remote_code)
         self.reporter.say(f"model: {built.summary}")
         if self.prepared.task.verify:
@@ -130,30 +149,25 @@ class Run:
             self.recipe, total_steps=self.total, seed=train.seed, world_size=ranks, data=self.prepared.fingerprints, head=self.head,
             micro_batch_tokens=budget, precision=machine.precision(train), **kernels,
         )  # fmt: skip
-        checkpoint.ensure_space(self.folder.checkpoints, checkpoint.size_of(self.core, optimizer.optimizer))
-        with machine.Signals() as self.signals, machine.Watchdog(seconds(train.timeout) or math.inf) as self.watchdog:
-            job = Job(
-                self.accelerator, model, optimizer, schedule, steps, train, self.total, head=self.head, workers=self.recipe.data.num_workers,
-                before=self.method.before, log=self._log, evaluate=self._evaluate, save=self._save, stop=self._stop,
-                evaluate_every=every if "validation" in rows else 0, save_every=train.save_steps or every,
-            )  # fmt: skip
+        job = Job(
+            self.accelerator, model, optimizer, schedule, steps, train, self.total, head=self.head, workers=self.recipe.data.num_workers,
+            before=self.method.before, log=self._log, evaluate=self._evaluate, save=self._save, stop=self._stop,
+            evaluate_every=every if "validation" in rows else 0, save_every=train.save_steps or every,
+            keep_best=train.load_best_model_at_end,
+        )  # fmt: skip
+        self._ensure_space(job.save_every)
+        with machine.Watchdog(seconds(train.timeout) or math.inf) as self.watchdog:
             self.reporter.begin(self.total, self.progress.step)
             try:
-                reason = loop.train(job, self.progress)
-            except loop.NotFinite as error:
-                raise UserError(
-                    f"training broke down at {error}",
-                    hint="lower train.learning_rate or set train.on_nonfinite=skip; the last good checkpoint is kept",
-                ) from error
+                with self.signals.held():
+                    reason = "finished" if self._enough(self.progress) else loop.train(job, self.progress)
             finally:
                 self.reporter.end()
-                if self.folder.state.get("state") == "running":
-                    self.folder.set("failed", step=self.progress.step)
-        if reason != "finished":
-            self.folder.set("interrupted", step=self.progress.step, reason=reason)
-            self.reporter.say(f"stopped at step {self.progress.step} ({reason}); the same command goes on from there")
-            raise Interrupted(128 + self.signals.received if self.signals.received else 0)
-        return self._finish()
+            self.code = self.code or self.signals.agreed(self.accelerator)
+            if self.code:
+                self.folder.set("interrupted", step=self.progress.step, reason=reason)
+                raise Interrupted(self.code)
+            return self._finish()
 
     def _finished(self) -> bool:
         if self.folder.state.get("state") != "finished" or self.folder.state.get("step", 0) < self.total:
@@ -203,31 +217,59 @@ class Run:
         for line in passed:
             self.reporter.warn(line)
         if found is None:
+            if self.folder.state.get("state") == "finished":
+                raise UserError(
+                    f"{self.folder.path} is finished, and has no whole checkpoint to be extended from",
+                    hint="start over with --fresh, or choose another output.dir",
+                    where="output.dir",
+                )
+            if passed:
+                self.reporter.warn("no whole checkpoint is left: the run starts over")
             self.folder.forget_after(0)
             return
-        if found.manifest["data"] != self.prepared.fingerprints.get("train"):
-            raise UserError(
-                f"the training data of {self.folder.path} changed since step {found.step} was saved",
-                hint="put the data back, start over with --fresh, or choose another output.dir",
-                where="data.train",
-            )
-        here = self._facts()
-        changed = [k for k in ("versions", "world_size", "threads") if found.manifest.get(k) != here[k]]
-        if changed:
-            self.reporter.warn(
-                f"{' and '.join(changed)} changed since step {found.step}: the run goes on, but no longer bit for bit"
-            )
+        self._same_mathematics(found)
         self.progress = Progress(**found.load(self.core, self.optimizer.optimizer))
         self.method.resume(found.carried())
         self.folder.forget_after(found.step)
         self.reporter.say(f"going on from step {found.step} of {self.total}")
 
+    def _same_mathematics(self, found: checkpoint.Checkpoint) -> None:
+        """Refuse rows and tokens that are not those of the checkpoint, and say what will change the last bits."""
+        before, here = found.manifest, self._facts()
+        keys = {"train": "data.train", "validation": "data.validation", "tokenizer": "tokenizer"}
+        changed = [key for name, key in keys.items() if before["content"].get(name) != here["content"].get(name)]
+        if refused := [key for key in changed if key not in self.allow]:
+            raise UserError(
+                f"the content of {' and '.join(refused)} changed since step {found.step} was saved",
+                hint="put it back, start over with --fresh, or take the change with "
+                + " ".join(f"--allow {key}" for key in refused),
+                where=refused[0],
+            )
+        old, new = ({**facts, **facts["versions"]} for facts in (before, here))
+        told = [f"{k} {old.get(k)} -> {v}" for k, v in new.items() if isinstance(v, (str, int)) and old.get(k) != v]
+        if told:
+            self.reporter.warn(f"{', '.join(told)} since step {found.step}: the run goes on, but no longer bit for bit")
+
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint's manifest says besides its files."""
         return {
-            "data": self.prepared.fingerprints.get("train"), "versions": versions(),
-            "world_size": self.accelerator.num_processes, "threads": torch.get_num_threads(),
+            "content": self.prepared.content, "versions": versions(), "world_size": self.accelerator.num_processes,
+            "threads": torch.get_num_threads(), "precision": machine.precision(self.recipe.train),
         }  # fmt: skip
+
+    def _ensure_space(self, every: int) -> None:
+        """That the checkpoints which the run will keep at once, and its model, fit on the disk."""
+        train, here = self.recipe.train, self.folder.checkpoints
+        self.folder.needs = checkpoint.size_of(self.core, self.optimizer.optimizer)
+        ahead = math.ceil((self.total - self.progress.step) / every)
+        room = train.save_total_limit + 1 + train.load_best_model_at_end - len(list(here.glob("step-*")))
+        weights = sum(
+            p.numel() * p.element_size() for p in self.core.parameters() if p.requires_grad or not self.recipe.peft
+        )
+        if self.folder.main:
+            checkpoint.ensure_space(
+                here, min(ahead, max(1, room)) * self.folder.needs + weights, "checkpoints and model take"
+            )
 
     def _log(self, entry: dict[str, Any]) -> None:
         self.folder.log(entry)
@@ -267,13 +309,18 @@ class Run:
             progress.best, progress.best_step, progress.worse = value, progress.step, 0
         else:
             progress.worse += 1
-        return train.early_stopping_patience is not None and progress.worse >= train.early_stopping_patience
+        return self._enough(progress)
+
+    def _enough(self, progress: Progress) -> bool:
+        """Whether too many evaluations went by without a better figure."""
+        patience = self.recipe.train.early_stopping_patience
+        return patience is not None and progress.worse >= patience
 
     def _measure(self, step: int) -> dict[str, Any]:
         """All figures of the weights as they are, which are those after that step."""
-        path = self.folder.path / "predictions" / "validation.jsonl"
         figures = evaluation.evaluate(
-            self.core, self.prepared.rows["validation"], self.accelerator, self.recipe.eval, head=self.head, predictions=path
+            self.core, self.prepared.rows["validation"], self.accelerator, self.recipe.eval, head=self.head,
+            predictions=self.folder.path / SHOWN,
         )  # fmt: skip
         self.measured = step, figures
         return figures
@@ -287,40 +334,45 @@ class Run:
         )  # fmt: skip
 
     def _save(self, progress: Progress) -> None:
+        if not all(bool(torch.isfinite(p).all()) for p in self.core.parameters() if p.requires_grad):
+            raise loop.NotFinite(f"step {progress.step}: the optimizer made a weight that is not finite")
         if self.folder.main:
-            checkpoint.ensure_space(self.folder.checkpoints, checkpoint.size_of(self.core, self.optimizer.optimizer))
+            checkpoint.ensure_space(self.folder.checkpoints, self.folder.needs)
             checkpoint.save(
                 self.folder.checkpoints, progress.step, self.core, self.optimizer.optimizer, vars(progress), self._facts(), self.method.state()
             )  # fmt: skip
-            checkpoint.rotate(self.folder.checkpoints, self.recipe.train.save_total_limit, progress.best_step)
+            limit = self.recipe.train.save_total_limit
+            checkpoint.rotate(self.folder.checkpoints, limit, progress.best_step, progress.step)
         self.accelerator.wait_for_everyone()
 
     def _stop(self, progress: Progress) -> str | None:
+        """Why to stop after this step, the same on every rank."""
         self.watchdog.beat()
-        train = self.recipe.train
-        limit = seconds(train.max_time)
-        if number := self.signals.agreed(self.accelerator):
-            return f"signal {number}"
-        if limit is not None and time.monotonic() - self.started >= limit:
-            return f"max_time {train.max_time}"
-        return None
+        self.folder.state["step"] = progress.step
+        limit = seconds(self.recipe.train.max_time)
+        late = limit is not None and time.monotonic() - self.started >= limit
+        self.code = self.signals.agreed(self.accelerator, late and progress.step < self.total)
+        if self.code == machine.LATE:
+            return f"max_time {self.recipe.train.max_time}"
+        return f"signal {self.code - 128}" if self.code else None
+
+    def _load_best(self) -> int:
+        """Weights of the best evaluation instead of the last, where the recipe says so; the step that they are of."""
+        train, step = self.recipe.train, self.progress.best_step
+        if not train.load_best_model_at_end or step is None or step == self.progress.step:
+            return self.progress.step
+        best = checkpoint.examine(self.folder.checkpoints / f"step-{step}")
+        if not isinstance(best, checkpoint.Checkpoint):
+            self.reporter.warn(f"the best was step {step}, but {best}: the run ends with the last")
+            return self.progress.step
+        best.load(self.core, self.optimizer.optimizer)
+        self.method.resume(best.carried())
+        self.reporter.say(f"the best was step {step}: {train.metric_for_best_model} {self.progress.best:.4f}")
+        return step
 
     def _finish(self) -> dict[str, Any]:
-        """Final figures and the model in the run folder."""
-        train, rows, step = self.recipe.train, self.prepared.rows, self.progress.step
-        if train.load_best_model_at_end and self.progress.best_step not in (None, self.progress.step):
-            best = checkpoint.examine(self.folder.checkpoints / f"step-{self.progress.best_step}")
-            if isinstance(best, checkpoint.Checkpoint):
-                best.load(self.core, self.optimizer.optimizer)
-                self.method.resume(best.carried())
-                step = best.step
-                self.reporter.say(
-                    f"the best was step {best.step}: {train.metric_for_best_model} {self.progress.best:.4f}"
-                )
-        if self.folder.main:
-            self.core.save_pretrained(self.folder.path)  # beside the tokenizer, which lies there since the start
-            for name in getattr(self.core, "beside", ()):
-                tokenizer.save(self.prepared.tokenizer, self.folder.path / name)
+        """Final figures, then the model and all else that a finished run has, at once."""
+        rows, step = self.prepared.rows, self._load_best()
         figures: dict[str, Any] = {}
         if "validation" in rows:
             figures = self.measured[1] if self.measured[0] == step else self._measure(step)
@@ -332,24 +384,41 @@ class Run:
                     self.prepared.sources["validation"],
                     self.recipe.eval.limit,
                 )
-        if self.folder.main:
-            for figure in figures.values():
-                figure["split"] = "validation"
-            write_json(self.folder.path / METRICS, figures)
-        self.accelerator.wait_for_everyone()
         spent = self.progress.seconds
-        self.folder.set(
-            "finished", step=self.progress.step, tokens=self.progress.tokens, training_seconds=round(spent, 1)
-        )
-        if self.folder.main:
-            card.write(self.folder.path, self.recipe, self.prepared.model_type)
-            page.write(self.folder.path)
+        self.accelerator.wait_for_everyone()
+        with self.signals.held():
+            if self.folder.main:
+                self._write_model()
+                for figure in figures.values():
+                    figure["split"] = "validation"
+                if (shown := self.folder.path / SHOWN).exists():
+                    os.replace(shown, shown.with_name("validation.jsonl"))
+                write_json(self.folder.path / METRICS, figures)
+                card.write(self.folder.path, self.recipe, self.prepared.model_type)
+            facts = {"step": self.progress.step, "tokens": self.progress.tokens, "training_seconds": round(spent, 1)}
+            self.folder.set("finished", skipped_steps=self.progress.skipped, **facts)
+            if self.folder.main:
+                page.write(self.folder.path)
+            self.accelerator.wait_for_everyone()
         self.reporter.figures(f"{self.folder.path}, validation", figures)
         speed = self.progress.tokens / max(1e-9, spent)
         self.reporter.say(
             f"{self.progress.step} steps, {self.progress.tokens:,} tokens in {duration(spent)} ({speed:,.0f} tokens/s); model in {self.folder.path}"
         )
         return figures
+
+    def _write_model(self) -> None:
+        """Model files aside, then each in its place beside the tokenizer, which lies there since the start."""
+        aside = self.folder.path / f".{MODEL}"
+        self.core.save_pretrained(aside)
+        for name in getattr(self.core, "beside", ()):
+            tokenizer.save(self.prepared.tokenizer, aside / name)
+        for file in [file for file in aside.rglob("*") if file.is_file()]:
+            place = self.folder.path / file.relative_to(aside)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            sync(file)
+            os.replace(file, place)
+        shutil.rmtree(aside)
 
 
 def make_plan(recipe: Recipe, rows: loop.Rows) -> Plan:

@@ -23,6 +23,9 @@ def child(work: Callable[..., Any], *args: Any) -> int:
 
 
 def _guarded(work: Callable[..., Any], *args: Any) -> None:
+    from hftune import machine
+
+    machine._seconds = _untimed  # a busy machine must not choose other kernels, and so other bits, for another run
     try:
         work(*args)
     except SystemExit as stop:
@@ -32,6 +35,11 @@ def _guarded(work: Callable[..., Any], *args: Any) -> None:
         traceback.print_exc()
         os._exit(1)
     os._exit(0)
+
+
+def _untimed(work: Callable[[], Any]) -> float:
+    work()
+    return 1.0
 
 
 def ranks(number: int, work: Callable[..., Any], *args: Any) -> list[int]:
@@ -88,3 +96,27 @@ def train_and_die(source: dict[str, Any], step: int, number: int = signal.SIGKIL
 
     folder.RunFolder.log = deadly  # type: ignore[method-assign]
     train(source)
+
+
+def warm(source: dict[str, Any]) -> None:
+    """Import here what a run of a recipe imports late, so that children forked from here need not."""
+    import importlib
+    import json
+    import sys
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        listed = Path(folder) / "modules.json"
+
+        def work() -> None:
+            train({**source, "output": {"dir": str(Path(folder) / "run")}})
+            listed.write_text(json.dumps(sorted(sys.modules)), encoding="utf-8")
+
+        assert child(work) == 0
+        for name in json.loads(listed.read_text(encoding="utf-8")):
+            if name.startswith(("hftune", "transformers", "accelerate", "torch", "peft", "sklearn", "evaluate")):
+                try:
+                    importlib.import_module(name)
+                except Exception:  # modules that exist under another name, or only for a moment
+                    continue

@@ -90,7 +90,7 @@ def test_a_signal_stops_after_a_checkpoint(straight, tmp_path, number, status):
     again = {**source, "output": {"dir": str(tmp_path / "run")}}
 
     def work():
-        from hftune.run import Interrupted
+        from hftune.errors import Interrupted
 
         try:
             children.train_and_die(again, 3, number)

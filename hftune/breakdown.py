@@ -1,0 +1,52 @@
+"""What broke a run from outside, told in one line: the disk, the memory, another process."""
+
+import errno
+import os
+
+from .errors import Breakdown, UserError
+from .files import disk_is_full, mebibytes
+from .loop import NotFinite, memory_ran_out
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "recv failed")
+AGAIN = "the same command goes on from the last checkpoint"
+
+
+def explain(error: Exception, folder: str, last: str | None, needs: int = 0) -> UserError | None:
+    """The line for what went wrong in a run, or None where it is a fault of ours.
+
+    Args:
+        error: what was raised.
+        folder: the run's folder.
+        last: name of its last checkpoint.
+        needs: bytes of a checkpoint, where that is known.
+    """
+    kept = f"{last} is kept" if last else "there is no checkpoint yet"
+    if isinstance(error, UserError):
+        return None
+    if isinstance(error, NotFinite):
+        return UserError(
+            f"training broke down at {error}",
+            hint=f"lower train.learning_rate or set train.on_nonfinite=skip; the last good checkpoint is {last or 'none'}",
+        )
+    if disk_is_full(error):
+        room = f"make room (a checkpoint takes {mebibytes(needs)})" if needs else "make room"
+        return UserError(f"no space left on the disk; {kept}", hint=f"{room}; {AGAIN}", where=_path(error) or folder)
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO):
+        return UserError(f"{error.strerror}; {kept}", hint=AGAIN, where=_path(error) or folder)
+    if memory_ran_out(error):
+        return Breakdown(
+            f"memory ran out; {kept}",
+            hint="a smaller train.micro_batch_tokens (or eval.batch_tokens) needs less and changes no figure",
+        )
+    if "DataLoader worker" in str(error):
+        return Breakdown(
+            f"a data worker was killed, perhaps because memory ran out; {kept}",
+            hint=f"{AGAIN}; fewer data.num_workers need less memory",
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(text in str(error) for text in LOST):
+        return Breakdown(f"another rank is gone; {kept}", hint=AGAIN)
+    return None
+
+
+def _path(error: BaseException) -> str | None:
+    return str(error.filename) if isinstance(error, OSError) and error.filename else None
