@@ -155,8 +155,8 @@ class RunFolder:
                 where="output.dir",
             )
         if not folder.state:
+            folder.set("preparing")  # first of all: a folder without a state is not taken for a run's
             folder._write_recipe(wanted)
-            folder.set("preparing")
         return folder
 
     def _same_recipe(self, wanted: Recipe, allow: Sequence[str]) -> None:

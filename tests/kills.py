@@ -138,7 +138,19 @@ TOGETHER = [
     Point("to", r"run/config\.json$"),
     Point("to", r"metrics\.json$"),
 ]
-SOME = [PREPARING[2], SAVING[1], STEPS[0], SAVING[8], SAVING[11], SAVING[12], SAVING[13], STEPS[1], FINISHING[0]]
+SOME = [
+    PREPARING[0],
+    PREPARING[1],
+    PREPARING[2],
+    SAVING[1],
+    STEPS[0],
+    SAVING[8],
+    SAVING[11],
+    SAVING[12],
+    SAVING[13],
+    STEPS[1],
+    FINISHING[0],
+]
 
 
 def train(source: dict[str, Any], point: Point) -> None:

@@ -1,0 +1,503 @@
+"""What befalls a run: numbers that are not finite, memory, disks, workers, ranks; each told in one line, nothing lost."""
+
+import copy
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import children
+import kills
+import pytest
+import tiny
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+
+from hftune import breakdown, checkpoint, heads, loop, machine, optim, prepare, recipe
+from hftune.batching import Plan, generator
+from hftune.errors import Breakdown, Interrupted, UserError
+from hftune.loop import Job, Progress, Steps
+from hftune.report import Reporter
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, tokenizer_folder):
+    """Encoded rows, and a model without dropout: how rows are cut must not matter."""
+    source = tiny.mlm(tmp_path_factory.mktemp("made"))
+    source["tokenizer"] = {"path": str(tokenizer_folder)}
+    prepared = prepare.prepare(recipe.from_dict(source), ["train"], Reporter(silent=True))
+    model = prepare.build_model(prepared).model
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return prepared, model
+
+
+def work(made, total=4, budget=400, workers=0, **train):
+    """A job of a few steps, and what it logs."""
+    prepared, model = made
+    model, data = copy.deepcopy(model), prepared.rows["train"]
+    block = recipe.from_dict(
+        {**tiny_source(prepared), "train": {"batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, **train}}
+    ).train
+    optimizer = optim.optimizer(optim.groups(model, block), block)
+    steps = Steps(data, Plan(data.data.lengths, 0, 8), 0, budget, overhead=1 if budget < 10**6 else budget)
+    head = heads.choose_head(model, data.batch([0], [generator(0, 0)]), prepared.task, prepared.options)
+    log = []
+    return Job(Accelerator(cpu=True), model, optimizer, optim.schedule(optimizer, block, total), steps, block, total,
+               head=head, workers=workers, log=log.append), log  # fmt: skip
+
+
+def tiny_source(prepared):
+    return {"task": {"name": "mlm"}, "model": {"init": "bert"}, "data": {"train": "x"}, "output": {"dir": "x"}}
+
+
+def fail_once(monkeypatch, error, at):
+    """The step of that number fails the first time."""
+    step, seen = loop.train_step, []
+
+    def broken(*args, **more):
+        seen.append(None)
+        if len(seen) == at:
+            raise error
+        return step(*args, **more)
+
+    monkeypatch.setattr(loop, "train_step", broken)
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+def test_memory_running_out_halves_the_micro_batch_and_nothing_else(made, monkeypatch, error):
+    straight, _ = work(made)
+    assert loop.train(straight, Progress()) == "finished"
+    job, log = work(made)
+    fail_once(monkeypatch, error, 3)
+    assert loop.train(job, Progress()) == "finished"
+    assert job.steps.budget == 200
+    assert [e for e in log if "event" in e] == [{"event": "out of memory", "step": 3, "micro_batch_tokens": 200}]
+    for one, other in zip(straight.model.parameters(), job.model.parameters(), strict=True):
+        torch.testing.assert_close(other, one, atol=2e-6, rtol=0)
+
+
+def test_what_is_not_memory_is_not_hidden(made, monkeypatch):
+    job, _ = work(made)
+    fail_once(monkeypatch, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 2)
+    with pytest.raises(RuntimeError, match="mat1"):
+        loop.train(job, Progress())
+
+
+def test_memory_for_one_row_is_needed(made, monkeypatch):
+    job, _ = work(made, budget=8)
+    fail_once(monkeypatch, MemoryError(), 1)
+    with pytest.raises(MemoryError):
+        loop.train(job, Progress())
+
+
+def poison(monkeypatch, at, infinite_loss=False):
+    """A gradient, or only a loss, that is not finite in the step of that number."""
+    losses, seen = heads.losses, []
+
+    def poisoned(model, batch, *args, **more):
+        found = losses(model, batch, *args, **more)
+        seen.append(None)
+        if len(seen) == at:
+            for part in found.values():
+                part.total = (
+                    part.total.detach() * 0 + torch.inf + part.total if infinite_loss else part.total * torch.nan
+                )
+        return found
+
+    monkeypatch.setattr(heads, "losses", poisoned)
+
+
+@pytest.mark.parametrize("infinite_loss", [False, True])
+def test_a_loss_that_is_not_finite_stops_with_its_rows(made, monkeypatch, infinite_loss):
+    job, _ = work(made, budget=10**6)
+    poison(monkeypatch, 3, infinite_loss)
+    progress = Progress()
+    rows = job.steps[2].rows
+    before = None
+
+    def stop(p):
+        nonlocal before
+        before = [w.clone() for w in job.model.parameters()]
+
+    job.stop = stop
+    with pytest.raises(loop.NotFinite, match=rf"step 3: .*rows {rows[0]}, {rows[1]}, "):
+        loop.train(job, progress)
+    assert progress.step == 2
+    for one, other in zip(before, job.model.parameters(), strict=True):
+        assert torch.equal(one, other), "the optimizer did not move"
+
+
+def test_or_the_step_is_skipped_and_counted(made, monkeypatch):
+    job, log = work(made, budget=10**6, on_nonfinite="skip")
+    poison(monkeypatch, 3)
+    progress = Progress()
+    assert loop.train(job, progress) == "finished"
+    assert (progress.step, progress.skipped) == (4, 1)
+    (entry,) = [e for e in log if "event" in e]
+    assert entry["event"] == "skipped"
+    assert entry["rows"] == [int(row) for row in job.steps[2].rows]
+    assert all(torch.isfinite(p).all() for p in job.model.parameters())
+
+
+def test_a_killed_data_worker_is_told_in_one_line(made):
+    job, _ = work(made, total=400, workers=1)
+
+    def kill_worker(progress):
+        if progress.step == 1:
+            (worker,) = [p for p in torch.multiprocessing.active_children()]
+            os.kill(worker.pid, signal.SIGKILL)
+
+    job.stop = kill_worker
+    with pytest.raises(RuntimeError) as caught:
+        loop.train(job, Progress())
+    told = breakdown.explain(caught.value, "run", "step-1")
+    assert isinstance(told, Breakdown)
+    assert "a data worker was killed" in told.message
+    assert "step-1 is kept" in told.message
+
+
+def test_workers_leave_signals_to_the_run(made):
+    """Schedulers send SIGTERM to every process of a job; the run needs its workers until it has saved."""
+    job, _ = work(made, total=6, workers=1)
+
+    def ask(progress):
+        if progress.step == 1:
+            for worker in torch.multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGTERM)
+
+    job.stop = ask
+    progress = Progress()
+    assert loop.train(job, progress) == "finished"
+    assert progress.step == 6
+
+
+def test_a_spike_is_warned_of(tmp_path):
+    from hftune.run import Run
+
+    said = []
+
+    class Told(Reporter):
+        def warn(self, text):
+            said.append(text)
+
+    class Folder:
+        def log(self, entry):
+            pass
+
+    run = Run(None, None, None, Folder(), Told(silent=True), None)  # type: ignore[arg-type]
+    run.total = 30
+    for step in range(1, 21):
+        run._log({"step": step, "loss": 2.0 + 0.1 * (step % 3), "tokens_per_second": 1.0, "padding_fraction": 0.0})
+    assert not said
+    run._log({"step": 21, "loss": 9.0, "tokens_per_second": 1.0, "padding_fraction": 0.0})
+    assert said == ["step 21: the loss jumped from 2.1 to 9; is train.learning_rate too high?"]
+
+
+# ---------------------------------------------------------------------- checkpoints
+
+
+def some_checkpoints(folder, *steps):
+    model = torch.nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for step in steps:
+        checkpoint.save(folder, step, model, optimizer, {}, {})
+    return model, optimizer
+
+
+def left(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_rotation_counts_no_broken_checkpoint(tmp_path):
+    model, optimizer = some_checkpoints(tmp_path, 2, 4, 6)
+    (tmp_path / "step-6" / "model.safetensors").write_bytes(b"cut")
+    found, passed = checkpoint.newest(tmp_path)
+    assert found.step == 4
+    assert passed == ["passed over step-6: model.safetensors is missing or cut short"]
+    checkpoint.save(tmp_path, 5, model, optimizer, {}, {})
+    checkpoint.rotate(tmp_path, 1, None, 5)
+    assert left(tmp_path) == ["step-5"]
+
+
+def test_rotation_keeps_the_best_and_the_newest(tmp_path):
+    some_checkpoints(tmp_path, 1, 2, 3, 4)
+    checkpoint.rotate(tmp_path, 2, 1, 4)
+    assert left(tmp_path) == ["step-1", "step-3", "step-4"]
+
+
+def test_the_space_is_known_before(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 2**20))
+    checkpoint.ensure_space(tmp_path, 2**19)
+    with pytest.raises(UserError, match=r"a checkpoint takes 2.0 MiB, the disk of .* has 1.0 MiB left"):
+        checkpoint.ensure_space(tmp_path, 2**21)
+
+
+# ---------------------------------------------------------------------- whole runs
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory, tokenizer_folder):
+    """A recipe, all that a run of it imports late, and the folder of an uninterrupted one."""
+    path = tmp_path_factory.mktemp("source")
+    made = {**tiny.mlm(path, max_steps=6, save_steps=2, eval_steps=3), "tokenizer": {"path": str(tokenizer_folder)}}
+    children.warm(made)
+    assert children.child(children.train, made) == 0
+    return made
+
+
+def at(source, folder, **train):
+    return {**source, "output": {"dir": str(folder)}, "train": {**source["train"], **train}}
+
+
+def told(source, before=lambda: None, **more):
+    """What a run says to the command line, and its exit status."""
+
+    def run():
+        before()
+        try:
+            children.train(source, **more)
+        except UserError as error:
+            os.write(writer, str(error).encode())
+            raise SystemExit(error.status) from None
+        except Interrupted as stop:
+            raise SystemExit(stop.code) from None
+
+    reader, writer = os.pipe()
+    status = children.child(run)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        return status, said.read()
+
+
+def state(folder):
+    return json.loads((folder / "run.json").read_text())["state"]
+
+
+def assert_same(source, folder):
+    one, other = (load_file(f / "model.safetensors") for f in (source, folder))
+    for key, tensor in one.items():
+        assert torch.equal(other[key], tensor), key
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 3 MB, and how to fill it: a real one where this user may mount it, else a layer that says so."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(place)], capture_output=True, check=False
+    )
+    yield place, mounted.returncode == 0
+    if mounted.returncode == 0:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(place, real):
+    """From the second save on there is no room: half a checkpoint can be written, and nothing after."""
+    save, saves = checkpoint.save_file, []
+
+    def full(tensors, path):
+        saves.append(path)
+        if len(saves) == 3:
+            if real:
+                with (place / "ballast").open("wb", buffering=0) as file:
+                    while True:
+                        try:
+                            file.write(bytes(4096))
+                        except OSError:
+                            break
+            else:
+                raise OSError(28, "No space left on device", str(path))
+        save(tensors, path)
+
+    checkpoint.save_file = full
+    checkpoint.ensure_space = lambda *args: None  # another program took the room after it was measured
+
+
+@pytest.mark.parametrize("layer", [False, True])
+def test_a_full_disk_loses_no_checkpoint_and_the_run_goes_on(source, small_disk, layer):
+    place, real = small_disk
+    if not layer and not real:
+        pytest.skip("this user cannot mount a disk")
+    again = at(source, place / "run")
+    again["data"] = {**source["data"], "cache_dir": str(place / "cache")}
+    status, said = told(again, lambda: fill(place, real and not layer))
+    assert status == 2
+    assert "no space left on the disk while saving step 4, which takes 0." in said
+    assert "make room and start the same command again" in said
+    assert left(place / "run" / "checkpoints") == ["step-2"]
+    (place / "ballast").unlink(missing_ok=True)
+    assert told(again) == (0, "")
+    assert_same(source_folder(source), place / "run")
+
+
+def source_folder(source):
+    from pathlib import Path
+
+    return Path(source["output"]["dir"])
+
+
+def test_a_disk_that_is_too_small_is_refused_before_training(source, tmp_path):
+    def small():
+        shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10, 10, 2**18)
+
+    status, said = told(at(source, tmp_path / "run"), small)
+    assert status == 2
+    assert "checkpoints and model take" in said
+    assert "has 0.2 MiB left" in said or "has 0.3 MiB left" in said
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(source, tmp_path):
+    """Permissions do not bind root, who therefore becomes another user in the child."""
+    place = tmp_path / "mine"
+    place.mkdir(mode=0o500)
+
+    def other_user():
+        if os.getuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+
+    status, said = told(at(source, place / "run"), other_user)
+    assert status == 2
+    assert said.startswith(f"output.dir: cannot write to {place / 'run'}: Permission denied")
+
+
+def interrupt(number, point):
+    """The signal arrives where the run would have been killed."""
+
+    def before():
+        kill = os.kill
+        os.kill = lambda pid, sig: kill(pid, number if sig == signal.SIGKILL and pid == os.getpid() else sig)
+        point.arm()
+
+    return before
+
+
+FINISHED = ("model.safetensors", "config.json", "metrics.json", "README.md", "report.html", "predictions")
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "point"),
+    [
+        (signal.SIGTERM, 143, kills.Point("to", r"\.arrow$")),
+        (signal.SIGHUP, 129, kills.Point("half", r"run/tokenizer\.json$")),
+        (signal.SIGINT, 130, kills.Point("evaluated")),
+        (signal.SIGTERM, 143, kills.Point("half", r"optimizer\.safetensors", 3)),
+        (signal.SIGTERM, 143, kills.Point("evaluated", nth=3)),
+    ],
+    ids=["encoding", "tokenizer", "evaluation", "last save", "last evaluation"],
+)
+def test_a_signal_anywhere_stops_the_run_which_goes_on(source, tmp_path, number, status, point):
+    again = at(source, tmp_path / "run")
+    again["data"] = {**source["data"], "cache_dir": str(tmp_path / "cache")}
+    assert told(again, interrupt(number, point)) == (status, "")
+    assert state(tmp_path / "run") == "interrupted"
+    assert not [name for name in FINISHED if (tmp_path / "run" / name).exists()]
+    assert told(again) == (0, "")
+    assert_same(source_folder(source), tmp_path / "run")
+
+
+def test_a_signal_in_the_final_save_lets_it_end(source, tmp_path):
+    again = at(source, tmp_path / "run")
+    assert told(again, interrupt(signal.SIGTERM, kills.Point("to", r"metrics\.json$"))) == (0, "")
+    assert state(tmp_path / "run") == "finished"
+
+
+def test_a_second_sigint_stops_at_once():
+    with machine.Signals() as signals, signals.held():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.agreed(Accelerator(cpu=True)) == 130
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_deadline_stops_all_ranks_together(source, tmp_path):
+    again = at(source, tmp_path / "run", max_time="0s")
+
+    def work():
+        if os.environ["RANK"] == "1":
+            time.monotonic = lambda real=time.monotonic: real() - 10**6  # whose clock says it is early
+        try:
+            children.train(again)
+        except Interrupted as stop:
+            raise SystemExit(stop.code) from None
+
+    assert children.ranks(2, work) == [124, 124]
+    assert state(tmp_path / "run") == "interrupted"
+    assert left(tmp_path / "run" / "checkpoints") == ["step-1"]
+
+
+def test_one_process_then_two_then_one(source, tmp_path):
+    def stop_at(step):
+        def before():
+            log = loop.train
+
+            def short(job, progress):
+                job.total = step  # type: ignore[misc]
+                log(job, progress)
+                os._exit(9)
+
+            loop.train = short
+
+        before()
+        children.train(at(source, tmp_path / "run"))
+
+    assert children.child(stop_at, 2) == 9
+    assert children.ranks(2, stop_at, 4) == [9, 9]
+    assert told(at(source, tmp_path / "run")) == (0, "")
+    losses = [
+        [e["loss"] for e in map(json.loads, (folder / "log.jsonl").read_text().splitlines()) if "loss" in e]
+        for folder in (source_folder(source), tmp_path / "run")
+    ]
+    pairs = list(zip(*losses, strict=True))
+    assert len(pairs) == 6
+    assert [b for _, b in pairs] == [pytest.approx(a, rel=0.05) for a, _ in pairs], "the same rows, another dropout"
+
+
+def test_changed_content_is_refused_key_by_key(source, tmp_path):
+    rows = tmp_path / "text.jsonl"
+    shutil.copy(source["data"]["train"], rows)
+    again = at(source, tmp_path / "run")
+    again["data"] = {**source["data"], "train": str(rows)}
+    assert told(again, interrupt(signal.SIGTERM, kills.Point("step", nth=2))) == (143, "")
+    tiny.write_rows(rows, [json.loads(line) for line in rows.read_text().splitlines()][:-1])
+    status, said = told(again)
+    assert status == 2
+    assert (
+        "the content of data.train and data.validation changed since step 2" in said or "of data.train changed" in said
+    )
+    assert "--allow data.train" in said
+    assert told(again, allow=["data.train", "data.validation"]) == (0, "")
+
+
+def test_nothing_is_lost_by_another_recipe_before_the_first_checkpoint(source, tmp_path):
+    again = at(source, tmp_path / "run")
+    assert told(again, interrupt(signal.SIGTERM, kills.Point("to", r"run\.json$", 2))) == (143, "")
+    assert told(at(source, tmp_path / "run", learning_rate=2e-3, max_steps=2)) == (0, "")
+
+
+def test_the_kernels_of_a_run_stay():
+    alone = Accelerator(cpu=True)
+    for kept in ("flash", "math"):
+        found = machine.choose_kernels("auto", 16, {"matmul": "highest", "attention": kept}, alone)
+        assert (found["matmul"], found["attention"]) == ("highest", kept)
+        assert torch.backends.cuda.flash_sdp_enabled() == (kept == "flash")
+
+
+def test_a_killed_run_with_workers_leaves_its_folder_free(source, tmp_path):
+    again = at(source, tmp_path / "run")
+    again["data"] = {**source["data"], "num_workers": 1}
+    assert kills.start(again, kills.Point("step", nth=2), 1) == [-signal.SIGKILL]
+    assert told(again) == (0, "")
