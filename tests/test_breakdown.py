@@ -395,7 +395,7 @@ FINISHED = ("model.safetensors", "config.json", "metrics.json", "README.md", "re
         (signal.SIGHUP, 129, kills.Point("half", r"run/tokenizer\.json$")),
         (signal.SIGINT, 130, kills.Point("evaluated")),
         (signal.SIGTERM, 143, kills.Point("half", r"optimizer\.safetensors", 3)),
-        (signal.SIGTERM, 143, kills.Point("evaluated", nth=3)),
+        (signal.SIGTERM, 143, kills.Point("evaluated", nth=2)),
     ],
     ids=["encoding", "tokenizer", "evaluation", "last save", "last evaluation"],
 )
