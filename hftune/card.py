@@ -1,23 +1,25 @@
 """The model card: README.md of a run, with the metadata that the Hub reads."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .files import read_json
-from .folder import METRICS
-from .recipe import Recipe, dump
+from .folder import METRICS, RECIPE
+from .recipe import Recipe
 from .report import clean, duration
 
 LIBRARY = "transformers"
 
 
-def write(path: Path, recipe: Recipe, model_type: str) -> None:
+def write(path: Path, recipe: Recipe, model_type: str, named: Mapping[str, str] | None = None) -> None:
     """Write README.md from what the run folder says; a card that a person wrote is left alone.
 
     Args:
         path: the run folder.
         recipe: the recipe as resolved.
         model_type: name of the architecture.
+        named: by name of a set, the file of rows that are none of the recipe's.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -31,8 +33,9 @@ def write(path: Path, recipe: Recipe, model_type: str) -> None:
         EvalResult(
             task_type=recipe.task.name,
             dataset_type="local",
-            dataset_name=_measured_on(recipe, figure.get("split", "validation")) or sources or "unknown",
-            metric_type=name,
+            dataset_name=_measured_on(recipe, figure.get("split", "validation"), named or {}) or sources or "unknown",
+            dataset_split=figure.get("split"),
+            metric_type=name.removeprefix(f"{figure.get('split')}/"),
             metric_value=figure["value"],
         )
         for name, figure in shown.items()
@@ -65,7 +68,7 @@ def write(path: Path, recipe: Recipe, model_type: str) -> None:
         "## Training",
         f"{state.get('step', 0):,} steps, {state.get('tokens', 0):,} tokens in {spent} on {machine}.",
         "`hftune pretrain recipe.yaml` repeats it with this recipe:",
-        f"```yaml\n{dump(recipe)}```",
+        f"```yaml\n{(path / RECIPE).read_text(encoding='utf-8')}```",
     ]
     card.write_text("\n\n".join(text) + "\n", encoding="utf-8")
 
@@ -73,7 +76,9 @@ def write(path: Path, recipe: Recipe, model_type: str) -> None:
 MARK = "<!-- written by hftune; a card without this line is left alone -->"
 
 
-def _measured_on(recipe: Recipe, split: str) -> str:
+def _measured_on(recipe: Recipe, split: str, named: Mapping[str, str]) -> str:
+    if split in named:
+        return named[split]
     found = getattr(recipe.data, split) if split in ("train", "validation", "test") else None
     return ", ".join(source.path for source in found or [])
 

@@ -124,24 +124,55 @@ def finetune(
 @app.command(name="eval")
 def evaluate(
     run: Annotated[
-        str | None, typer.Argument(help="run folder or recipe; default: the newest run", show_default=False)
+        str | None,
+        typer.Argument(
+            help="run folder or recipe, default: the newest run; with --task or --recipe a model's folder or Hub id",
+            metavar="[RUN|MODEL]",
+            show_default=False,
+        ),
     ] = None,
-    overrides: Overrides = None,
-    metric: Annotated[
-        list[str] | None, typer.Option("--metric", "-m", help="metric to report; may be repeated", show_default=False)
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="settings that override the recipe's, e.g. task.length_penalty=0.8 or data.columns.text=body",
+            metavar="[KEY=VALUE]...",
+            show_default=False,
+        ),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", help="of a plain model: its task, with --data", show_default=False)
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="of a plain model: recipe with its task and rows", show_default=False),
+    ] = None,
+    rows: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data", help="rows instead of the recipe's; of several sets each as NAME=PATH", show_default=False
+        ),
     ] = None,
     split: Annotated[
         str | None,
         typer.Option("--split", help="test, validation or train; default: test where there is one", show_default=False),
     ] = None,
     limit: Limit = None,
+    metric: Annotated[
+        list[str] | None, typer.Option("--metric", "-m", help="metric to report; may be repeated", show_default=False)
+    ] = None,
+    baseline: Annotated[bool, typer.Option("--baseline", help="beside each figure that of a trivial method")] = False,
+    num_beams: Annotated[
+        int | None, typer.Option("--num-beams", help="decode by beam search; 1: greedily", show_default=False)
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", help="most tokens of a generated text", show_default=False)
+    ] = None,
     batch_tokens: Annotated[
         int | None, typer.Option("--batch-tokens", help="padded tokens at once; changes no figure", show_default=False)
     ] = None,
-    baseline: Annotated[bool, typer.Option("--baseline", help="beside each figure that of a trivial method")] = False,
     predictions: Annotated[
         str | None,
-        typer.Option("--predictions", help="instead of a run: a file of texts, one a line", show_default=False),
+        typer.Option("--predictions", help="instead of a model: a file of texts, one a line", show_default=False),
     ] = None,
     references: Annotated[
         list[str] | None,
@@ -149,21 +180,35 @@ def evaluate(
             "--references", help="with --predictions: a file of references; may be repeated", show_default=False
         ),
     ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="folder of the results; default: the run's own", show_default=False),
+    ] = None,
     processes: Processes = 1,
     as_json: Json = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Measure a run, or one file of texts, with intervals.
+    """Measure a run, a model or a file of texts, with intervals.
 
-    A run is measured on its test rows, a file of texts against files of references.
+    A run is measured on its test rows, a plain model by --task and --data or by --recipe, a file of texts
+    (--predictions) against files of references.
     """
     from . import commands
 
     if predictions is not None or references:
-        return commands.evaluate_files(run, predictions, references or [], metric, as_json)
-    commands.evaluate(
-        run, overrides or [], metric, split, limit, batch_tokens, baseline, processes, as_json, trust_remote_code
-    )
+        others = {
+            "--task": task, "--recipe": recipe, "--data": rows, "--split": split, "--limit": limit, "--baseline": baseline,
+            "--num-beams": num_beams, "--max-new-tokens": max_new_tokens, "--batch-tokens": batch_tokens, "--output": output,
+            "--processes": processes != 1, "--trust-remote-code": trust_remote_code, "a run": run,
+        }  # fmt: skip
+        return commands.evaluate_files(predictions, references or [], metric, others, as_json)
+    if run is not None and "=" in run and not Path(run).exists():
+        overrides, run = [run, *(overrides or [])], None
+    asked = {"by": recipe, "task": task, "data": rows or [], "split": split, "output": output}
+    settings = {"limit": limit, "batch_tokens": batch_tokens, "metrics": metric or None}
+    decoding = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
+    commands.evaluate(run, overrides or [], asked, settings, decoding, baseline, processes, as_json, trust_remote_code)
+    return None
 
 
 @app.command()

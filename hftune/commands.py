@@ -14,16 +14,6 @@ from .recipe import Recipe
 from .report import Reporter, duration
 
 
-def _path(name: str) -> Path:
-    """A recipe by its file, a run's recipe by its folder, or a shipped one by its name."""
-    path = Path(name)
-    if path.is_dir() and is_run(path):
-        return path / RECIPE
-    if path.exists() or (path.suffix in {".yaml", ".yml"} and path.parent.is_dir()):
-        return path
-    return shipped.find(name)
-
-
 def recipe_source(name: str | None, given: dict[str, str | None], output: str | None) -> Any:
     """A recipe's file, or for `finetune` without one the recipe that its options come to.
 
@@ -57,7 +47,11 @@ def recipe_source(name: str | None, given: dict[str, str | None], output: str | 
 def load_recipe(source: Any, overrides: Sequence[str], output: str | None = None) -> Recipe:
     """A recipe from a file, a name, a run or a dict, with overrides."""
     changes = [*overrides, *([f"output.dir={json.dumps(output)}"] if output else [])]
-    return recipes.from_dict(source, changes) if isinstance(source, dict) else recipes.load(_path(source), changes)
+    return (
+        recipes.from_dict(source, changes)
+        if isinstance(source, dict)
+        else recipes.load(shipped.locate(source), changes)
+    )
 
 
 def train(
@@ -106,48 +100,46 @@ def _launch(processes: int, restarts: int = 0) -> None:
 def evaluate(
     name: str | None,
     overrides: Sequence[str],
-    metric: Sequence[str] | None,
-    split: str | None,
-    limit: int | None,
-    batch_tokens: int | None,
+    asked: dict[str, Any],
+    settings: dict[str, Any],
+    decoding: dict[str, Any],
     baseline: bool,
     processes: int,
     as_json: bool,
     trust_remote_code: bool,
 ) -> None:
-    """`hftune eval`."""
-    if name is not None and "=" in name and not Path(name).exists():
-        overrides, name = [name, *overrides], None
-    path = Path(name) if name else newest()
-    if name and not path.is_dir():
-        path = Path(load_recipe(name, []).output.dir)
-    if not is_run(path):
-        raise UserError(f"{path} holds no run", hint="give a run folder, or train first: hftune pretrain RECIPE")
-    changes = [
-        f"eval.{key}={value}" for key, value in (("limit", limit), ("batch_tokens", batch_tokens)) if value is not None
-    ]
-    changes += [f"eval.metrics=[{', '.join(metric)}]"] if metric else []
-    recipe = recipes.load(path / RECIPE, [*overrides, *changes])
+    """`hftune eval` of a model; `asked` goes to subject.find, `settings` to the block `eval`, `decoding` to `task`."""
+    from . import subject
+
+    changes = [f"eval.{key}={json.dumps(value)}" for key, value in settings.items() if value is not None]
+    found = subject.find(name, [*overrides, *changes], **asked)
+    if how := _task_settings(decoding):
+        if "num_beams" not in type(found.recipe.task.options).model_fields:
+            raise UserError(f"the task {found.recipe.task.name} writes no text, so nothing is decoded")
+        found = subject.find(name, [*overrides, *changes, *how], **asked)
+    found.rows()
     _launch(processes)
     from . import measure
 
     reporter = Reporter(as_json, silent=_rank() > 0)
-    reporter.json(
-        measure.evaluate_run(path, recipe, split, reporter, baseline=baseline, trust_remote_code=trust_remote_code)
-    )
+    reporter.json(measure.evaluate(found, reporter, baseline=baseline, trust_remote_code=trust_remote_code))
 
 
 def evaluate_files(
-    run: str | None, predictions: str | None, references: Sequence[str], metric: Sequence[str] | None, as_json: bool
+    predictions: str | None,
+    references: Sequence[str],
+    metric: Sequence[str] | None,
+    others: dict[str, Any],
+    as_json: bool,
 ) -> None:
-    """`hftune eval --predictions FILE --references FILE`."""
+    """`hftune eval --predictions FILE --references FILE`; `others` are words that mean nothing with them."""
     from . import judging
 
-    if run is not None or predictions is None or not references:
-        raise UserError(
-            "--predictions and --references go together, without a run",
-            hint="hftune eval --predictions FILE --references FILE [--references FILE]",
-        )
+    hint = "hftune eval --predictions FILE --references FILE [--references FILE]"
+    if given := [word for word, value in others.items() if value]:
+        raise UserError(f"{', '.join(given)} and two files do not go together", hint=hint)
+    if predictions is None or not references:
+        raise UserError("--predictions and --references go together", hint=hint)
     reporter = Reporter(as_json)
     reporter.json(judging.files(predictions, references, metric, reporter))
 
@@ -208,14 +200,7 @@ def generate(
     path = Path(name)
     if not is_run(path):
         raise UserError(f"{path} holds no run", hint="give the folder of a finished run")
-    given, drawn = ({k: v for k, v in options.items() if v is not None} for options in (given, drawn))
-    if sample or drawn:
-        given |= {"do_sample": True, "num_beams": 1, "length_penalty": 1.0, "early_stopping": False, **given, **drawn}
-    elif "num_beams" in given:
-        given |= {"do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 0}
-    recipe = recipes.load(
-        path / RECIPE, [*overrides, *(f"task.{key}={json.dumps(value)}" for key, value in given.items())]
-    )
+    recipe = recipes.load(path / RECIPE, [*overrides, *_task_settings(given, drawn, sample)])
     text = _standard_input() if prompt == "-" else prompt
     from . import generation
     from .report import clean
@@ -237,6 +222,17 @@ def generate(
         return Reporter(True).json({"prompt": text, "texts": texts})
     sys.stdout.write("\n")
     return None
+
+
+def _task_settings(given: dict[str, Any], drawn: dict[str, Any] | None = None, sample: bool = False) -> list[str]:
+    """Options of decoding as overrides; those that the recipe had set for another way of decoding are set back."""
+    given, drawn = ({k: v for k, v in options.items() if v is not None} for options in (given, drawn or {}))
+    if sample or drawn:
+        given |= {"do_sample": True, "num_beams": 1, "length_penalty": 1.0, "early_stopping": False, **given, **drawn}
+    elif "num_beams" in given:
+        given |= {"do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 0}
+        given |= {"length_penalty": 1.0, "early_stopping": False} if given["num_beams"] == 1 else {}
+    return [f"task.{key}={json.dumps(value)}" for key, value in given.items()]
 
 
 def _standard_input() -> str:

@@ -68,6 +68,8 @@ def _metrics(recipe: Recipe, task: Task) -> Iterator[UserError]:
 def _scores(metric: Any, kind: str) -> bool:
     from .metrics.rows import checked
 
+    if "text" in metric.inputs and kind not in ("text", "spans"):
+        return False  # a label is a string too, and none that could be right in part
     prediction, reference = EXAMPLES[kind]
     scores = [{"a": 0.9, "b": 0.1}] if kind in ("label", "labels") else None
     try:
@@ -163,3 +165,20 @@ def _unwritable(path: Path, where: str) -> UserError | None:
         return None
     why = f"{there} may not be written to" if there.is_dir() else f"{there} is a file"
     return UserError(f"cannot write to {path}: {why}", hint=f"choose another folder with {where}=DIR", where=where)
+
+
+def measuring(recipe: Recipe, task: Task) -> list[UserError]:
+    """All that is wrong with the metrics asked for, for whoever only measures."""
+    faults = list(_metrics(recipe, task))
+    if not has_vocabulary(recipe, task):
+        nll = [name for name in recipe.eval.metrics or [] if not faults and "nll" in metrics.describe(name)["inputs"]]
+        faults += [
+            UserError(f"the task {recipe.task.name} has no {name}", hint="leave it out", where="eval.metrics")
+            for name in nll
+        ]
+    return faults
+
+
+def has_vocabulary(recipe: Recipe, task: Task) -> bool:
+    """Whether the task's loss is over a vocabulary, so that its evaluation gives a perplexity."""
+    return "LM" in task.head or "perplexity" in task.metrics(recipe.task.options)

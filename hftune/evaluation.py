@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import batching, heads, language, loop, metrics
+from . import batching, byrow, heads, language, loop, metrics
+from .files import read_lines
 from .loop import Rows
 from .schema import Eval
 from .task import Task
@@ -100,13 +101,6 @@ def combined(
         yield task.combine(group, options)
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a predictions file."""
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
-
-
 def evaluate(
     model: torch.nn.Module,
     rows: Rows,
@@ -152,9 +146,16 @@ def evaluate(
     if rows.task.predict is not None and predictions is not None:
         limit = language.first_rows(rows, settings.limit)
         stream_predictions(model, rows, accelerator, predictions, budget=settings.batch_tokens, limit=limit)
-        names = settings.metrics if settings.metrics is not None else rows.task.metrics(rows.options)
+        names = of_answers(settings.metrics if settings.metrics is not None else rows.task.metrics(rows.options))
         figures.update(score_file(predictions, names, settings, intervals))
+        if intervals and accelerator.is_main_process:
+            byrow.add(predictions, names)
     return figures
+
+
+def of_answers(names: Iterable[str]) -> list[str]:
+    """The metrics that score what a model answers; the others are of its losses."""
+    return [name for name in names if "nll" not in metrics.describe(name)["inputs"]]
 
 
 def score_file(
@@ -193,7 +194,7 @@ def add_baseline(
         What the method is.
     """
     assert task.baseline is not None
-    names = settings.metrics if settings.metrics is not None else task.metrics(options)
+    names = of_answers(settings.metrics if settings.metrics is not None else task.metrics(options))
     answers = task.baseline(sources, list(islice(rows, settings.limit)), options)
     for name, figure in score_file(path, names, settings, True, answers).items():
         if name in figures:

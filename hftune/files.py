@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +46,10 @@ def disk_is_full(error: BaseException) -> bool:
 def mebibytes(size: float) -> str:
     """Bytes as a person reads them."""
     return f"{size / 2**20:,.1f} MiB" if size < 100 * 2**20 else f"{size / 2**20:,.0f} MiB"
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file of JSON lines, such as one of predictions."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)

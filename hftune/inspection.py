@@ -17,6 +17,7 @@ from .errors import Faults, UserError
 from .files import read_json, write_json
 from .findings import Findings
 from .folder import STATE, RunFolder, versions
+from .leaks import seen_in_training, text_columns
 from .look import Look, look
 from .recipe import Recipe
 
@@ -164,18 +165,9 @@ def leaks(recipe: Recipe) -> dict[str, str]:
     Raises:
         UserError: a row cannot be read.
     """
-    from .overlap import overlap
-
-    task = tasks.load(recipe.task.name).under(recipe.task.options)
-    columns = task.text_columns(recipe.task.options)
-    readers = {
-        split: data.open_split(recipe.data, split, text_columns=columns) for split in ("train", "validation", "test")
-    }
-    train, found = readers.pop("train"), {}
-    for split, reader in readers.items():
-        if train is not None and reader is not None:
-            counts = overlap(train, reader, columns)
-            found[f"{split} rows that occur in training"] = (
-                f"{counts['exact']} of {counts['rows']} exactly, {counts['ngram13']} share 13 words in a row"
-            )
+    found, columns = {}, text_columns(recipe)
+    for split in ("validation", "test"):
+        reader = data.open_split(recipe.data, split, text_columns=columns)
+        if reader is not None and (told := seen_in_training(recipe, reader, None)):
+            found[f"{split} rows that occur in training"] = told
     return found

@@ -6,8 +6,8 @@ from typing import Any
 
 from . import metrics, recipe
 from .errors import UserError
-from .evaluation import read_lines
-from .folder import RECIPE, is_run
+from .files import read_lines
+from .folder import RECIPE
 from .report import Reporter
 
 NLL = "nll"  # a line that has it is of a document, see language.write
@@ -62,8 +62,8 @@ def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, report
     lines: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         file = Path(run) / "predictions" / f"{split}.jsonl"
-        if not is_run(Path(run)):
-            raise UserError(f"{run} holds no run", hint="give run folders", where=run)
+        if not (Path(run) / RECIPE).is_file():
+            raise UserError(f"{run} holds neither a run nor results of hftune eval", hint="give such folders")
         if not file.is_file():
             raise UserError(
                 f"{run} was not scored on {split}", hint=f"hftune eval {run} --split {split}", where=str(file)

@@ -1,38 +1,48 @@
-"""A finished run at work: evaluation on its test rows, and predictions of new ones."""
+"""A finished run at work: evaluation on its test rows (or of a plain model on given ones), predictions of new ones."""
 
 import json
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import count, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, cast
 
 import torch
 
-from . import adapters, batching, card, data, evaluation, floors, heads, hub, machine, models, prepare, store, tokenizer
+from . import (
+    adapters,
+    batching,
+    byrow,
+    card,
+    consistency,
+    data,
+    evaluation,
+    floors,
+    heads,
+    hub,
+    leaks,
+    machine,
+    models,
+    prepare,
+    store,
+    tokenizer,
+)
+from . import subject as subjects
 from . import task as tasks
-from .errors import UserError
+from .errors import Faults, UserError
 from .files import write_json
-from .folder import METRICS
+from .folder import METRICS, RECIPE
 from .loop import Rows
-from .recipe import Recipe
+from .recipe import Recipe, dump
 from .report import Reporter
-from .schema import Data, Model, Tokenizer
+from .schema import Data
+from .subject import Subject
 from .task import Options
 
 BATCH = 512  # rows that `predict` reads ahead, to sort them by length
-
-
-def trained(path: Path, recipe: Recipe) -> Recipe:
-    """The recipe of a run with the run itself as model and tokenizer."""
-    adapted = hub.adapter(str(path))
-    if not adapted and not (path / "config.json").exists():
-        raise UserError(
-            f"{path} is not finished: it has no model yet", hint="start its command again: it goes on where it stopped"
-        )
-    model = Model(path=str(path), attention=recipe.model.attention, config=recipe.model.config if adapted else {})
-    return recipe.model_copy(update={"model": model, "tokenizer": Tokenizer()})
 
 
 def evaluate_run(
@@ -44,56 +54,157 @@ def evaluate_run(
     baseline: bool = False,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Figures of a run on a split (default: test where there is one, else validation), kept in its metrics.json.
+    """Figures of a run on a split (default: test where there is one, else validation), kept in its folder."""
+    subject = Subject(str(path), recipe, place=path, asked=split)
+    return evaluate(subject, reporter, baseline=baseline, trust_remote_code=trust_remote_code)
+
+
+def evaluate(
+    subject: Subject, reporter: Reporter, *, baseline: bool = False, trust_remote_code: bool = False
+) -> dict[str, Any]:
+    """Figures of a model on each set of rows, kept in the subject's place.
 
     With `baseline`, beside each figure the one that a trivial method reaches which has seen the training rows.
+
+    Raises:
+        UserError: whatever is wrong with rows, metrics or model; but for its weights found before they are read.
     """
-    accelerator = machine.accelerator(recipe.train)
-    machine.choose_matmul(recipe.train.matmul)
-    split = split or ("test" if recipe.data.test else "validation")
-    prepared = prepare.prepare(
-        trained(path, recipe), [split], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code
-    )
-    if split not in prepared.rows:
-        raise UserError(f"the recipe has no {split} rows", hint=f"give them: data.{split}=FILE", where=f"data.{split}")
-    model = prepare.build_model(prepared, trust_remote_code=trust_remote_code).model.to(accelerator.device)
-    rows = prepared.rows[split]
-    sample = {k: v.to(accelerator.device) for k, v in rows.batch([0], [batching.generator(0, 0)]).items()}
-    with accelerator.autocast():
-        head = heads.choose_head(model, sample, prepared.task, prepared.options)
-    figures = evaluation.evaluate(
-        model, rows, accelerator, recipe.eval, head=head, predictions=path / "predictions" / f"{split}.jsonl"
-    )
+    own = _told_by_model(subject, trust_remote_code) if subject.plain else subject.own
+    if subject.place is not None:
+        _check_writable(subject.place)
+    task = tasks.load(own.task.name).under(own.task.options)
+    if faults := consistency.measuring(own, task):
+        raise faults[0] if len(faults) == 1 else Faults(faults)
     if baseline:
-        reporter.say(f"baseline: {_baseline(path, recipe, prepared, split, figures, reporter)}")
-    if accelerator.is_main_process:
-        for figure in figures.values():
-            figure["split"] = split
-        write_json(path / METRICS, figures)
-        card.write(path, recipe, prepared.model_type)
-    reporter.figures(f"{path}, {split}", figures)
+        _check_baseline(subject.recipe, task)
+    accelerator = machine.accelerator(own.train)
+    machine.choose_matmul(own.train.matmul)
+    prepared = []
+    for rows in subject.rows():
+        one = own.model_copy(update={"data": rows.data})
+        prepared.append(
+            (rows, prepare.prepare(one, [rows.split], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code))
+        )  # fmt: skip
+    _, first = prepared[0]
+    built = prepare.build_model(first, trust_remote_code=trust_remote_code)
+    if subject.plain:
+        _check_trained(subject.path, built, own.task.name)
+    model = built.model.to(accelerator.device)
+    figures: dict[str, Any] = {}
+    with ExitStack() as stack:
+        place = subject.place or _scratch(accelerator, stack)
+        for rows, ready in prepared:
+            found = _measure(subject, rows, ready, model, accelerator, place, reporter, baseline)
+            figures.update({f"{rows.prefix}{name}": figure for name, figure in found.items()})
+        accelerator.wait_for_everyone()
+    if subject.place is not None and accelerator.is_main_process:
+        _keep(subject, subject.place, figures, first)
     return figures
 
 
+def _scratch(accelerator: Any, stack: ExitStack) -> Path:
+    """A folder, the same for all ranks, that is gone when the stack is left."""
+    from accelerate.utils import broadcast_object_list
+
+    folder = [""]
+    if accelerator.is_main_process:
+        folder = [stack.enter_context(TemporaryDirectory(prefix="hftune-"))]
+    return Path(broadcast_object_list(folder)[0])
+
+
+def _told_by_model(subject: Subject, trust_remote_code: bool) -> Recipe:
+    """The recipe for a plain model, with what the task reads from the model's configuration."""
+    own = subject.own
+    config = models.configuration(own.model, trust_remote_code)
+    options = tasks.load(own.task.name).known(own.task.options, config)
+    return own.model_copy(update={"task": own.task.model_copy(update={"options": options})})
+
+
+def _check_writable(place: Path) -> None:
+    try:
+        (place / subjects.PREDICTIONS).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=place / subjects.PREDICTIONS):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {place}: {error.strerror}", hint="keep the results elsewhere: --output DIR"
+        ) from error
+
+
+def _check_trained(path: str, built: models.Built, task: str) -> None:
+    """That no weight of the model is new: a figure of random weights says nothing of the model."""
+    new = built.new & {name for name, _ in built.model.named_parameters()}
+    if new and not hub.adapter(path):
+        raise UserError(
+            f"{path} was not trained for the task {task}: it has no weights for {models.tops(new)}",
+            hint=f"measure a model that was, or train it: hftune finetune --task {task} --model {path} --train FILE",
+        )
+
+
+def _measure(
+    subject: Subject,
+    rows: subjects.Rows,
+    prepared: prepare.Prepared,
+    model: Any,
+    accelerator: Any,
+    place: Path,
+    reporter: Reporter,
+    baseline: bool,
+) -> dict[str, Any]:
+    """Figures on one set of rows; its predictions go to `place`."""
+    found, settings = prepared.rows[rows.split], subject.recipe.eval
+    file = place / subjects.PREDICTIONS / f"{rows.name}.jsonl"
+    sample = {k: v.to(accelerator.device) for k, v in found.batch([0], [batching.generator(0, 0)]).items()}
+    with accelerator.autocast():
+        head = heads.choose_head(model, sample, prepared.task, prepared.options)
+    figures = evaluation.evaluate(model, found, accelerator, settings, head=head, predictions=file)
+    if baseline:
+        reporter.say(f"baseline: {_baseline(subject, rows, prepared, file, figures, reporter)}")
+    for figure in figures.values():
+        figure["split"] = rows.name
+    reporter.figures(f"{subject.path}, {rows.name}", figures)
+    if accelerator.is_main_process:
+        byrow.show(file, reporter)
+        if rows.split != "train":
+            _tell_overlap(subject.recipe, rows.name, prepared.sources[rows.split], reporter)
+    return figures
+
+
+def _tell_overlap(recipe: Recipe, name: str, rows: Any, reporter: Reporter) -> None:
+    """One line, where the recipe has training rows: how many rows occur among them."""
+    try:
+        told = leaks.seen_in_training(recipe, islice(rows, recipe.eval.limit))
+    except UserError as error:
+        told = f"not known, since the training rows cannot be read ({error.where}: {error.message})"
+    if told:
+        reporter.say(f"{name} rows that occur in training: {told}")
+
+
+def _keep(subject: Subject, place: Path, figures: dict[str, Any], prepared: prepare.Prepared) -> None:
+    """Write the figures, with them the card of a run, or beside them the recipe that gave them."""
+    write_json(place / METRICS, figures)
+    if place == Path(subject.path):
+        card.write(place, subject.recipe, prepared.model_type, {name or "test": file for name, file in subject.named})
+    else:
+        (place / RECIPE).write_text(dump(prepared.recipe), encoding="utf-8")
+
+
 def _baseline(
-    path: Path, recipe: Recipe, prepared: prepare.Prepared, split: str, figures: dict[str, Any], reporter: Reporter
+    subject: Subject,
+    rows: subjects.Rows,
+    prepared: prepare.Prepared,
+    file: Path,
+    figures: dict[str, Any],
+    reporter: Reporter,
 ) -> str:
     """Add the task's trivial floor to the figures; returns what it is."""
-    task, options = prepared.task, prepared.options
-    train = prepare.open_split(recipe, task, options, "train")
-    if train is None:
-        raise UserError("a baseline needs the training rows", hint="name them: data.train=FILE", where="data.train")
+    task, options, settings = prepared.task, prepared.options, subject.recipe.eval
+    recipe = prepared.recipe.model_copy(update={"data": subject.recipe.data})
     if task.baseline is not None:
-        predictions = path / "predictions" / f"{split}.jsonl"
-        return evaluation.add_baseline(figures, task, options, recipe.eval, predictions, train, prepared.sources[split])
-    if "perplexity" not in figures:
-        raise UserError(
-            f"the task {recipe.task.name} has no trivial method to compare with",
-            hint="leave out --baseline",
-            where="task.name",
-        )
-    seen = prepare.prepare(prepared.recipe, ["train"], reporter).rows["train"]
-    found = floors.language(figures, seen, prepared.rows[split], prepared.sources[split], recipe.eval.limit)
+        train = _training_rows(prepare.open_split(recipe, task, options, "train"))
+        return evaluation.add_baseline(figures, task, options, settings, file, train, prepared.sources[rows.split])
+    seen = prepare.prepare(recipe, ["train"], reporter).rows["train"]
+    found = floors.language(figures, seen, prepared.rows[rows.split], prepared.sources[rows.split], settings.limit)
     loss = found["unigram_loss"]["value"]
     beside = {floors.loss_name(figures, seen): loss, "perplexity": math.exp(loss)}
     if "unigram_bits_per_byte" in found:
@@ -102,6 +213,29 @@ def _baseline(
         figures[name]["baseline"] = {"value": value}
     figures |= {name: figure for name, figure in found.items() if not name.startswith("unigram")}
     return "the training targets' own frequencies"
+
+
+def _check_baseline(recipe: Recipe, task: tasks.Task) -> None:
+    """That there is a trivial method, and the training rows of one that always needs them."""
+    if task.baseline is None and not consistency.has_vocabulary(recipe, task):
+        raise UserError(
+            f"the task {recipe.task.name} has no trivial method to compare with",
+            hint="leave out --baseline",
+            where="task.name",
+        )
+    if task.baseline is None and not recipe.data.train:
+        raise _no_training_rows()
+
+
+def _training_rows(reader: Any) -> Iterator[Any]:
+    """The rows that a trivial method sees, if it looks at them at all."""
+    if reader is None:
+        raise _no_training_rows()
+    yield from reader
+
+
+def _no_training_rows() -> UserError:
+    return UserError("this baseline needs the training rows", hint="name them: data.train=FILE", where="data.train")
 
 
 def predict_rows(
@@ -133,7 +267,7 @@ def ready(path: Path, recipe: Recipe, *, trust_remote_code: bool = False) -> tup
 
 def _pieces(path: Path, recipe: Recipe, options: Options, trust_remote_code: bool) -> prepare.Prepared:
     """A finished run without its rows."""
-    own, task = trained(path, recipe), tasks.load(recipe.task.name).under(options)
+    own, task = Subject(str(path), recipe).own, tasks.load(recipe.task.name).under(options)
     model_type = models.model_type_of(own.model, trust_remote_code)
     tok = prepare.load_tokenizer(own, model_type, task, options, Reporter(silent=True), trust_remote_code)
     return prepare.Prepared(own, task, options, tok, model_type)

@@ -17,7 +17,7 @@ from .schema import Model
 
 __all__ = [
     "Architecture", "Built", "architecture", "build", "check_fit", "check_head", "configuration", "dry_run_save", "grow", "load",
-    "model_type_of", "new_configuration", "new_names", "origin", "positions", "prepare_tokenizer", "shell", "sibling",
+    "model_type_of", "new_configuration", "new_names", "origin", "positions", "prepare_tokenizer", "shell", "sibling", "tops",
 ]  # fmt: skip
 
 
@@ -206,11 +206,11 @@ def origin(path: str, model: Any, info: dict[str, Any]) -> str:
     new = new_names(info)
     total = sum(p.numel() for p in model.parameters())
     line = f"{model.config.model_type} from {path}, {total / 1e6:.1f} M parameters"
-    line += f"; new weights: {_tops(new)}" if new else ", all loaded"
-    return line + (f"; not used: {_tops(info['unexpected_keys'])}" if info["unexpected_keys"] else "")
+    line += f"; new weights: {tops(new)}" if new else ", all loaded"
+    return line + (f"; not used: {tops(info['unexpected_keys'])}" if info["unexpected_keys"] else "")
 
 
-def _tops(names: Iterable[str]) -> str:
+def tops(names: Iterable[str]) -> str:
     """The modules that parameters lie in, at most six; the same module of all layers once."""
     found = set()
     for name in names:

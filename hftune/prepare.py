@@ -23,6 +23,7 @@ from .report import Reporter
 from .task import Task
 
 TOKENIZER = "tokenizer.json"
+SOURCE = "number of source"  # a column's name that no task has
 
 
 @dataclass
@@ -175,7 +176,7 @@ def by_source(task: Task, tok: Any, options: Any, reader: Any) -> Callable[[list
             for name in [name for name, column in columns.items() if isinstance(column, int)]:
                 reader.report[name] = reader.report.get(name, 0) + columns.pop(name)
             size = len(next(iter(columns.values())))
-            found.append({**columns, "source": np.full(size, source, np.int32)})
+            found.append({**columns, SOURCE: np.full(size, source, np.int32)})
         return store.merge(found)
 
     return encode

@@ -426,10 +426,10 @@ def make_plan(recipe: Recipe, rows: loop.Rows) -> Plan:
     train = recipe.train
     repeats = None
     weights = [source.weight for source in recipe.data.train or []]
-    if any(weight != 1 for weight in weights) and rows.data.has("source"):
+    if any(weight != 1 for weight in weights) and rows.data.has(prepare.SOURCE):
         import numpy as np
 
-        repeats = np.array(weights)[rows.data.column("source")]
+        repeats = np.array(weights)[rows.data.column(prepare.SOURCE)]
     return Plan(rows.data.lengths, train.seed, train.batch_size, train.batch_tokens, train.group_by_length, repeats)
 
 

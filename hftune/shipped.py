@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 from .errors import UserError
+from .folder import RECIPE, is_run
 
 _HERE = Path(__file__).parent
 ROOT = _HERE / "_shipped" if (_HERE / "_shipped").is_dir() else _HERE.parent
@@ -29,6 +30,20 @@ def find(name: str) -> Path:
     if not path.is_file():
         raise UserError(f"no recipe named {name!r}", hint="hftune recipes lists them")
     return path
+
+
+def locate(name: str) -> Path:
+    """A recipe by its file, a run's recipe by its folder, or a shipped one by its name.
+
+    Raises:
+        UserError: none of these.
+    """
+    path = Path(name)
+    if path.is_dir() and is_run(path):
+        return path / RECIPE
+    if path.exists() or (path.suffix in {".yaml", ".yml"} and path.parent.is_dir()):
+        return path
+    return find(name)
 
 
 def copy(name: str, to: Path) -> list[Path]:

@@ -83,6 +83,8 @@ class Task:
             `rows` has also `row`, its number among all.
         labels: `(rows, options) -> options`; reads an iterable of rows and returns the options completed
             with the label names; only for tasks with labels.
+        known: `(options, config) -> options`; completes options that the recipe leaves open by what the configuration of
+            a model says that was trained for the task (label names, ...), where there are no training rows to ask.
         terms: the summands of the loss. Where the model has a vocabulary head, the first is the loss over it.
         loss: `(model, batch, options, criterion) -> {term name: heads.Losses}`, for tasks of several terms, or whose
             loss is not cross-entropy, binary cross-entropy or squared error of the head's logits; see heads.Criterion.
@@ -118,6 +120,7 @@ class Task:
     inputs: Callable[[Any], str | None] = lambda options: None
     predict: Callable[..., list[dict[str, Any]]] | None = None
     labels: Callable[..., Any] | None = None
+    known: Callable[[Any, Any], Any] = lambda options, config: options
     terms: tuple[Term, ...] = (Term(),)
     loss: Callable[..., dict[str, Any]] | None = None
     varies: Callable[[Any], dict[str, Any]] = lambda options: {}
@@ -147,6 +150,16 @@ class Task:
     def inputs_only(self, options: Any) -> list[str]:
         """Columns that a row to be predicted must have."""
         return [name for name in self.columns(options) if name not in self.answers(options)]
+
+
+def label_names(options: Any, config: Any) -> Any:
+    """Task.known of tasks with labels: the names in the model's configuration; its `LABEL_1` is what rows call 1."""
+    if options.label_names is not None:
+        return options
+    names = [str(config.id2label[i]) for i in sorted(config.id2label)]
+    if names == [f"LABEL_{i}" for i in range(len(names))]:
+        names = [str(i) for i in range(len(names))]
+    return options.model_copy(update={"label_names": tuple(names)})
 
 
 @cache

@@ -9,8 +9,9 @@ import subprocess
 import fine
 import pytest
 import tiny
+from typer.testing import CliRunner
 
-from hftune import commands, evaluation, measure, recipe, run
+from hftune import cli, evaluation, measure, recipe, run
 from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.report import Reporter
@@ -26,6 +27,13 @@ def tagger(tmp_path_factory):
     names = list(tag.labels(fine.rows(values), tag.TagOptions()).label_names)
     fine.from_end_to_end(folder, "tag", {"max_length": 18, "stride": 2, "label_names": names}, values)
     return folder, values[20:]
+
+
+def hftune(*words):
+    """Standard output of `hftune eval`."""
+    found = CliRunner().invoke(cli.app, ["eval", *map(str, words)], catch_exceptions=False)
+    assert found.exit_code == 0
+    return found.stdout
 
 
 def test_a_limit_counts_rows_not_windows(tagger):
@@ -49,14 +57,12 @@ def test_answers_of_windows_are_joined_row_by_row():
     assert list(evaluation.combined([], [], tasks.load("tag"), None)) == []
 
 
-def test_eval_shows_the_baseline_and_keeps_it(tagger, capsys):
+def test_eval_shows_the_baseline_and_keeps_it(tagger):
     folder, _ = tagger
-    commands.evaluate(str(folder / "run"), [], None, None, None, None, True, 1, True, False)
-    told = json.loads(capsys.readouterr().out)
+    told = json.loads(hftune(folder / "run", "--baseline", "--json"))
     assert 0 <= told["tag_accuracy"]["baseline"]["low"] <= told["tag_accuracy"]["baseline"]["value"] <= 1
     assert json.loads((folder / "run" / "metrics.json").read_text()) == told
-    commands.evaluate(str(folder / "run"), [], ["tag_accuracy"], None, None, None, True, 1, False, False)
-    shown = capsys.readouterr().out
+    shown = hftune(folder / "run", "--baseline", "--metric", "tag_accuracy")
     assert "baseline: The tag that each word has most often in training" in shown
     assert f"baseline {told['tag_accuracy']['baseline']['value']:.4f}" in shown
 

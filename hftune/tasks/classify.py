@@ -11,7 +11,7 @@ from pydantic import Field
 from .. import data
 from ..arrays import inputs
 from ..errors import UserError
-from ..task import IGNORE, Options, Task
+from ..task import IGNORE, Options, Task, label_names
 
 
 class ClassifyOptions(Options):
@@ -78,6 +78,15 @@ def labels(rows: Iterable[Any], options: ClassifyOptions) -> ClassifyOptions:
     return options.model_copy(update={"label_names": tuple(sorted(found, key=int if numeric else str))})
 
 
+def known(options: ClassifyOptions, config: Any) -> Any:
+    """The kind and the label names that a trained model's configuration has; see Task.known."""
+    if "kind" not in options.model_fields_set:
+        problem = "regression" if config.num_labels == 1 else config.problem_type
+        kind = {"regression": "regression", "multi_label_classification": "multi"}.get(problem, "single")
+        options = options.model_copy(update={"kind": kind})
+    return options if options.kind == "regression" else label_names(options, config)
+
+
 def _target(row: Any, options: ClassifyOptions, index: dict[str, int]) -> Any:
     if options.kind == "regression":
         try:
@@ -90,7 +99,7 @@ def _target(row: Any, options: ClassifyOptions, index: dict[str, int]) -> Any:
         if name not in index:
             known = ", ".join(list(index)[:12])
             raise UserError(
-                f"label {name[:40]!r} is not one of the training labels ({known})",
+                f"label {name[:40]!r} is not one of the labels ({known})",
                 hint="correct the row, or list all labels in task.label_names",
                 where=row.where,
             )
@@ -198,6 +207,7 @@ TASK = Task(
     inputs=lambda options: INPUTS[options.kind],
     predict=predict,
     labels=labels,
+    known=known,
     config=config,
     baseline=baseline,
 )

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from ..arrays import inputs, pad
 from ..errors import UserError
-from ..task import IGNORE, Options, Task
+from ..task import IGNORE, Options, Task, label_names
 from ..windows import Window, windows
 
 SPECIAL = 8  # room for special tokens
@@ -139,7 +139,7 @@ def _indices(row: Any, options: TagOptions) -> Any:
         if tag not in index:
             hint = "correct the row, or list all tags in task.label_names"
             raise UserError(
-                f"tag {tag[:40]!r} is not one of the training tags ({', '.join(list(index)[:12])})",
+                f"tag {tag[:40]!r} is not one of the tags ({', '.join(list(index)[:12])})",
                 hint=hint,
                 where=row.where,
             )
@@ -233,6 +233,7 @@ TASK = Task(
     inputs=lambda options: "tags",
     predict=predict,
     labels=labels,
+    known=label_names,
     config=config,
     combine=combine,
     notes=notes,

@@ -155,7 +155,7 @@ def test_what_is_wrong_with_a_row_is_said(row, said):
 
 
 def test_an_unknown_tag_is_refused():
-    with pytest.raises(UserError, match=r"'B-X' is not one of the training tags") as fault:
+    with pytest.raises(UserError, match=r"'B-X' is not one of the tags") as fault:
         tag.encode(fine.rows([{"tokens": ["a"], "ner_tags": ["B-X"]}]), fine.tok("bert"), options())
     assert "rows.jsonl:1" in str(fault.value)
 

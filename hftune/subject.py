@@ -1,0 +1,227 @@
+"""What `hftune eval` measures: a run, or a plain model by a recipe or by a task; on which rows; where the figures go."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import hub, recipe, shipped
+from .errors import UserError
+from .folder import METRICS, RECIPE, STATE, is_run, newest
+from .recipe import Recipe
+from .schema import Data, Model, Tokenizer
+
+PREDICTIONS = "predictions"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One set of rows.
+
+    Attributes:
+        name: of its predictions file; figures say it as their `split`.
+        split: the part of `data` that holds them.
+        data: the recipe's block, without what these rows do not need.
+        prefix: put before the names of its figures, where there are several sets.
+    """
+
+    name: str
+    split: str
+    data: Data
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be measured.
+
+    Attributes:
+        path: folder or Hub id.
+        recipe: that of the run, or what stands for one; what it says of the model is not asked.
+        plain: no run: what the recipe leaves open, the model's own configuration says (see Task.known).
+        place: folder of the results; None: they are only printed.
+        named: sets of rows given beside the recipe's, by name; an empty name stands for the recipe's test rows.
+        asked: the split asked for.
+    """
+
+    path: str
+    recipe: Recipe
+    plain: bool = False
+    place: Path | None = None
+    named: tuple[tuple[str, str], ...] = ()
+    asked: str | None = None
+
+    @property
+    def own(self) -> Recipe:
+        """The recipe with the model that is measured as its model and tokenizer.
+
+        Raises:
+            UserError: a run without a model yet.
+        """
+        adapted, said = bool(hub.adapter(self.path)), self.recipe.model
+        if not self.plain and not adapted and not (Path(self.path) / "config.json").exists():
+            raise UserError(
+                f"{self.path} is not finished: it has no model yet",
+                hint="start its command again: it goes on where it stopped",
+            )
+        config = said.config if adapted and not self.plain else {}  # the base model's, which the run had changed
+        revision = said.revision if self.plain else None
+        model = Model(path=self.path, revision=revision, attention=said.attention, config=config)
+        return self.recipe.model_copy(update={"model": model, "tokenizer": Tokenizer()})
+
+    def rows(self) -> list[Rows]:
+        """The sets of rows to measure on.
+
+        Raises:
+            UserError: there are none.
+        """
+        data, split = self.recipe.data, self.asked or "test"
+        if self.named:
+            given = [(name, data.model_copy(update={"test": _sources(path)})) for name, path in self.named]
+            return [Rows(name or "test", "test", _only(own, "test"), f"{name}/" if name else "") for name, own in given]
+        if self.asked is None and not data.test:
+            split = "validation"
+        if not getattr(data, split) and not (split == "validation" and data.validation_fraction):
+            raise UserError(
+                f"the recipe has no {split} rows",
+                hint=f"give them: --data FILE, or data.{split}=FILE",
+                where=f"data.{split}",
+            )
+        return [Rows(split, split, _only(data, split))]
+
+
+def _sources(path: str) -> Any:
+    return Data.model_validate({"test": path}).test
+
+
+def _only(data: Data, split: str) -> Data:
+    """The block without training rows that the split does not come from: they may be gone since the run."""
+    if split == "train" or (split == "validation" and not data.validation):
+        return data
+    return data.model_copy(update={"train": None, "validation_fraction": 0.0})
+
+
+def find(
+    name: str | None,
+    overrides: Sequence[str],
+    *,
+    by: str | None = None,
+    task: str | None = None,
+    data: Sequence[str] = (),
+    split: str | None = None,
+    output: str | None = None,
+) -> Subject:
+    """What the words of the command line come to.
+
+    Args:
+        name: run folder, recipe (its run), or with `by` or `task` a model's folder or Hub id; None: the newest run.
+        overrides: KEY=VALUE settings of the recipe.
+        by: recipe that says how to measure a plain model.
+        task: instead of a recipe, the task.
+        data: rows instead of the recipe's test rows: one path, or several NAME=PATH.
+        split: split of the recipe; default: test where there is one, else validation.
+        output: folder of the results; default: the run's own.
+
+    Raises:
+        UserError: words that do not go together, or no such run, model or recipe.
+    """
+    _measurable(overrides)
+    named = _named(data)
+    if named and split:
+        raise UserError(
+            "--split and --data were both given", hint="--data gives the rows; --split chooses the recipe's"
+        )
+    if split not in (None, "train", "validation", "test"):
+        raise UserError(f"no split {split!r}", hint="splits: train, validation, test", where="--split")
+    if by is None and task is None:
+        path = _run(name)
+        made = recipe.load(path / RECIPE, overrides)
+        place = path if output is None else _place(output, path)
+        return Subject(str(path), made, place=place, named=named, asked=split)
+    if name is None:
+        raise UserError(
+            "which model is to be measured?",
+            hint="hftune eval FOLDER_OR_ID --task TASK --data FILE, or --recipe RECIPE",
+        )
+    if by is not None and task is not None:
+        raise UserError("--recipe and --task were both given", hint="a recipe names its task")
+    hub.locate(name, "model.path")
+    model = f"model.path={json.dumps(name)}"
+    if by is not None:
+        made = recipe.load(shipped.locate(by), [*overrides, model])
+    else:
+        if not named and not any(text.startswith("data.test") for text in overrides):
+            raise UserError("--task needs rows to measure on", hint="--data FILE", where="--task")
+        made = recipe.from_dict(
+            {"task": {"name": task}, "model": {"path": name}, "data": {}, "output": {"dir": output or "."}}, overrides
+        )
+    kept = None if output is None else _place(output, Path(name))
+    return Subject(name, made, plain=True, place=kept, named=named, asked=split)
+
+
+OWN = ("model.init", "model.path", "model.encoder", "model.decoder", "model.config", "tokenizer", "peft", "output")
+
+
+def _measurable(overrides: Sequence[str]) -> None:
+    """That the settings are of the rows and the measuring, and not of what is measured."""
+    for text in overrides:
+        key = text.partition("=")[0]
+        if any(key == name or key.startswith(f"{name}.") for name in OWN):
+            hint = "hftune eval FOLDER_OR_ID measures another model; --output DIR keeps the results elsewhere"
+            raise UserError(f"{key} is the model's own, and evaluation does not change it", hint=hint, where=text)
+
+
+def _named(data: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """(name, path) of each set of rows; a single one needs no name."""
+    found = []
+    for text in data:
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            name, path = "", text
+        elif not re.fullmatch(r"[A-Za-z0-9][\w-]*", name) or not path:
+            raise UserError(f"{text!r} is not of the form NAME=PATH", hint="e.g. news=news.jsonl", where="--data")
+        found.append((name, path))
+    names = [name for name, _ in found]
+    if len(found) > 1 and "" in names:
+        raise UserError("of several sets of rows each needs a name", hint="--data NAME=PATH", where="--data")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two sets of rows are named {twice}", hint="give each its own name", where="--data")
+    return tuple(found)
+
+
+def _run(name: str | None) -> Path:
+    """The folder of a run, given by itself or by its recipe."""
+    path = Path(name) if name else newest()
+    plain = f"for a plain model: hftune eval {name} --task TASK --data FILE, or --recipe RECIPE"
+    if name and not path.is_dir():
+        try:
+            where = shipped.locate(name)
+        except UserError as error:
+            raise UserError(f"no run, recipe or folder {name!r}", hint=plain) from error
+        path, plain = Path(recipe.load(where).output.dir), f"train first: hftune pretrain {name}"
+    if not is_run(path):
+        raise UserError(f"{path} holds no run", hint=plain)
+    return path
+
+
+def _place(output: str, model: Path) -> Path:
+    """A folder for results: new, empty, or that of results before.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    path = Path(output)
+    if path.exists() and (not path.is_dir() or path.resolve() == model.expanduser().resolve() or not _free(path)):
+        raise UserError(
+            f"{output} is there already, and holds no results of hftune eval",
+            hint="choose a new folder",
+            where="--output",
+        )
+    return path
+
+
+def _free(path: Path) -> bool:
+    """Whether nothing of another kind lies in a folder."""
+    return not any(path.iterdir()) or ((path / METRICS).is_file() and not (path / STATE).exists())

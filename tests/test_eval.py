@@ -1,0 +1,312 @@
+"""`hftune eval` beyond a run's own test rows: plain models, several sets, Hub ids, ranks, wrong words."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import children
+import fine
+import pytest
+import tiny
+from typer.testing import CliRunner
+
+from hftune import byrow, cli, evaluation, leaks, measure, models, recipe, subject, tokenizer
+from hftune.errors import UserError
+from hftune.report import Reporter
+from hftune.schema import Model
+
+LABELS = ("positive", "neutral", "negative")  # not in the order in which the rows' own would be sorted
+ID2LABEL = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
+MARIAN = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+MARIAN |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+EN_DE = ("data.columns.source=translation.en", "data.columns.target=translation.de")
+
+
+def plain(folder, kind, head, settings=None, architecture=None, size=None):
+    """A model folder as save_pretrained writes it, of new weights."""
+    tok = fine.tok(kind)
+    source = Model(init=architecture or kind, config=size or fine.SMALL[kind])
+    models.build(source, head, tok, settings=settings or {}, seed=3).model.save_pretrained(folder)
+    tokenizer.save(tok, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eval")
+    plain(folder / "gpt", "gpt2", "AutoModelForCausalLM")
+    plain(folder / "classifier", "bert", "AutoModelForSequenceClassification", ID2LABEL)
+    plain(folder / "marian", "t5", "AutoModelForSeq2SeqLM", architecture="marian", size=MARIAN)
+    tweets = tiny.lines("sentiment-tweets", limit=60)
+    tiny.write_rows(folder / "train.jsonl", tweets[:32])
+    tiny.write_rows(folder / "a.jsonl", tweets[30:47])
+    tiny.write_rows(folder / "b.jsonl", tweets[47:])
+    tiny.write_rows(folder / "numbers.jsonl", [{**row, "label": i % 3} for i, row in enumerate(tweets[47:])])
+    tiny.write_rows(folder / "de.jsonl", tiny.lines("translation-ui-en-de", limit=15))
+    tiny.corpus(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(place):
+    """A run of the task classify."""
+    source = tiny.classify(place, str(place / "classifier"), max_steps=2)
+    source["data"] |= {"train": str(place / "train.jsonl"), "test": str(place / "a.jsonl")}
+    children.train(source)
+    return place / "run"
+
+
+def told(*words):
+    """Standard output of `hftune eval`."""
+    found = CliRunner().invoke(cli.app, ["eval", *map(str, words)], catch_exceptions=False)
+    assert found.exit_code == 0
+    return found.stdout
+
+
+def figures(*words):
+    return json.loads(told(*words, "--json"))
+
+
+def content(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_plain_causal_model_is_measured_and_left_as_it_is(place):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    before = content(place / "gpt")
+    found = figures(place / "gpt", "--task", "clm", "--data", place / "text.jsonl", "--batch-tokens", 300)
+    assert content(place / "gpt") == before
+    model, tok = (kind.from_pretrained(place / "gpt") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    nll = count = 0.0
+    for line in evaluation.read_lines(place / "text.jsonl"):
+        ids = torch.tensor([[tok.bos_token_id, *tok(line["text"])["input_ids"], tok.eos_token_id]])
+        with torch.no_grad():
+            log = model(ids[:, :-1]).logits.double().log_softmax(-1)
+        nll -= float(log.gather(-1, ids[:, 1:, None]).sum())
+        count += ids.shape[1] - 1
+    assert found["loss"]["value"] == pytest.approx(nll / count, abs=1e-6)
+    assert found["loss"]["count"] in (count, found["perplexity"]["count"])
+
+
+def test_a_plain_classifier_names_its_labels_itself(place, tmp_path):
+    from transformers import pipeline
+
+    out = tmp_path / "out"
+    found = figures(place / "classifier", "--task", "classify", "--data", place / "a.jsonl", "--output", out)
+    rows = list(evaluation.read_lines(place / "a.jsonl"))
+    own = pipeline("text-classification", str(place / "classifier"))
+    answers = [own(row["text"])[0]["label"] for row in rows]
+    lines = list(evaluation.read_lines(out / "predictions" / "test.jsonl"))
+    assert [line["prediction"] for line in lines] == answers
+    right = [answer == row["label"] for answer, row in zip(answers, rows, strict=True)]
+    assert [line["score"] for line in lines] == [{"accuracy": float(one)} for one in right]
+    assert found["accuracy"]["value"] == pytest.approx(sum(right) / len(right))
+    assert json.loads((out / "metrics.json").read_text()) == found
+    # the recipe beside the results gives them again, now by --recipe, in the same folder
+    again = figures(place / "classifier", "--recipe", out / "recipe.yaml", "--output", out)
+    assert again == found
+
+
+def test_labels_without_names_are_numbers(place, tmp_path):
+    plain(tmp_path / "bare", "bert", "AutoModelForSequenceClassification", {"num_labels": 3})
+    found = figures(tmp_path / "bare", "--task", "classify", "--data", place / "numbers.jsonl")
+    assert found["accuracy"]["count"] == 13
+
+
+def test_decoding_is_said_on_the_command_line(place, tmp_path):
+    words = (place / "marian", "--task", "translate", "--data", place / "de.jsonl", *EN_DE, "eval.resamples=0")
+    found = {}
+    for name, more in (("options", ("--max-new-tokens", 3, "--num-beams", 2)), ("long", ("task.max_new_tokens=9",))):
+        figures(*words, *more, "--output", tmp_path / name)
+        found[name] = list(evaluation.read_lines(tmp_path / name / "predictions" / "test.jsonl"))
+    tok = fine.tok("t5")
+    assert all(0 < len(tok(line["prediction"])["input_ids"]) <= 4 for line in found["options"]), "three and the end"
+    assert any(len(tok(line["prediction"])["input_ids"]) > 5 for line in found["long"])
+    asked = recipe.load(tmp_path / "options" / "recipe.yaml").task.options
+    assert (asked.num_beams, asked.max_new_tokens) == (2, 3)
+    sources = [row["translation"]["en"] for row in evaluation.read_lines(place / "de.jsonl")]
+    assert [line["source"] for line in found["long"]] == sources
+
+
+def test_copying_needs_no_training_rows_and_stands_beside_the_figure(place):
+    words = (place / "marian", "--task", "translate", "--data", place / "de.jsonl", *EN_DE, "--max-new-tokens", 4)
+    shown = told(*words, "--baseline", "--metric", "chrf")
+    assert "baseline: The source, copied." in shown
+    assert "  baseline " in next(line for line in shown.splitlines() if line.startswith("chrf"))
+    with pytest.raises(UserError, match="needs the training rows"):
+        told(place / "gpt", "--task", "clm", "--data", place / "text.jsonl", "--baseline")
+
+
+def test_several_sets_each_have_figures_and_predictions(run, place):
+    one = figures(run)
+    both = figures(run, "--data", f"first={place / 'a.jsonl'}", "--data", f"second={place / 'b.jsonl'}")
+    assert json.loads((run / "metrics.json").read_text()) == both
+    assert {name.partition("/")[0] for name in both} == {"first", "second"}
+    assert all({**both[f"first/{name}"], "split": "test"} == figure for name, figure in one.items())
+    assert len(list(evaluation.read_lines(run / "predictions" / "second.jsonl"))) == 13
+
+
+def test_the_card_holds_what_was_measured(run, place):
+    from huggingface_hub import ModelCard
+
+    found = figures(run, "--data", f"first={place / 'a.jsonl'}", "--data", f"second={place / 'b.jsonl'}")
+    card = ModelCard.load(run / "README.md")
+    held = {(one.dataset_split, one.metric_type): one.metric_value for one in card.data.eval_results}
+    whole = {name: figure for name, figure in found.items() if "[" not in name}
+    assert held == {(figure["split"], name.partition("/")[2]): figure["value"] for name, figure in whole.items()}
+    assert {one.dataset_name for one in card.data.eval_results} == {
+        str(place / name) for name in ("a.jsonl", "b.jsonl")
+    }
+    figures(run, "eval.resamples=0")
+    card = ModelCard.load(run / "README.md")
+    assert {one.dataset_split for one in card.data.eval_results} == {"test"}
+    assert (run / "recipe.yaml").read_text() in (run / "README.md").read_text(), (
+        "the recipe as it ran, not as overridden"
+    )
+
+
+def test_a_person_sees_the_ends_and_what_leaked(run):
+    shown = told(run)
+    worst, best = shown.index("worst rows by accuracy:"), shown.index("best rows by accuracy:")
+    assert worst < best
+    assert "wanted" in shown[worst:best]
+    assert "test rows that occur in training: 2 of 17 exactly" in shown
+    assert "worst" not in told(run, "--json")
+
+
+def test_what_is_shown_of_a_row_obeys_nothing(tmp_path, capsys):
+    evil = "\x1b[2J[bold]x\u202e\n" + "y" * 500
+    rows = [{"text": evil, "prediction": evil, "reference": "a", "score": {"chrf": float(i)}} for i in range(9)]
+    byrow.show(tiny.write_rows(tmp_path / "rows.jsonl", rows), Reporter())
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+    assert "[bold]" in shown
+    assert len(shown.splitlines()) == 8
+    assert max(map(len, shown.splitlines())) < 250
+
+
+def test_the_ends_are_ordered_by_figure_then_surety_then_place(tmp_path, capsys):
+    rows = [
+        {
+            "text": f"row {i}",
+            "prediction": "a",
+            "reference": "b",
+            "scores": {"a": p, "b": 1 - p},
+            "score": {"accuracy": s},
+        }
+        for i, (s, p) in enumerate([(0, 0.6), (0, 0.9), (1, 0.7), (1, 0.8), (0, 0.9), (1, 0.8)])
+    ]
+    byrow.show(tiny.write_rows(tmp_path / "rows.jsonl", rows), Reporter())
+    shown = [line.split("'")[1] for line in capsys.readouterr().out.splitlines() if "'" in line]
+    assert shown == ["row 1", "row 4", "row 0", "row 3", "row 5", "row 2"]
+
+
+def test_the_look_for_leaks_is_bounded_and_says_so(run):
+    made = recipe.load(run / "recipe.yaml")
+    rows = list(evaluation.read_lines(Path(made.data.test[0].path)))
+    assert leaks.seen_in_training(made, rows).startswith("2 of 17 exactly")
+    assert "only" not in leaks.seen_in_training(made, rows)
+    assert "the first 2 training rows only" in leaks.seen_in_training(made, rows, 60)
+
+
+def test_a_run_is_measured_where_its_training_rows_are_gone(run, place):
+    moved = (place / "train.jsonl").rename(place / "gone.jsonl")
+    try:
+        assert "not known, since the training rows cannot be read" in told(run)
+    finally:
+        moved.rename(place / "train.jsonl")
+
+
+WRONG = [
+    (("{p}/gpt",), "holds no run"),
+    (("nowhere",), "no run, recipe or folder"),
+    (("{p}/classifier", "--task", "classify"), "needs rows"),
+    (("{p}/classifier", "--task", "clasify", "--data", "{p}/a.jsonl"), "did you mean classify"),
+    (("--task", "classify", "--data", "{p}/a.jsonl"), "which model"),
+    (("{p}/classifier", "--task", "classify", "--recipe", "bert"), "both given"),
+    (("./nowhere", "--task", "clm", "--data", "{p}/text.jsonl"), "no folder"),
+    (("{p}/gpt", "--task", "mlm", "--data", "{p}/text.jsonl"), "no mask token"),
+    (("{p}/gpt", "--task", "classify", "--data", "{p}/numbers.jsonl", "task.label_names=['0','1','2']"), "not trained for"),
+    (("{r}", "--data", "{p}/none.jsonl"), "none.jsonl"),
+    (("{r}", "--data", "{p}/a.jsonl", "--data", "{p}/b.jsonl"), "needs a name"),
+    (("{r}", "--data", "x={p}/a.jsonl", "--data", "x={p}/b.jsonl"), "two sets"),
+    (("{r}", "--data", "../x={p}/a.jsonl"), "NAME=PATH"),
+    (("{r}", "--data", "{p}/a.jsonl", "--split", "test"), "both given"),
+    (("{r}", "--split", "dev"), "no split"),
+    (("{r}", "--metric", "bleu"), "cannot score what the task"),
+    (("{r}", "--metric", "acuracy"), "did you mean"),
+    (("{r}", "--num-beams", "2"), "writes no text"),
+    (("{r}", "--limit", "0"), "positive"),
+    (("{r}", "model.path={p}/gpt"), "model's own"),
+    (("{r}", "--output", "{p}/gpt"), "holds no results"),
+    (("{r}", "--output", "/proc/none"), "cannot write"),
+    (("--predictions", "{p}/a.jsonl"), "go together"),
+    (("--predictions", "{p}/a.jsonl", "--references", "{p}/a.jsonl", "--limit", "3"), "--limit and two files"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said"), WRONG, ids=[said for _, said in WRONG])
+def test_wrong_words_are_told_before_weights_are_read(words, said, run, place, monkeypatch):
+    if said != "not trained for":
+        monkeypatch.setattr(models, "load", None)
+    before = content(place)
+    with pytest.raises(UserError) as fault:
+        told(*(word.format(p=place, r=run) for word in words))
+    assert said in str(fault.value)
+    assert "\n" not in fault.value.message
+    assert {path for path in content(place) if "cache" not in path.parts} == {
+        p for p in before if "cache" not in p.parts
+    }
+
+
+def child(*words, **environment):
+    """A command in a process of its own: (status, standard output, standard error)."""
+    plain = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    settings = {"PYTHONPATH": f"{tiny.ROOT}:{plain.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(
+        [sys.executable, "-m", "hftune", "eval", *map(str, words)],
+        capture_output=True, text=True, env={**plain, **settings}, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_hub_id_is_read_from_the_cache_where_the_network_fails(place, tmp_path):
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    home = tmp_path / "hub" / "models--someone--gpt"
+    (home / "refs").mkdir(parents=True)
+    (home / "refs" / "main").write_text(revision)
+    (home / "snapshots").mkdir()
+    (home / "snapshots" / revision).symlink_to(place / "gpt")
+    shut = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    words = ("--task", "clm", "--data", place / "text.jsonl", "--json")
+    status, out, err = child("someone/gpt", *words, **shut)
+    assert status == 0, err
+    assert json.loads(out) == figures(place / "gpt", *words[:-1])
+    status, out, err = child("someone/else", *words, **shut)
+    assert (status, out) == (2, "")
+    assert "not in the local cache, and the Hub cannot be reached" in err
+    assert "Traceback" not in err
+
+
+def measured(model, rows, out, budget):
+    """What a rank does."""
+    settings = [f"eval.batch_tokens={budget}", "eval.resamples=10", "task.max_new_tokens=6", *EN_DE]
+    found = subject.find(str(model), settings, task="translate", data=[str(rows)], output=str(out) if out else None)
+    measure.evaluate(found, Reporter(silent=True))
+
+
+@pytest.mark.parametrize("number", [1, 7])
+def test_rows_that_do_not_divide_come_back_in_order_from_two_ranks(place, tmp_path, number):
+    """None lost, none doubled: the same bytes as from one process, and the same figures."""
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.lines("translation-ui-en-de", limit=number))
+    assert children.child(measured, place / "marian", rows, tmp_path / "one", 4096) == 0
+    assert children.ranks(2, measured, place / "marian", rows, tmp_path / "two", 60) == [0, 0]
+    for name in ("predictions/test.jsonl", "metrics.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "two" / "predictions").iterdir()) == ["test.jsonl"]
+    assert children.ranks(2, measured, place / "marian", rows, None, 60) == [0, 0]
