@@ -12,7 +12,7 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from hftune import byrow, cli, evaluation, leaks, measure, models, recipe, subject, tokenizer
+from hftune import byrow, cli, evaluation, leaks, models, recipe, tokenizer
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.schema import Model
@@ -291,22 +291,3 @@ def test_a_hub_id_is_read_from_the_cache_where_the_network_fails(place, tmp_path
     assert (status, out) == (2, "")
     assert "not in the local cache, and the Hub cannot be reached" in err
     assert "Traceback" not in err
-
-
-def measured(model, rows, out, budget):
-    """What a rank does."""
-    settings = [f"eval.batch_tokens={budget}", "eval.resamples=10", "task.max_new_tokens=6", *EN_DE]
-    found = subject.find(str(model), settings, task="translate", data=[str(rows)], output=str(out) if out else None)
-    measure.evaluate(found, Reporter(silent=True))
-
-
-@pytest.mark.parametrize("number", [1, 7])
-def test_rows_that_do_not_divide_come_back_in_order_from_two_ranks(place, tmp_path, number):
-    """None lost, none doubled: the same bytes as from one process, and the same figures."""
-    rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.lines("translation-ui-en-de", limit=number))
-    assert children.child(measured, place / "marian", rows, tmp_path / "one", 4096) == 0
-    assert children.ranks(2, measured, place / "marian", rows, tmp_path / "two", 60) == [0, 0]
-    for name in ("predictions/test.jsonl", "metrics.json"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    assert sorted(path.name for path in (tmp_path / "two" / "predictions").iterdir()) == ["test.jsonl"]
-    assert children.ranks(2, measured, place / "marian", rows, None, 60) == [0, 0]
