@@ -46,11 +46,17 @@ def documents(by_row: tuple[Any, Any], rows: Rows, of: Rows | None = None) -> li
         `nll` in nats and `tokens` (targets), and where the loss is of the whole text its `bytes` and `words`.
     """
     number = rows.data.documents[: len(by_row[0])]
-    columns = dict(zip(("nll", "tokens"), by_row, strict=True))
-    found = {name: np.bincount(number, values).tolist() for name, values in columns.items()}
+    nll, tokens = _sums(number, by_row, 0)
+    found: dict[str, Any] = {"nll": nll, "tokens": tokens}
     if rows.task.whole_text:
-        found |= sizes(of or rows, len(found["nll"]))
+        found |= sizes(of or rows, len(nll))
     return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
+
+
+def _sums(number: Any, by_row: tuple[Any, Any], count: int) -> tuple[list[float], list[int]]:
+    """Losses and targets of rows, added by document; of at least `count` documents."""
+    nll, tokens = (np.bincount(number, values, minlength=count) for values in by_row)
+    return nll.tolist(), tokens.astype(np.int64).tolist()
 
 
 def sizes(rows: Rows, count: int) -> dict[str, list[int]]:
@@ -71,7 +77,7 @@ def alone(model: Any, rows: Rows, accelerator: Any, settings: Eval, head: str, c
     each = replace(rows, data=rows.task.alone(rows.data, rows.tokenizer))
     by_row = measured(model, each, accelerator, settings, head)[rows.task.terms[0].name]
     number = each.data.documents[: len(by_row[0])]
-    nll, tokens = (np.bincount(number, values, minlength=count).tolist() for values in by_row)
+    nll, tokens = _sums(number, by_row, count)
     return [{"nll": n, "tokens": t} for n, t in zip(nll, tokens, strict=True)]
 
 

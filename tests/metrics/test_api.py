@@ -114,9 +114,9 @@ labels = {{"predictions": ["a", "b", "b"], "references": ["a", "b", "a"]}}
 for name, rows in {{
     "bleu": text, "chrf": several, "ter": text, "rouge": several, "exact_match": text, "squad": several,
     "accuracy": labels, "f1": labels, "matthews": labels, "confusion_matrix": labels,
-    "pearson": {{"predictions": [1.0, 2.0, 4.0], "references": [1, 2, 3]}},
+    **dict.fromkeys(("pearson", "spearman", "mse"), {{"predictions": [1.0, 2.0, 4.0], "references": [1, 2, 3]}}),
+    **dict.fromkeys(("roc_auc", "calibration_error"), {{"predictions": [[0.2, 0.8], [0.6, 0.4]], "references": [1, 0]}}),
     "seqeval": {{"predictions": [["B-X", "O"]], "references": [["B-X", "O"]]}},
-    "roc_auc": {{"predictions": [[0.2, 0.8], [0.6, 0.4]], "references": [1, 0]}},
 }}.items():
     found = at[name].compute(**rows)
     assert found == at[name].compute(**rows)
@@ -126,6 +126,8 @@ for prediction, reference in ((["x"], ["x"]), ([], ["y"]), (["x", "y"], ["y", "x
     at["f1"].add(prediction=prediction, reference=reference)
 assert at["f1"].compute(average="micro")["f1"] == 6 / 7
 assert at["distinct"].compute(predictions=["a b", "a"])["distinct1"] == 2 / 3
+row = dict(nll=2.0, tokens=2, bytes=None, words=None)
+assert at["pseudo_perplexity"].compute(predictions=[row])["pseudo_loss"] == 1
 assert at["perplexity"].compute(predictions=[dict(nll=2.0, tokens=2, bytes=8, words=None)])["loss"] == 1
 plus = evaluate.load(str(metrics.HERE / "chrf"), word_order=2)
 assert plus.compute(**text)["chrf"] != at["chrf"].compute(**text)["chrf"]

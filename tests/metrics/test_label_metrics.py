@@ -87,6 +87,25 @@ def test_random_labels_equal_scikit_learn(average, rows):
     assert values("matthews", predictions, references)["matthews"] == pytest.approx(
         sk.matthews_corrcoef(references, predictions), abs=1e-9
     )
+    matrix = values("confusion_matrix", predictions, references)["confusion_matrix"]
+    assert matrix == sk.confusion_matrix(references, predictions).tolist()
+
+
+def test_a_hundred_thousand_rows_equal_the_references():
+    rng = np.random.default_rng(0)
+    references = rng.choice(list("abcde"), 100_000, p=[0.5, 0.3, 0.1, 0.07, 0.03])
+    predictions = np.where(rng.random(100_000) < 0.3, rng.choice(list("abcde"), 100_000), references)
+    each = sk.precision_recall_fscore_support(references, predictions, zero_division=0)
+    for average in AVERAGES:
+        check_f1(predictions, references, (references, predictions), each, list("abcde"), average)
+    found = values("matthews", predictions, references)["matthews"]
+    assert found == pytest.approx(sk.matthews_corrcoef(references, predictions), abs=1e-9)
+    truth = rng.random(100_000) < 0.2
+    scores = np.round(rng.random(100_000) + 0.3 * truth, 3)  # with ties
+    expected = sk.roc_auc_score(truth, scores)
+    assert values("roc_auc", None, truth.astype(int), scores)["roc_auc"] == pytest.approx(expected, abs=1e-9)
+    x = np.round(rng.normal(size=100_000), 2)
+    check_numbers(x.tolist(), (x + rng.normal(size=100_000)).tolist())
 
 
 @pytest.mark.parametrize("average", AVERAGES)

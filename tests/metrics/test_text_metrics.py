@@ -103,6 +103,7 @@ def test_counting_in_pieces_changes_nothing(monkeypatch):
 
 def test_equals_the_sacrebleu_command_line(tmp_path):
     predictions, references = noisy.translations(limit=100)
+    predictions[3] = ""
     second = [noisy.broken(text, random.Random(7)) or "x" for text in references]
     for name, lines in {"hyp": predictions, "one": references, "two": second}.items():
         (tmp_path / name).write_text("".join(line + "\n" for line in lines), encoding="utf-8")
@@ -377,10 +378,13 @@ def test_a_hundred_thousand_rows_equal_sacrebleu_and_rouge_score():
     references = [rng.choice(base) for _ in range(100_000)]
     predictions = [noisy.broken(text, rng) for text in references]
     found = metrics.score(
-        {"bleu": {}, "chrf": {}, "rouge": {"tokenize": "ascii", "split_sentences": False}}, predictions, references
+        {"bleu": {}, "chrf": {}, "ter": {}, "rouge": {"tokenize": "ascii", "split_sentences": False}},
+        predictions,
+        references,
     )
     assert found["bleu"]["value"] == pytest.approx(BLEU().corpus_score(predictions, [references]).score, abs=1e-9)
     assert found["chrf"]["value"] == pytest.approx(CHRF().corpus_score(predictions, [references]).score, abs=1e-9)
+    assert found["ter"]["value"] == pytest.approx(TER().corpus_score(predictions, [references]).score, abs=1e-9)
     for kind, expected in rouge_score(predictions, [[text] for text in references]).items():
         assert found[kind]["value"] == pytest.approx(expected, abs=1e-9)
     assert all(figure["low"] < figure["value"] < figure["high"] for figure in found.values())
