@@ -3,7 +3,7 @@
 import errno
 import os
 
-from .errors import Breakdown, UserError
+from .errors import Breakdown, Lost, UserError
 from .files import disk_is_full, mebibytes
 from .loop import NotFinite, memory_ran_out
 
@@ -44,7 +44,7 @@ def explain(error: Exception, folder: str, last: str | None, needs: int = 0) -> 
             hint=f"{AGAIN}; fewer data.num_workers need less memory",
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(text in str(error) for text in LOST):
-        return Breakdown(f"another rank is gone; {kept}", hint=AGAIN)
+        return Lost(f"another rank is gone; {kept}", hint=AGAIN)
     return None
 
 

@@ -460,7 +460,7 @@ def schema() -> None:
 
 def main() -> None:
     """Entry point: a fault of the user's is one line and exit status 2; a fault of ours keeps its traceback, status 1."""
-    from .errors import UserError
+    from .errors import Lost, UserError
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -468,7 +468,10 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0" or error.status == 1:  # a breakdown is often that of one rank alone
+        alone = error.status == 1  # a breakdown is often that of one rank; whose loss others feel, the launcher says
+        if (os.environ.get("RANK", "0") == "0" or alone) and not (
+            "HFTUNE_LAUNCHED" in os.environ and type(error) is Lost
+        ):
             sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.status) from None
     except KeyboardInterrupt:

@@ -27,6 +27,10 @@ class Breakdown(UserError):
     status = 1
 
 
+class Lost(Breakdown):
+    """Another rank is gone; the launcher, where there is one, says which and why."""
+
+
 class Interrupted(BaseException):
     """A signal or the deadline stopped the command; no fault, so nothing that mends faults may catch it.
 

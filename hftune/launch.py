@@ -5,6 +5,7 @@ starts again after a fault that another start cannot mend. So this is a launcher
 `accelerate launch` it stands aside.
 """
 
+import math
 import os
 import signal
 import socket
@@ -18,6 +19,7 @@ from .errors import UserError
 GRACE = 30.0  # seconds that ranks have to end once one of them has
 FINAL = {0, 2, 124, 129, 130, 143}  # done, a fault of the user's, stopped: another start would change nothing
 LAUNCHED = "HFTUNE_LAUNCHED"
+HFTUNE = [sys.executable, "-m", "hftune"]
 
 
 def relaunch(processes: int, restarts: int = 0) -> int | None:
@@ -40,20 +42,20 @@ def relaunch(processes: int, restarts: int = 0) -> int | None:
         return None
     if processes < 1:
         raise UserError(f"{processes} processes", hint="give 1 or more", where="--processes")
-    words = sys.argv[1:]
+    command = [*HFTUNE, *sys.argv[1:]]
     for left in range(restarts, -1, -1):
-        status = Group(processes, words).wait()
+        status = Group(processes, command).wait()
         if status in FINAL or not left:
             break
         sys.stderr.write(f"starting again from the last checkpoint; {left - 1} restarts are left\n")
-        words = [word for word in words if word != "--fresh"]
+        command = [word for word in command if word != "--fresh"]  # that was meant once
     return status
 
 
 class Group:
     """The ranks of one start. A session of their own keeps the terminal's signals from reaching them twice."""
 
-    def __init__(self, processes: int, words: list[str]):
+    def __init__(self, processes: int, command: list[str]):
         self.received: int | None = None
         self.ranks: list[subprocess.Popen[bytes]] = []
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -71,9 +73,7 @@ class Group:
         for rank in range(processes):
             own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
             env = {"OMP_NUM_THREADS": threads, **os.environ, **own, LAUNCHED: "1"}
-            self.ranks.append(
-                subprocess.Popen([sys.executable, "-m", "hftune", *words], env=env, start_new_session=True)
-            )
+            self.ranks.append(subprocess.Popen(command, env=env, start_new_session=True))
         if self.received:
             self._pass_on(self.received)
 
@@ -85,26 +85,25 @@ class Group:
                 rank.send_signal(signal.SIGKILL if again else number)
 
     def wait(self) -> int:
-        """Wait for all; when one ends before its time, the others follow."""
-        deadline = None
+        """Wait for all; when one fails, the others are asked to end, and after a while made to."""
         first: tuple[int, int] | None = None  # rank, return code
-        while None in (codes := [rank.poll() for rank in self.ranks]):
-            ended = [(rank, code) for rank, code in enumerate(codes) if code]
-            if ended and first is None:
-                first, deadline = min(ended, key=lambda pair: pair[1]), time.monotonic() + GRACE
+        deadline = math.inf
+        while True:
+            codes = [rank.poll() for rank in self.ranks]
+            if first is None and (failed := [(rank, code) for rank, code in enumerate(codes) if code]):
+                first, deadline = (
+                    min(failed, key=lambda pair: pair[1]),
+                    time.monotonic() + GRACE,
+                )  # the killed before others
                 if self.received is None:
                     self._tell(*first)
                     self._all(signal.SIGTERM)
-            if deadline is not None and time.monotonic() > deadline:
+            if None not in codes:
+                code = first[1] if first else 0
+                return code if code >= 0 else 128 - code
+            if time.monotonic() > deadline:
                 self._all(signal.SIGKILL)
             time.sleep(0.1)
-        ended = [(rank, code) for rank, code in enumerate(codes) if code]
-        if first is None and ended:
-            first = min(ended, key=lambda pair: pair[1] or 0)
-            if self.received is None:
-                self._tell(*first)
-        code = first[1] if first else 0
-        return code if code >= 0 else 128 - code
 
     def _all(self, number: int) -> None:
         for rank in self.ranks:

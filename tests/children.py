@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("fork")
+LIMIT = 900  # seconds that a child may take on a busy machine before it counts as stuck
 
 
 def child(work: Callable[..., Any], *args: Any) -> int:
     """Exit status of `work` in a forked child; negative: the signal that killed it."""
     process = CONTEXT.Process(target=_guarded, args=(work, *args))
     process.start()
-    process.join(240)
+    process.join(LIMIT)
     if process.exitcode is None:
         process.kill()
         raise AssertionError("the child did not end")
@@ -51,7 +52,7 @@ def ranks(number: int, work: Callable[..., Any], *args: Any) -> list[int]:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(240)
+        process.join(LIMIT)
     stuck = [p for p in processes if p.exitcode is None]
     for process in stuck:
         process.kill()

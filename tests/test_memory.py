@@ -1,0 +1,40 @@
+"""The memory of a run does not grow."""
+
+import json
+import os
+
+import children
+import pytest
+import tiny
+
+
+def resident():
+    """Bytes of this process in memory."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def watch(source, path):
+    """A run that notes its memory with each line of its log."""
+    from hftune import folder
+
+    log, seen = folder.RunFolder.log, []
+
+    def noted(self, entry):
+        log(self, entry)
+        if "loss" in entry:
+            seen.append((entry["step"], resident()))
+
+    folder.RunFolder.log = noted
+    children.train(source)
+    path.write_text(json.dumps(seen))
+
+
+@pytest.mark.slow
+def test_two_thousand_steps_take_no_more_memory_than_two_hundred(tmp_path):
+    source = tiny.mlm(tmp_path, max_steps=2000, logging_steps=50, save_steps=500, eval_steps=500)
+    assert children.child(watch, source, tmp_path / "memory.json") == 0
+    seen = {step: size for step, size in json.loads((tmp_path / "memory.json").read_text()) if step >= 200}
+    print({step: round(size / 2**20, 1) for step, size in seen.items()})
+    assert max(seen.values()) <= 1.03 * seen[200]
+    assert min(seen.values()) >= 0.97 * seen[200]
