@@ -324,6 +324,7 @@ class Eval(Block):
         False,
         description="masked models: in `hftune eval` and at the end of a run also mask each token alone, in turn; as many "
         "rows as there are tokens",
+        json_schema_extra=FREE,
     )
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.95, description="level of the bootstrap intervals", json_schema_extra=FREE
