@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow check clean
+.PHONY: setup demo test test-slow check bench bench-quick bench-check clean
 
 setup: $(VENV)/.done
 
@@ -28,6 +28,19 @@ check: setup
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/mypy
+
+# Against transformers' example scripts, on a quiet machine: make bench ONLY="masked_lm xlnet" PAIRS=3
+ONLY ?=
+PAIRS ?= 5
+
+bench: setup
+	$(RUN)/python -m benchmarks.bench $(ONLY) --pairs $(PAIRS)
+
+bench-quick: setup
+	$(RUN)/python -m benchmarks.bench --quick
+
+bench-check: setup
+	$(RUN)/python -m benchmarks.bench equality
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,203 @@
+"""The jobs that are compared: data, model, batch, and the recipe that says the same to hftune.
+
+What both sides need (rows, tokenizer, initial weights) is made once in `build/bench/NAME` and only read after that.
+Batches are those of this project's own recipes; lengths are the example scripts' defaults where those are not "the
+model's longest" (128 then). All models are new ones: the clock does not ask how good the weights are. But where text is
+generated the model is trained first, by hftune, or nothing would ever end.
+"""
+
+import importlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+BUILD = ROOT / "build" / "bench"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task at one shape.
+
+    Attributes:
+        task: hftune's name of it.
+        corpus: folder under data/.
+        rows: rows of the corpus for training and for validation; training is one epoch.
+        batch: rows of a step.
+        vocabulary: kind and size of the tokenizer.
+        model: model type, and settings of its configuration.
+        head: transformers' auto class.
+        dropouts: the names of the configuration's dropouts, to turn them off.
+        options: hftune's task options.
+        columns: hftune's data.columns.
+        warm: what the recipe of hftune's training before the comparison has of its own.
+        target: wanted ratio.
+        memory: rows of a step where peak memory is compared; 0: it is not.
+        limit: rows of the corpus from which the tokenizer (and what is trained before) is made; default: all.
+    """
+
+    task: str
+    corpus: str
+    rows: tuple[int, int]
+    batch: int
+    vocabulary: tuple[str, int]
+    model: tuple[str, dict[str, Any]]
+    head: str
+    dropouts: tuple[str, ...]
+    target: float
+    options: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
+    warm: dict[str, Any] = field(default_factory=dict)
+    memory: int = 0
+    limit: int | None = None
+
+
+BERT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+SMALL_BERT = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+TEXT = {"max_length": 128}
+WARM = {"learning_rate": 2e-3, "warmup_ratio": 0.1, "adam_beta2": 0.98, "logging_steps": 50}
+WRITTEN = {"max_length": 1024, "max_target_length": 128, "max_new_tokens": 127}
+
+FULL: dict[str, Job] = {
+    "masked_lm": Job(
+        "mlm", "docs-text", (10, 6), 4, ("wordpiece", 30522), ("bert", {**SMALL_BERT, "vocab_size": 30522}),
+        "AutoModelForMaskedLM", BERT, 3.0, TEXT, memory=32,
+    ),
+    "causal_lm": Job(
+        "clm", "docs-text", (14, 6), 8, ("bpe", 50257),
+        ("gpt2", {"n_embd": 384, "n_layer": 6, "n_head": 6, "vocab_size": 50257}),
+        "AutoModelForCausalLM", ("resid_pdrop", "embd_pdrop", "attn_pdrop"), 1.9, TEXT, memory=32,
+    ),
+    "xlnet": Job(
+        "plm", "docs-text", (10, 6), 4, ("unigram", 32000),
+        ("xlnet", {"d_model": 384, "n_layer": 6, "n_head": 6, "d_inner": 1536, "vocab_size": 32000}),
+        "AutoModelForCausalLM", ("dropout",), 1.5, TEXT,
+    ),
+    "t5_spans": Job(
+        "span", "docs-text", (14, 6), 8, ("unigram", 32000),
+        ("t5", {"d_model": 384, "d_kv": 64, "num_heads": 6, "d_ff": 1536, "num_layers": 6, "vocab_size": 32128}),
+        "AutoModelForSeq2SeqLM", ("dropout_rate",), 2.2, TEXT,
+    ),
+    "classification": Job(
+        "classify", "sentiment-tweets", (256, 128), 32, ("wordpiece", 30522), ("bert", {**SMALL_BERT, "vocab_size": 30522}),
+        "AutoModelForSequenceClassification", BERT, 3.3, TEXT,
+    ),
+    "tagging": Job(
+        "tag", "address-tokens", (480, 136), 16, ("wordpiece", 30522), ("bert", {**SMALL_BERT, "vocab_size": 30522}),
+        "AutoModelForTokenClassification", BERT, 2.5, {"max_length": 512},
+    ),
+    "translation": Job(
+        "translate", "translation-ui-en-de", (640, 64), 64, ("unigram", 8000),
+        ("marian", {"d_model": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 1024,
+                    "max_position_embeddings": 1024, "dropout": 0.1}),
+        "AutoModelForSeq2SeqLM", ("dropout", "attention_dropout", "activation_dropout"), 2.5, WRITTEN,
+        {"source": "translation.en", "target": "translation.de"},
+        {"task": {"max_length": 32, "max_target_length": 32}, "train": {"max_steps": 300, "batch_size": 32, **WARM}},
+    ),
+    "summarization": Job(
+        "summarize", "code-summary", (192, 48), 32, ("unigram", 8000),
+        ("t5", {"d_model": 256, "d_kv": 64, "num_heads": 4, "d_ff": 1024, "num_layers": 3}),
+        "AutoModelForSeq2SeqLM", ("dropout_rate",), 2.3, WRITTEN, {},
+        {"task": {"max_length": 64, "max_target_length": 32}, "train": {"max_steps": 300, "batch_size": 32, **WARM}},
+    ),
+}  # fmt: skip
+
+SMALL: dict[str, dict[str, Any]] = {
+    "bert": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512},
+    "gpt2": {"n_embd": 128, "n_layer": 2, "n_head": 2},
+    "xlnet": {"d_model": 128, "n_layer": 2, "n_head": 2, "d_inner": 512},
+    "t5": {"d_model": 128, "d_kv": 64, "num_heads": 2, "d_ff": 512, "num_layers": 2},
+    "marian": {"d_model": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512},
+}
+
+
+def quick(job: Job) -> Job:
+    """The job at a small shape: 128 wide, two layers, a vocabulary of at most 8,000."""
+    kind, config = job.model
+    return replace(
+        job, rows=(job.rows[0], min(job.rows[1], 32)), vocabulary=(job.vocabulary[0], min(job.vocabulary[1], 8000)),
+        model=(kind, {**{k: v for k, v in config.items() if k != "vocab_size"}, **SMALL[kind]}), memory=0, limit=300,
+        warm={**job.warm, "train": {**job.warm["train"], "max_steps": 60}} if job.warm else {},
+    )  # fmt: skip
+
+
+JOBS = FULL | {f"quick/{name}": quick(job) for name, job in FULL.items()}
+
+
+def folder(name: str) -> Path:
+    """Where a job's rows, tokenizer and weights lie."""
+    return BUILD / name
+
+
+def import_model(name: str) -> None:
+    """Import the code of the job's architecture, which transformers puts off to its first use."""
+    kind = JOBS[name].model[0]
+    importlib.import_module(f"transformers.models.{kind}.modeling_{kind}")
+
+
+def lines(path: Path, limit: int | None = None) -> list[str]:
+    """The first lines of a file."""
+    with path.open(encoding="utf-8") as file:
+        return [line for line, _ in zip(file, range(limit or 10**9), strict=False)]
+
+
+def recipe(name: str, where: Path, matmul: str = "auto", **changes: Any) -> dict[str, Any]:
+    """The job as a recipe for hftune; its runs and caches go to `where`. `changes` are, by block, what is otherwise."""
+    job, own = JOBS[name], folder(name)
+    made: dict[str, Any] = {
+        "task": {"name": job.task, **json.loads((own / "options.json").read_text(encoding="utf-8"))},
+        "model": {"path": str(own / "model")},
+        "data": {
+            "train": str(own / "train.jsonl"),
+            "validation": str(own / "validation.jsonl"),
+            "columns": job.columns,
+            "cache_dir": str(where / "cache"),
+        },
+        "train": {
+            "batch_size": job.batch, "num_train_epochs": 1, "learning_rate": 5e-5, "weight_decay": 0.0,
+            "logging_steps": 500, "matmul": matmul,
+        },
+        "output": {"dir": str(where / "run")},
+    }  # fmt: skip
+    return {key: {**block, **changes.get(key, {})} for key, block in made.items()}
+
+
+def make(name: str) -> Path:
+    """Rows, tokenizer and initial weights of a job, unless they are there."""
+    from hftune import prepare, recipe, run, tokenizer
+    from hftune.report import Reporter
+
+    job, own = JOBS[name], folder(name)
+    if (own / "options.json").exists():
+        return own
+    own.mkdir(parents=True, exist_ok=True)
+    corpus = ROOT / "data" / job.corpus
+    wanted = (
+        ("train", "train", job.rows[0]),
+        ("validation", "validation", job.rows[1]),
+        ("train", "corpus", job.limit),
+    )
+    for split, name, count in wanted:
+        (own / f"{name}.jsonl").write_text("".join(lines(corpus / f"{split}.jsonl", count)), encoding="utf-8")
+    kind, size = job.vocabulary
+    blocks = {
+        "task": {"name": job.task, **job.options},
+        "model": dict(zip(("init", "config"), job.model, strict=True)),
+        "tokenizer": {"train": kind, "vocab_size": size, "lowercase": kind == "wordpiece"},
+        "data": {"train": str(own / "corpus.jsonl"), "columns": job.columns, "cache_dir": str(own / "cache")},
+        "output": {"dir": str(own / "model")},
+    }
+    prepared = prepare.prepare(recipe.from_dict(blocks), ["train"], Reporter())
+    if job.warm:
+        run.train(
+            recipe.from_dict(
+                {key: {**block, **job.warm.get(key, {})} for key, block in {**blocks, "train": {}}.items()}
+            ),
+            Reporter(),
+        )
+    else:
+        tokenizer.save(prepared.tokenizer, own / "model")
+        prepare.build_model(prepared).model.save_pretrained(own / "model")
+    (own / "options.json").write_text(prepared.options.model_dump_json(), encoding="utf-8")
+    return own

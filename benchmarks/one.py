@@ -1,0 +1,91 @@
+"""One measurement in a process of its own: `python -m benchmarks.one JSON` prints what it found as JSON.
+
+The JSON names a kind of measurement, a side, and what that kind needs. Each side imports only its own, and does so before
+the clock runs.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from . import jobs
+from .clock import Clock
+
+
+def train(where: Path, side: str, name: str, matmul: str = "auto", batch: int = 0) -> dict[str, Any]:
+    """Prepare, train, evaluate."""
+    if side == "reference":
+        from . import reference
+
+        jobs.import_model(name)
+        clock = Clock("prepare")
+        return {**reference.run(name, where, clock, batch=batch), **clock.done()}
+    from . import ours
+
+    ours.imports(name)
+    clock = Clock("prepare")
+    changes = {"train": {"batch_size": batch}} if batch else {}
+    return {**ours.train(name, where, clock, matmul, **changes), **clock.done()}
+
+
+def needed(where: Path, name: str) -> dict[str, Any]:
+    """Operations that the job needs."""
+    from . import work
+
+    return work.needed(name, where)
+
+
+def peak(where: Path) -> dict[str, float]:
+    """Operations a second that the machine is capable of."""
+    from . import work
+
+    return work.peak()
+
+
+def losses(where: Path, side: str, name: str, matmul: str = "auto") -> list[float]:
+    """Losses step by step on the same batches."""
+    from . import check
+
+    return check.reference(name, where) if side == "reference" else check.ours(name, where, matmul)
+
+
+def decode(where: Path, side: str, name: str, beams: int, matmul: str = "auto") -> dict[str, Any]:
+    """Texts for the same rows, as ids."""
+    from . import decoding
+
+    if side == "reference":
+        texts, found = decoding.reference(name, beams)
+    else:
+        texts, found = decoding.ours(name, beams, where, matmul)
+    return {**found, "texts": texts}
+
+
+def pack(where: Path, side: str, path: str) -> dict[str, Any]:
+    """From text to rows of ids."""
+    from . import corpus
+
+    return (corpus.reference if side == "reference" else corpus.ours)(where, Path(path))
+
+
+def first_step(where: Path, folder: str) -> dict[str, float]:
+    """Seconds before the first training step."""
+    from . import startup
+
+    return startup.first_step(Path(folder))
+
+
+KINDS = {kind.__name__: kind for kind in (train, needed, peak, losses, decode, pack, first_step)}
+
+
+def main(asked: str) -> None:
+    """Measure and print."""
+    wanted = json.loads(asked)
+    with tempfile.TemporaryDirectory() as folder:
+        found = KINDS[wanted.pop("kind")](Path(folder), **wanted)
+    sys.stdout.write("\n" + json.dumps(found) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

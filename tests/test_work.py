@@ -1,0 +1,99 @@
+"""Work counted, not timed: floating-point operations of a step, and padded positions after the split of a step."""
+
+import numpy as np
+import tiny
+import torch
+from accelerate import Accelerator
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+
+from hftune import batching, heads, loop
+from hftune import task as all_tasks
+from hftune.loop import Steps
+
+ROWS, LENGTH, TARGETS, VOCABULARY, WIDTH = 4, 24, 13, 96, 32
+
+
+def step_flops(model, batches, task, head):
+    """Matrix products of one training step, in floating-point operations."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    accelerator = Accelerator(cpu=True)
+    # the one product that the counter does not know, given as shapes
+    in_place = {torch.ops.aten.addmm_: lambda into, a, b, **_: 2 * a[0] * a[1] * b[1]}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        loop.train_step(model, batches, accelerator, accelerator.prepare(optimizer), task, None, head=head)
+    return counter.get_total_flops()
+
+
+def labelled(shape, count):
+    """Labels, -100 but at `count` positions spread over the batch."""
+    labels = torch.full((shape[0] * shape[1],), -100)
+    labels[torch.linspace(0, len(labels) - 1, count).long()] = 7
+    return labels.reshape(shape)
+
+
+def bert():
+    config = BertConfig(
+        hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=VOCABULARY
+    )
+    batch = {
+        "input_ids": torch.full((ROWS, LENGTH), 5),
+        "attention_mask": torch.ones(ROWS, LENGTH, dtype=torch.int64),
+        "labels": labelled((ROWS, LENGTH), TARGETS),
+    }
+    return BertForMaskedLM(config), batch, "mlm", ROWS * LENGTH
+
+
+def t5():
+    config = T5Config(
+        d_model=WIDTH, d_kv=16, d_ff=64, num_layers=2, num_heads=2, vocab_size=VOCABULARY, decoder_start_token_id=0
+    )
+    batch = {
+        "input_ids": torch.full((ROWS, LENGTH), 5),
+        "attention_mask": torch.ones(ROWS, LENGTH, dtype=torch.int64),
+        "labels": labelled((ROWS, 16), TARGETS),
+    }
+    return T5ForConditionalGeneration(config), batch, "translate", ROWS * 16
+
+
+def test_the_vocabulary_head_is_computed_at_targets_only():
+    """Forward, gradient of its input, gradient of its weight: three products of targets by vocabulary, no more."""
+    for make in (bert, t5):
+        model, batch, name, positions = make()
+        task = all_tasks.load(name)
+        full, fused = (step_flops(model, [batch], task, head) for head in ("full", "fused"))
+        computed = -(-TARGETS // heads.SHAPES) * heads.SHAPES
+        assert full - fused == 3 * 2 * (positions - computed) * VOCABULARY * WIDTH
+
+
+def test_a_step_costs_the_same_however_it_is_cut_but_for_attention_and_rounding():
+    model, batch, name, _ = bert()
+    task = all_tasks.load(name)
+    whole = step_flops(model, [batch], task, "fused")
+    halves = [{key: value[at : at + 2] for key, value in batch.items()} for at in (0, 2)]
+    assert step_flops(model, halves, task, "fused") - whole == 3 * 2 * heads.SHAPES * VOCABULARY * WIDTH
+
+
+class Silent:
+    """Rows of which only the lengths matter."""
+
+    def batch(self, rows, generators, done=1.0):
+        return {}
+
+
+def padding(lengths, batch, budget):
+    """Mean share of padded positions in the steps of an epoch."""
+    plan = batching.Plan(lengths, 1, batch)
+    steps = Steps(Silent(), plan, 1, budget)
+    return float(np.mean([steps[number].padding for number in range(len(plan.epoch(0)))]))
+
+
+def test_most_padding_is_gone_after_the_split():
+    """Words of bundled texts for tokens: the spread of lengths is what counts."""
+    for folder, column, batch, bound in (("sentiment-tweets", "text", 32, 0.25), ("code-summary", "document", 32, 0.2)):
+        rows = tiny.lines(folder, limit=512)
+        lengths = np.array([min(512, 2 + 2 * len(row[column].split())) for row in rows])
+        unsplit = np.mean(
+            [1 - lengths[rows].mean() / lengths[rows].max() for rows in batching.Plan(lengths, 1, batch).epoch(0)]
+        )
+        assert padding(lengths, batch, 2048) < bound < 0.4 < unsplit
