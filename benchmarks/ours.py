@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import hftune
-from hftune import evaluation, loop, metrics, recipe, run
+from hftune import evaluation, floors, loop, metrics, recipe, run
 from hftune.report import Reporter
 
 from . import jobs
@@ -27,7 +27,7 @@ def imports(name: str) -> None:
 def train(name: str, where: Path, clock: Clock, matmul: str = "auto", **changes: Any) -> dict[str, Any]:
     """Prepare, train an epoch, evaluate: the losses, and what was chosen."""
     clock.within(loop, "train", "train")
-    for owner, function in ((evaluation, "evaluate"), (evaluation, "unigram_loss"), (run.Run, "_evaluate")):
+    for owner, function in ((evaluation, "evaluate"), (floors, "language"), (run.Run, "_evaluate")):
         clock.within(owner, function, "evaluate")
     for function in ("_save", "_finish"):
         clock.within(run.Run, function, "save")
