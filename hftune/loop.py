@@ -353,8 +353,8 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 def seed_chance(seed: int, device: torch.device) -> None:
     """Seed the generators of the CPU and of the device.
 
-    torch.manual_seed asks every kind of device there is, and for each that is absent it keeps the request and the stack
-    that it came from: a step of it is time and memory for nothing.
+    torch.manual_seed asks every kind of device there is, and for each that is absent writes down the stack that it was
+    called from: a twentieth of a small model's step.
     """
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from statistics import median
 from types import FrameType
 from typing import Any
 
@@ -15,6 +16,9 @@ import torch
 
 from .errors import Interrupted, UserError
 from .schema import Train
+
+# oneDNN keeps code for each shape that it met, half a megabyte a product, 1024 of them by itself; read at its first use
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 
 
 def accelerator(recipe: Train | None = None) -> Any:
@@ -62,14 +66,45 @@ def choose_kernels(asked: str, length: int, kept: dict[str, Any], acc: Any) -> d
         kept: what an earlier start chose, or nothing.
         acc: accelerate's Accelerator.
     """
-    chosen = [choose_matmul(asked, kept.get("matmul")) | choose_attention(length, kept.get("attention"))]
+
+    def choose(kept: dict[str, Any]) -> dict[str, Any]:
+        threads = choose_threads(kept.get("threads"))  # first: the others are tried with them
+        return threads | choose_matmul(asked, kept.get("matmul")) | choose_attention(length, kept.get("attention"))
+
+    chosen = [choose(kept)]
     if acc.num_processes > 1:
         from accelerate.utils import broadcast_object_list
 
         broadcast_object_list(chosen)
-        choose_matmul(asked, chosen[0].get("matmul"))
-        choose_attention(length, chosen[0].get("attention"))
+        choose(chosen[0])
     return chosen[0]
+
+
+def choose_threads(kept: int | None = None) -> dict[str, Any]:
+    """The fewest threads that are about as fast as any number up to torch's own, by a short probe on a layer's product.
+
+    On a machine that is busy with other work two threads can be slower than one, since a product waits for the later of
+    them; of many cores the last ones often bring nothing. OMP_NUM_THREADS wins, and what an earlier start kept stays,
+    since another number adds up in another order. Which cores they run on is left to the system.
+
+    Returns:
+        The number, for run.json.
+    """
+    most = torch.get_num_threads()
+    if "OMP_NUM_THREADS" in os.environ or torch.cuda.is_available() or most == 1:
+        return {"threads": most}
+    if kept is None:
+        a, b = torch.ones(1024, 384), torch.ones(384, 1536)
+        counts = [n for n in (2**i for i in range(most.bit_length())) if n < most] + [most]
+        times: dict[int, list[float]] = {n: [] for n in counts}
+        for _ in range(6):  # in turn, so that what else goes on meets all alike
+            for count in counts:
+                torch.set_num_threads(count)
+                times[count].append(_seconds(lambda: a @ b))
+        middle = {n: median(found[1:]) for n, found in times.items()}
+        kept = next(n for n in counts if middle[n] <= 1.1 * min(middle.values()))
+    torch.set_num_threads(min(kept, most))
+    return {"threads": torch.get_num_threads()}
 
 
 def choose_matmul(asked: str, kept: str | None = None) -> dict[str, Any]:
@@ -149,6 +184,26 @@ def micro_batch_tokens(asked: int | None) -> int:
     On a CPU small pieces stay in the caches; on a GPU large ones fill it, and memory running out halves them.
     """
     return asked or (16384 if torch.cuda.is_available() else 2048)
+
+
+def micro_batch_overhead(model: torch.nn.Module) -> int:
+    """What one more micro-batch costs, in tokens' worth of work: see batching.split.
+
+    However few its tokens, each layer is called and each gradient added to, and in a small model many tokens could be
+    computed meanwhile. Estimated from sizes alone, with figures of a common core, so that every start cuts alike. On a
+    GPU memory is the only reason to cut.
+    """
+    if torch.cuda.is_available():
+        return micro_batch_tokens(None)
+    from .optim import layers
+
+    stacks = layers(model)
+    body = sum(p.numel() for stack in stacks for p in stack.parameters())
+    fixed = LAYER * sum(map(len, stacks)) + sum(p.numel() for p in model.parameters()) * PARAMETER
+    return int(min(2048, max(16, fixed * FLOPS / (6 * max(1, body)))))
+
+
+LAYER, PARAMETER, FLOPS = 2e-3, 1.2e-9, 8e10  # seconds a layer, seconds a gradient added to, operations a second
 
 
 PREPARING = timedelta(days=1)  # ranks wait so long for the first one to encode; in training the watchdog is shorter

@@ -140,7 +140,8 @@ class Run:
         _advance(schedule, self.progress.step)
         budget = machine.micro_batch_tokens(train.micro_batch_tokens)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        steps = Steps(rows["train"], plan, train.seed, budget, rank=rank, ranks=ranks, total=self.total)
+        overhead = machine.micro_batch_overhead(self.core)
+        steps = Steps(rows["train"], plan, train.seed, budget, overhead, rank=rank, ranks=ranks, total=self.total)
         per_epoch = len(plan.epoch(0))
         if self.method.fill and self.total > per_epoch:
             self._compute_features()

@@ -8,7 +8,7 @@ import tiny
 import torch
 from accelerate import Accelerator
 
-from hftune import heads, loop, optim, prepare, recipe
+from hftune import batching, heads, loop, machine, optim, prepare, recipe
 from hftune.batching import Plan, generator
 from hftune.loop import Steps
 from hftune.report import Reporter
@@ -134,3 +134,52 @@ def test_a_silent_batch_counts_nothing(job):
     assert float(found["loss"].total) == 0
     assert all(p.grad is None or not np.any(p.grad.numpy()) for p in model.parameters())
     model.zero_grad()
+
+
+@pytest.mark.parametrize(("second", "chosen"), [(0.5, 2), (0.95, 1), (3.0, 1)])
+def test_threads_are_as_few_as_are_fast(monkeypatch, second, chosen):
+    """By a clock that tells how long a product takes with one thread and with two."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(machine, "_seconds", lambda work: {1: 1.0, 2: second}[torch.get_num_threads()])
+    try:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        torch.set_num_threads(2)
+        assert machine.choose_threads() == {"threads": chosen} == {"threads": torch.get_num_threads()}
+        torch.set_num_threads(2)
+        assert machine.choose_threads(3 - chosen) == {"threads": 3 - chosen}, "an earlier start's"
+        torch.set_num_threads(2)
+        monkeypatch.setenv("OMP_NUM_THREADS", "2")
+        assert machine.choose_threads(1) == {"threads": 2}, "the user's"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_small_model_is_cut_less(job):
+    """What a further micro-batch costs, in tokens, grows as the model gets smaller, and every start finds the same."""
+    small = job[1]
+    config = copy.deepcopy(small.config)
+    config.hidden_size, config.intermediate_size = 256, 1024
+    large = type(small)(config)
+    one, two = machine.micro_batch_overhead(large), machine.micro_batch_overhead(small)
+    assert 16 <= one < two == machine.micro_batch_overhead(copy.deepcopy(small))
+    lengths = np.array([40] * 4 + [8] * 4)
+    assert len(batching.split(lengths, 2048, one)) >= len(batching.split(lengths, 2048, two)) == 1
+
+
+def test_padding_and_operations_of_a_step(job):
+    """What does not depend on the clock: rows split by length leave less padding, and so fewer operations."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    prepared, model = job
+    data = prepared.rows["train"]
+    plan = Plan(data.data.lengths, 0, 16)
+    whole, cut = (Steps(data, plan, 0, 10**6, overhead)[0] for overhead in (10**9, 0))
+    assert cut.padding < whole.padding
+
+    def operations(step):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            for batch in step.batches:
+                heads.losses(model, batch, prepared.task, prepared.options, heads.Criterion(head="full"))
+        return counter.get_total_flops()
+
+    assert operations(cut) < operations(whole)
