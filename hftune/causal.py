@@ -80,6 +80,36 @@ def batch(rows: Sequence[Sequence[tuple[Ids, Ids | None]]], tokenizer: Any, pack
     return found
 
 
+def verify(model: Any) -> None:
+    """That no token of a text sees those after it, which it is to predict.
+
+    Some architectures have a causal head and read both ways all the same, so it is tried.
+
+    Raises:
+        UserError: a later token changes what stands before it.
+    """
+    import torch
+
+    entries = min(64, model.get_input_embeddings().num_embeddings)
+    ids = torch.arange(8, device=model.device)[None] % entries
+    other = torch.where(ids < 4, ids, ids + 4) % entries
+    with packing.exactly(model):
+        one, two = (
+            model(input_ids=given, attention_mask=torch.ones_like(given)).logits[:, :4].float()
+            for given in (ids, other)
+        )
+    if packing.differ(one, two):
+        name = model.config.model_type
+        switch = getattr(model.config, "is_decoder", None) is False
+        raise UserError(
+            f"{name} reads a text both ways, and so would see what it is to predict",
+            hint="set model.config.is_decoder: true"
+            if switch
+            else "take another objective or model, e.g. gpt2 or llama",
+            where="model",
+        )
+
+
 def reply(
     model: Any, prompts: list[list[int]], tokenizer: Any, decoding: decode.Decoding, rows: Sequence[int], ends: set[int]
 ) -> list[dict[str, Any]]:

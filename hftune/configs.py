@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import hub
-from .architectures import architecture
+from .architectures import ARCHITECTURES, architecture
 from .arrays import fitting, width
 from .errors import UserError
 from .schema import Model
@@ -174,17 +174,29 @@ def check_head(config: Any, head: str) -> None:
     """That transformers has a model of this architecture with this head.
 
     Raises:
-        UserError: it has none.
+        UserError: it has none; the hint says which have.
     """
+    own = getattr(config, "auto_map", None) or {}  # heads that come with a checkpoint's own code
+    if head in own or _has_head(type(config), head):
+        return
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    others = ", ".join(name for name in ARCHITECTURES if _has_head(CONFIG_MAPPING[name], head))
+    raise UserError(
+        f"{config.model_type} has no {head.removeprefix('AutoModelFor')} head in transformers",
+        hint=f"these have one, among others: {others}",
+        where="model",
+    )
+
+
+def _has_head(kind: type, head: str) -> bool:
+    """One class may carry several heads in transformers' tables: what it does is to write text."""
     import transformers
 
-    own = getattr(config, "auto_map", None) or {}  # heads that come with a checkpoint's own code
-    if type(config) not in getattr(transformers, head)._model_mapping and head not in own:
-        raise UserError(
-            f"{config.model_type} has no {head.removeprefix('AutoModelFor')} head in transformers",
-            hint=f"the task needs an architecture that {head} knows",
-            where="model",
-        )
+    with_head, writing = (getattr(transformers, name)._model_mapping for name in (head, "AutoModelForSeq2SeqLM"))
+    if kind not in with_head:
+        return False
+    return with_head is writing or kind not in writing or with_head[kind] is not writing[kind]
 
 
 def positions(config: Any) -> int | None:

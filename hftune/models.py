@@ -17,7 +17,7 @@ from .schema import Model
 
 __all__ = [
     "Architecture", "Built", "architecture", "build", "check_fit", "check_head", "configuration", "dry_run_save", "grow", "load",
-    "model_type_of", "new_configuration", "new_names", "origin", "positions", "prepare_tokenizer", "shell", "sibling", "tops",
+    "miniature", "model_type_of", "new_configuration", "new_names", "origin", "positions", "prepare_tokenizer", "shell", "sibling", "tops",
 ]  # fmt: skip
 
 
@@ -185,6 +185,26 @@ def sibling(model: Any, head: str, changes: dict[str, Any]) -> Any:
         return getattr(transformers, head).from_config(config, attn_implementation=attention, dtype=torch.float32)
     except ValueError as error:
         raise unbuildable(config, error) from error
+
+
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 64}
+
+
+def miniature(config: Any, head: str, recipe: Model) -> Any:
+    """A model of a configuration's kind and switches at a size that costs nothing, to try what it can do.
+
+    Args:
+        config: the configuration.
+        head: transformers auto class.
+        recipe: the block `model`, for its attention.
+
+    Raises:
+        UserError: the architecture has no such attention.
+    """
+    kept: dict[str, Any] = {name: value for name, value in config.to_dict().items() if isinstance(value, bool)}
+    kept |= {name: 1 for name in config.to_dict() if name.endswith("_token_id")} | {"pad_token_id": 0}
+    with _quiet():
+        return _of(configuration(Model(init=config.model_type, config=TINY), False, **kept), head, recipe)
 
 
 def unbuildable(config: Any, error: Exception) -> UserError:

@@ -15,6 +15,7 @@ from .findings import Findings
 from .look import Look
 from .recipe import Recipe
 from .report import Reporter
+from .schema import Model
 
 STAND_IN = 2000  # entries of a tokenizer that is trained from the sample in place of the recipe's
 BATCH = 8
@@ -51,7 +52,7 @@ def preflight(
     task = task.under(options)
     before = len(findings.faults)
     with findings.collect():
-        _check_together(recipe, task, config)
+        _check_together(recipe, task, options, config)
     if len(findings.faults) > before:
         return
     tokenizer = None
@@ -89,16 +90,28 @@ def _held(recipe: Recipe, key: str) -> dict[str, weights.Shapes]:
     return {key: weights.shapes(folder, where)}
 
 
-def _check_together(recipe: Recipe, task: tasks.Task, config: Any) -> None:
-    """Task, method, precision and architecture."""
+def _check_together(recipe: Recipe, task: tasks.Task, options: Any, config: Any) -> None:
+    """Task, method, precision and architecture; what the task asks of the model is tried at a tiny one of its kind."""
     from . import machine, methods, warmstart
 
-    if recipe.model.encoder:
+    source = recipe.model
+    if source.encoder:
         warmstart.check_parts(task.head, config)
     else:
         models.check_head(config, task.head)
     methods.check(recipe, task, config)
     machine.precision(recipe.train)
+    if not (task.verify or task.network) or source.encoder or getattr(config, "auto_map", None):
+        return
+
+    def build(source: Model, head: str) -> models.Built:
+        return models.Built(models.miniature(models.configuration(source), head, source), "")
+
+    built = models.Built(models.miniature(config, task.head, source), "")
+    if task.verify:
+        task.verify(built.model, options)
+    if task.network:
+        task.network(built, source, options, build)
 
 
 def _tokenizer(

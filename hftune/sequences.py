@@ -33,9 +33,11 @@ class SequenceOptions(Decoding):
         None, description="code of the output's language, for tokenizers that have such codes"
     )
 
-    def head(self) -> str:
-        """The transformers auto class for the form."""
-        return "AutoModelForSeq2SeqLM" if self.form == "encoder-decoder" else "AutoModelForCausalLM"
+    def varies(self) -> dict[str, Any]:
+        """What a task is with the form: decoder-only it needs a causal head, of a model that reads from left to right."""
+        if self.form == "encoder-decoder":
+            return {"head": "AutoModelForSeq2SeqLM"}
+        return {"head": "AutoModelForCausalLM", "verify": lambda model, options: causal.verify(model)}
 
 
 def encode(rows: list[Any], tokenizer: Any, options: SequenceOptions, source: str, target: str) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def encode(rows: list[Any], tokenizer: Any, options: SequenceOptions, source: st
         UserError: a language code that the tokenizer does not have.
     """
     given = data.texts(rows, source)
-    texts = [row.prefix + options.prefix + text for row, text in zip(rows, given, strict=True)]
+    texts = [getattr(row, "prefix", "") + options.prefix + text for row, text in zip(rows, given, strict=True)]
     answers = data.texts(rows, target) if all(target in row for row in rows) else None
     columns: dict[str, Any] = {source: given}
     if answers is not None:

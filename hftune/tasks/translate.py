@@ -30,5 +30,5 @@ TASK = Task(
     inputs=lambda options: "text",
     predict=sequences.predict,
     baseline=baseline,
-    varies=lambda options: {"head": options.head()},
+    varies=lambda options: options.varies(),
 )
