@@ -106,7 +106,8 @@ class Plan:
         whole = int(epochs)
         total = sum(len(self.epoch(e)) for e in range(whole)) if self.batch_tokens or self.repeats is not None else 0
         total = total or whole * len(self.epoch(0))
-        return max(1, total + int(np.ceil((epochs - whole) * len(self.epoch(whole)))))
+        part = round((epochs - whole) * len(self.epoch(whole)), 6)  # 0.6 epochs of 5 steps are 3, not a hair more
+        return max(1, total + int(np.ceil(part)))
 
 
 def split(lengths: Indices, budget: int, overhead: int = 64) -> list[Indices]:

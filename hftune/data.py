@@ -187,6 +187,15 @@ def texts(rows: Sequence[Any], name: str) -> list[str]:
     return found
 
 
+def prefixed(rows: Sequence[Any], name: str) -> list[str]:
+    """A column of text, each behind the prefix of its row's source.
+
+    Raises:
+        UserError: a value is not text.
+    """
+    return [getattr(row, "prefix", "") + text for row, text in zip(rows, texts(rows, name), strict=True)]
+
+
 def open_split(
     data: Data,
     split: str,

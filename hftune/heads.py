@@ -148,12 +148,12 @@ class Criterion:
         targets = labels[keep]
         if self.head == "full":
             outputs = model(**inputs)
-            return outputs, self._reduce(F.cross_entropy, _precise(_vocabulary(outputs)[keep]), targets, keep, term)
+            return outputs, self._reduce(F.cross_entropy, _precise(vocabulary(outputs)[keep]), targets, keep, term)
         if self.head == "kept":
             extra = -len(targets) % SHAPES
             with _before(decoder, lambda hidden: F.pad(_behind_prompt(hidden, keep)[keep], (0, 0, 0, extra))):
                 outputs = model(**inputs)
-            logits = _vocabulary(outputs)[: len(targets)]
+            logits = vocabulary(outputs)[: len(targets)]
             return outputs, self._reduce(F.cross_entropy, _precise(logits), targets, keep, term)
         seen: list[Tensor] = []
 
@@ -232,7 +232,7 @@ def _smoothed_over_some(logits: Tensor, labels: Tensor, *, smoothing: float, red
     return -(1 - smoothing) * log_probabilities.gather(-1, labels[:, None]).squeeze(-1) - smoothing * uniform
 
 
-def _vocabulary(outputs: Any) -> Tensor:
+def vocabulary(outputs: Any) -> Tensor:
     """Logits over the vocabulary; models with two heads call them `prediction_logits`."""
     logits: Tensor = outputs.logits if hasattr(outputs, "logits") else outputs.prediction_logits
     return logits

@@ -73,7 +73,7 @@ def encode(rows: list[Any], tokenizer: Any, options: ChoiceOptions) -> dict[str,
 
 
 def _pairs(row: Any, choices: list[str], options: ChoiceOptions) -> list[tuple[str, str]]:
-    question = str(row["question"])
+    question = getattr(row, "prefix", "") + str(row["question"])
     return [
         (str(row["context"]), f"{question} {choice}".strip()) if options.context else (question, choice)
         for choice in choices

@@ -6,15 +6,16 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .. import data
 from ..arrays import inputs
 from ..errors import UserError
-from ..task import IGNORE, Options, Task, label_names
+from ..task import IGNORE, Task, label_names
+from ..weighting import Weighted, varies
 
 
-class ClassifyOptions(Options):
+class ClassifyOptions(Weighted):
     """What a recipe may say under `task:` for classification. The columns are `text`, `text_pair` and `label`."""
 
     kind: Literal["single", "multi", "regression"] = Field(
@@ -28,6 +29,12 @@ class ClassifyOptions(Options):
         None, description="label names in order; default: those of the training rows, sorted"
     )
     separator: str = Field(",", description="between the labels of a row written as one string, for kind: multi")
+
+    @model_validator(mode="after")
+    def _weights_of_classes(self) -> "ClassifyOptions":
+        if self.class_weights is not None and self.kind != "single":
+            raise ValueError("class_weights has an effect only with kind: single")
+        return self
 
 
 def _names(row: Any, options: ClassifyOptions) -> list[str]:
@@ -58,10 +65,13 @@ def _name(value: Any, row: Any) -> str:
 
 
 def labels(rows: Iterable[Any], options: ClassifyOptions) -> ClassifyOptions:
-    """The options with the label names found in the rows: numbers in order of value, else by name."""
-    if options.kind == "regression" or options.label_names:
+    """The options with the label names found in the rows: numbers in order of value, else by name; and their counts."""
+    if options.kind == "regression" or (options.label_names and options.class_weights is None):
         return options
-    found = {name for row in rows for name in _names(row, options)}
+    counts = Counter(name for row in rows for name in _names(row, options))
+    if options.label_names:
+        return options.counted(counts)
+    found = set(counts)
     numeric = all(name.lstrip("-").isdigit() for name in found)
     if len(found) < 2 and options.kind == "single":
         raise UserError(
@@ -75,7 +85,8 @@ def labels(rows: Iterable[Any], options: ClassifyOptions) -> ClassifyOptions:
             hint="for numbers set task.kind: regression; else name them in task.label_names",
             where="data.train",
         )
-    return options.model_copy(update={"label_names": tuple(sorted(found, key=int if numeric else str))})
+    named = options.model_copy(update={"label_names": tuple(sorted(found, key=int if numeric else str))})
+    return named.counted(counts)
 
 
 def known(options: ClassifyOptions, config: Any) -> Any:
@@ -112,13 +123,12 @@ def _target(row: Any, options: ClassifyOptions, index: dict[str, int]) -> Any:
 
 def encode(rows: list[Any], tokenizer: Any, options: ClassifyOptions) -> dict[str, Any]:
     """Columns: `input_ids` (ragged), `token_type_ids` where the model has them, `target`, `text`, `text_pair`."""
-    texts = [data.texts(rows, "text")]
+    columns: dict[str, Any] = {"text": data.texts(rows, "text")}
     if options.pair:
-        texts.append(data.texts(rows, "text_pair"))
+        columns["text_pair"] = data.texts(rows, "text_pair")
+    texts = [data.prefixed(rows, "text"), *([columns["text_pair"]] if options.pair else [])]
     found = tokenizer(*texts, truncation=True, max_length=options.max_length)
-    columns: dict[str, Any] = {"input_ids": found["input_ids"], "text": texts[0]}
-    if options.pair:
-        columns["text_pair"] = texts[1]
+    columns["input_ids"] = found["input_ids"]
     if "token_type_ids" in found:
         columns["token_type_ids"] = found["token_type_ids"]
     index = {name: i for i, name in enumerate(options.label_names or ())}
@@ -210,4 +220,5 @@ TASK = Task(
     known=known,
     config=config,
     baseline=baseline,
+    varies=varies,
 )

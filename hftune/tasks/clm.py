@@ -99,7 +99,7 @@ def encode(rows: list[Any], tokenizer: Any, options: ClmOptions) -> dict[str, An
 
 
 def _text(rows: list[Any], tokenizer: Any, options: ClmOptions) -> dict[str, Any]:
-    texts = [getattr(row, "prefix", "") + text for row, text in zip(rows, data.texts(rows, "text"), strict=True)]
+    texts = data.prefixed(rows, "text")
     ids = encode_batch(tokenizer, texts)
     start, end = causal.bounds(tokenizer)
     sizes = np.diff(ids.offsets)
@@ -161,8 +161,7 @@ Supervised = tuple[list[Any], list[Any], dict[str, list[str]]]
 
 def _completions(rows: list[Any], tokenizer: Any, options: ClmOptions) -> Supervised:
     """Ids, which of them are learned, and prompt and reference as text; rows that want an answer have none."""
-    prompts = zip(rows, data.texts(rows, "prompt"), strict=True)
-    texts = {"prompt": [getattr(row, "prefix", "") + prompt + options.separator for row, prompt in prompts]}
+    texts = {"prompt": [prompt + options.separator for prompt in data.prefixed(rows, "prompt")]}
     if all("completion" in row for row in rows):
         texts["reference"] = data.texts(rows, "completion")
     return *causal.completions(texts["prompt"], texts.get("reference"), tokenizer), texts
@@ -251,7 +250,8 @@ def tokens(options: ClmOptions, tokenizer: Any) -> list[str]:
 
 
 def verify(model: Any, options: ClmOptions) -> None:
-    """That the model keeps packed pieces apart."""
+    """That the model reads from left to right, and keeps packed pieces apart."""
+    causal.verify(model)
     if options.packing:
         packing.verify(model)
 

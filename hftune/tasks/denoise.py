@@ -9,21 +9,30 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from .. import data
+from .. import data, decode
 from ..arrays import Ragged, inputs, pad
+from ..decode import Decoding
 from ..errors import UserError
 from ..spans import infill, ordinary, shuffle
-from ..task import IGNORE, Options, Task
+from ..task import IGNORE, Task
 from ..text import chunk, frame, sentence_starts
 
 
-class DenoiseOptions(Options):
+class DenoiseOptions(Decoding):
     """What a recipe may say under `task:` for denoising."""
 
     max_length: Annotated[int, Field(ge=8)] = Field(128, description="tokens of a row, special tokens included")
     mask_rate: Annotated[float, Field(gt=0, le=1)] = Field(0.3, description="share of the tokens that spans take out")
     poisson_lambda: Annotated[float, Field(ge=0.5)] = Field(3.0, description="mean length of a span")
     permute_sentences: bool = Field(True, description="put the sentences of a row in random order")
+
+    def predicting(self) -> "DenoiseOptions":
+        """A text with mask tokens in it or sentences in disorder."""
+        return Asking.model_construct(**self.model_dump())
+
+
+class Asking(DenoiseOptions):
+    """The options for texts that are to be restored."""
 
 
 def encode(rows: list[Any], tokenizer: Any, options: DenoiseOptions) -> dict[str, Any]:
@@ -37,7 +46,7 @@ def encode(rows: list[Any], tokenizer: Any, options: DenoiseOptions) -> dict[str
         raise UserError(
             "the tokenizer has no mask token", hint="denoising needs a model such as BART", where="task.name"
         )
-    texts = data.texts(rows, "text")
+    texts = data.prefixed(rows, "text")
     columns = chunk(texts, tokenizer, options.max_length)
     if options.permute_sentences:
         around = sum(map(len, frame(tokenizer)))
@@ -82,6 +91,21 @@ def noise_row(
     return np.concatenate([ids[:before], text, end])
 
 
+def read(rows: list[Any], tokenizer: Any, options: DenoiseOptions) -> dict[str, Any]:
+    """Columns: `input_ids` (lists of at most max_length ids) and `text`."""
+    texts = [str(row["text"]) for row in rows]
+    return {"input_ids": tokenizer(texts, truncation=True, max_length=options.max_length)["input_ids"], "text": texts}
+
+
+def predict(
+    model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: DenoiseOptions
+) -> list[dict[str, Any]]:
+    """The text as the model restores it."""
+    return decode.answers(model, batch, tokenizer, options, [int(row.get("row", i)) for i, row in enumerate(rows)])
+
+
+ASKED = {"encode": read, "collate": lambda rows, tokenizer, *_: inputs(rows, tokenizer), "predict": predict}
+
 TASK = Task(
     head="AutoModelForSeq2SeqLM",
     options=DenoiseOptions,
@@ -89,4 +113,5 @@ TASK = Task(
     collate=collate,
     columns=lambda options: ["text"],
     metrics=lambda options: ["perplexity"],
+    varies=lambda options: ASKED if isinstance(options, Asking) else {},
 )

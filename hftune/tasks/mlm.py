@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 from pydantic import Field
 
-from .. import data
+from .. import data, filling
 from ..arrays import Ragged
 from ..encoding import encode_batch
 from ..errors import UserError
@@ -35,6 +35,14 @@ class MlmOptions(Masking):
         "(nsp: else it is of another document) or the two are in order (sop: else swapped)",
     )
 
+    def predicting(self) -> "MlmOptions":
+        """A text with mask tokens, which are to be filled in."""
+        return Asking.model_construct(**self.model_dump())
+
+
+class Asking(MlmOptions):
+    """The options for texts with gaps."""
+
 
 def encode(rows: list[Any], tokenizer: Any, options: MlmOptions) -> dict[str, Any]:
     """Documents to rows of at most max_length tokens; no row holds text of two documents, but for nsp's random pairs.
@@ -44,7 +52,7 @@ def encode(rows: list[Any], tokenizer: Any, options: MlmOptions) -> dict[str, An
     document.
     """
     check(tokenizer)
-    texts = data.texts(rows, "text")
+    texts = data.prefixed(rows, "text")
     if options.next_sentence is None:
         return chunk(texts, tokenizer, options.max_length, word_starts=options.words)
     before, between, after = pair_frame(tokenizer)
@@ -215,6 +223,18 @@ def pair_loss(model: Any, batch: dict[str, Any], options: MlmOptions, criterion:
     return {"mlm": masked, kind: criterion.logits(logits, batch[LABEL], kind)}
 
 
+def verify(model: Any, options: MlmOptions) -> None:
+    """That the model has a head for pairs of segments.
+
+    Raises:
+        UserError: it has none.
+    """
+    import torch
+
+    with torch.no_grad():
+        pair_logits(model(input_ids=torch.ones((1, 4), dtype=torch.long, device=model.device)), model.config.model_type)
+
+
 def predict(
     model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: MlmOptions
 ) -> list[dict[str, Any]]:
@@ -236,11 +256,21 @@ def predict(
 
 
 def varies(options: MlmOptions) -> dict[str, Any]:
-    """With pairs there is a second head, a second term and something to predict; without, a row is one text."""
+    """With pairs there is a second head, a second term and something to predict; without, a row is one text.
+
+    In rows to be predicted gaps are filled in.
+    """
+    asked = filling.TASK if isinstance(options, Asking) else {}
     if options.next_sentence is None:
-        return {"alone": lambda data, tokenizer: Alone(data, ordinary(tokenizer))}
+        return {"alone": lambda data, tokenizer: Alone(data, ordinary(tokenizer)), **asked}
     terms = (Term("mlm"), Term(options.next_sentence, LABEL))
-    return {"head": "AutoModelForPreTraining", "terms": terms, "loss": pair_loss, "predict": predict}
+    return {
+        "head": "AutoModelForPreTraining",
+        "terms": terms,
+        "loss": pair_loss,
+        "predict": predict,
+        "verify": verify,
+    } | asked
 
 
 TASK = Task(

@@ -4,13 +4,15 @@ Yang et al. 2019, section 2: a row is predicted token by token in a random order
 one token in six, in spans. All others are context, seen by all and seeing no target.
 """
 
+import inspect
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
-from .. import data
+from .. import data, filling
 from ..arrays import inputs, pad, width
+from ..errors import UserError
 from ..spans import ordinary, scattered
 from ..task import IGNORE, Options, Task
 from ..text import chunk, frame
@@ -27,13 +29,21 @@ class PlmOptions(Options):
     )
     max_span: Annotated[int, Field(ge=1)] = Field(5, description="longest span of tokens predicted together")
 
+    def predicting(self) -> "PlmOptions":
+        """A text with mask tokens, which are to be filled in."""
+        return Asking.model_construct(**self.model_dump())
+
+
+class Asking(PlmOptions):
+    """The options for texts with gaps: these come last in the order, none seeing another."""
+
 
 def encode(rows: list[Any], tokenizer: Any, options: PlmOptions) -> dict[str, Any]:
     """Documents to rows of at most max_length tokens; no row holds text of two documents.
 
     Columns: `input_ids` ragged int32; `begins`, `bytes` and `words` (see text.document_sizes).
     """
-    return chunk(data.texts(rows, "text"), tokenizer, options.max_length)
+    return chunk(data.prefixed(rows, "text"), tokenizer, options.max_length)
 
 
 def collate(
@@ -49,7 +59,10 @@ def collate(
     free, segments = ordinary(tokenizer), frame_segments(tokenizer)
     ids = [row["input_ids"] for row in rows]
     batch = inputs([{"input_ids": row, "token_type_ids": segment_row(len(row), *segments)} for row in ids], tokenizer)
-    places = [order_row(free[row], options, rng) for row, rng in zip(ids, rngs, strict=True)]
+    if isinstance(options, Asking):
+        places = [np.where(row == tokenizer.mask_token_id, 0, CONTEXT) for row in ids]
+    else:
+        places = [order_row(free[row], options, rng) for row, rng in zip(ids, rngs, strict=True)]
     place = pad(places, CONTEXT, tokenizer.padding_side)
     target = place != CONTEXT
     counts = target.sum(1)
@@ -85,6 +98,21 @@ def frame_segments(tokenizer: Any) -> tuple[list[int], list[int]]:
     return found[: len(before)], found[len(found) - len(after) :]
 
 
+def verify(model: Any, options: PlmOptions) -> None:
+    """That the model predicts in any order.
+
+    Raises:
+        UserError: it takes no order of prediction.
+    """
+    taken = inspect.signature(type(model).forward).parameters
+    if not {"perm_mask", "target_mapping"} <= set(taken):
+        raise UserError(
+            f"{model.config.model_type} cannot predict in any order: it takes no perm_mask",
+            hint="xlnet does",
+            where="model",
+        )
+
+
 TASK = Task(
     head="AutoModelForCausalLM",
     options=PlmOptions,
@@ -92,5 +120,7 @@ TASK = Task(
     collate=collate,
     columns=lambda options: ["text"],
     metrics=lambda options: ["perplexity"],
+    varies=lambda options: filling.TASK | {"collate": collate} if isinstance(options, Asking) else {},
+    verify=verify,
     config=lambda options, tokenizer: {"use_mems_eval": False},  # rows are whole: there is no memory of earlier ones
 )

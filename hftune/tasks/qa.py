@@ -87,7 +87,7 @@ def encode(rows: list[Any], tokenizer: Any, options: QaOptions) -> dict[str, Any
     """
     labelled = all("answers" in row for row in rows)  # rows to predict may have none
     answers = [_answers(row, options) for row in rows] if labelled else []
-    contexts, whole = data.texts(rows, "context"), data.texts(rows, "question")
+    contexts, whole = data.texts(rows, "context"), data.prefixed(rows, "question")
     most = min(options.max_question_length, options.max_length // 2)
     stride = min(options.stride, (options.max_length - most - SPECIAL) // 2)
     questions = _cut(whole, tokenizer, most)

@@ -12,7 +12,8 @@ import numpy as np
 from pydantic import Field
 
 from .. import data
-from ..arrays import pad
+from ..architectures import architecture
+from ..arrays import inputs, pad
 from ..errors import UserError
 from ..masking import Masking, Part, Share, check, mask_batch
 from ..schema import Model
@@ -51,6 +52,14 @@ class RtdOptions(Masking):
     )
     generator_layers: Share = Field(1.0, description="layers of a new generator as a share of the discriminator's")
 
+    def predicting(self) -> "RtdOptions":
+        """A text in which some tokens may be replaced."""
+        return Asking.model_construct(**self.model_dump())
+
+
+class Asking(RtdOptions):
+    """The options for texts in which replaced tokens are to be found."""
+
 
 def encode(rows: list[Any], tokenizer: Any, options: RtdOptions) -> dict[str, Any]:
     """Documents to rows of at most max_length tokens; no row holds text of two documents.
@@ -59,7 +68,7 @@ def encode(rows: list[Any], tokenizer: Any, options: RtdOptions) -> dict[str, An
     whole, `begins`, `bytes` and `words` (see text.document_sizes).
     """
     check(tokenizer)
-    return chunk(data.texts(rows, "text"), tokenizer, options.max_length, word_starts=options.words)
+    return chunk(data.prefixed(rows, "text"), tokenizer, options.max_length, word_starts=options.words)
 
 
 def collate(
@@ -164,8 +173,9 @@ def narrower(config: Any, options: RtdOptions) -> dict[str, int]:
         sizes |= {
             "num_attention_heads": heads,
             "hidden_size": heads * (config.hidden_size // config.num_attention_heads),
-            "intermediate_size": max(1, round(config.intermediate_size * options.generator_size)),
         }
+        for name in architecture(config.model_type).own_names({"intermediate_size": 0}):
+            sizes[name] = max(1, round(getattr(config, name) * options.generator_size))
     return sizes
 
 
@@ -188,10 +198,34 @@ def share_embeddings(giver: Any, taker: Any) -> None:
     taker.tie_weights()
 
 
+def read(rows: list[Any], tokenizer: Any, options: RtdOptions) -> dict[str, Any]:
+    """Columns: `input_ids` (lists of at most max_length ids) and `text`."""
+    texts = [str(row["text"]) for row in rows]
+    return {"input_ids": tokenizer(texts, truncation=True, max_length=options.max_length)["input_ids"], "text": texts}
+
+
+def predict(
+    model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: RtdOptions
+) -> list[dict[str, Any]]:
+    """The tokens, which of them the discriminator takes for replaced, and the probability of each."""
+    scores = model.main(**batch).logits.reshape(batch["input_ids"].shape).double().sigmoid().cpu().numpy()
+    found = []
+    for row, mask, line in zip(rows, batch["attention_mask"].bool().cpu().numpy(), scores, strict=True):
+        own, special = line[mask], np.isin(row["input_ids"], tokenizer.all_special_ids)
+        tokens = tokenizer.convert_ids_to_tokens(np.array(row["input_ids"])[~special].tolist())
+        told = own[~special].tolist()
+        said = ["replaced" if score > 0.5 else "original" for score in told]
+        found.append({"tokens": tokens, "prediction": said, "scores": told})
+    return found
+
+
 def varies(options: RtdOptions) -> dict[str, Any]:
-    """Head and weight are options."""
+    """Head and weight are options; of rows to be predicted nothing is masked."""
+    asked: dict[str, Any] = {}
+    if isinstance(options, Asking):
+        asked = {"encode": read, "collate": lambda rows, tokenizer, *_: inputs(rows, tokenizer), "predict": predict}
     terms = (Term("generator"), Term("discriminator", "original", options.discriminator_weight))
-    return {"head": HEADS[options.discriminator_head or "token"], "terms": terms}
+    return {"head": HEADS[options.discriminator_head or "token"], "terms": terms, **asked}
 
 
 def config(options: RtdOptions, tokenizer: Any) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from .. import data
+from .. import data, decode
 from ..arrays import Ragged, inputs, pad
+from ..decode import Decoding
 from ..encoding import encode_batch
 from ..errors import UserError
 from ..spans import corrupt, noise_counts, noise_spans, ordinary, suffix, suffix_limit
-from ..task import IGNORE, Options, Task
+from ..task import IGNORE, Task
 from ..text import document_sizes, pieces
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
@@ -43,7 +44,7 @@ UL2 = (
 )
 
 
-class SpanOptions(Options):
+class SpanOptions(Decoding):
     """What a recipe may say under `task:` for span corruption."""
 
     max_length: Annotated[int, Field(ge=8)] = Field(
@@ -67,6 +68,10 @@ class SpanOptions(Options):
                 raise ValueError("give rate and mean_span, or denoisers with their own, not both")
         return self
 
+    def predicting(self) -> "SpanOptions":
+        """A text with sentinels, behind which the model writes what is missing."""
+        return Asking.model_construct(**self.model_dump())
+
     def mixture(self) -> tuple[Denoiser, ...]:
         """The denoisers, by whichever way they were given."""
         if self.denoisers is None:
@@ -74,6 +79,10 @@ class SpanOptions(Options):
         if isinstance(self.denoisers, tuple):
             return self.denoisers
         return UL2 if self.denoisers == "ul2" else tuple(d.model_copy(update={"prefix": ""}) for d in UL2)
+
+
+class Asking(SpanOptions):
+    """The options for texts with sentinels; of several denoisers' prefixes the text has the one it wants."""
 
 
 @lru_cache(maxsize=4)
@@ -153,7 +162,7 @@ def encode(rows: list[Any], tokenizer: Any, options: SpanOptions) -> dict[str, A
     text.document_sizes).
     """
     most, least = row_lengths(tokenizer, options)
-    texts = data.texts(rows, "text")
+    texts = data.prefixed(rows, "text")
     ids = encode_batch(tokenizer, texts)
     special = np.concatenate([[0], np.cumsum(~ordinary(tokenizer)[ids.values])])[ids.offsets]
     document, sizes = pieces(np.diff(ids.offsets), np.where(np.diff(special) > 0, least, most))
@@ -191,6 +200,37 @@ def noise_row(free: Any, denoiser: Denoiser, rng: np.random.Generator) -> Any:
     return noise
 
 
+def read(rows: list[Any], tokenizer: Any, options: SpanOptions) -> dict[str, Any]:
+    """Columns: `input_ids` (lists of at most max_length ids) and `text`."""
+    texts = [str(row["text"]) for row in rows]
+    found = tokenizer(texts, truncation=True, max_length=options.max_length, add_special_tokens=False)["input_ids"]
+    return {"input_ids": [[*ids[: options.max_length - 1], tokenizer.eos_token_id] for ids in found], "text": texts}
+
+
+def predict(
+    model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: SpanOptions
+) -> list[dict[str, Any]]:
+    """The text with what the model writes behind each sentinel in its place, and what it writes as it is."""
+    marks = sentinels(tokenizer)
+    numbers = [int(row.get("row", i)) for i, row in enumerate(rows)]
+    found = []
+    for row, texts in zip(rows, decode.generate(model, batch, tokenizer, options, numbers), strict=True):
+        filled = [tokenizer.decode(fill(row["input_ids"], ids, marks), skip_special_tokens=True) for ids in texts]
+        more = {"predictions": filled} if len(filled) > 1 else {}
+        found.append({"prediction": filled[0], "written": tokenizer.decode(texts[0]), **more})
+    return found
+
+
+def fill(ids: Any, written: list[int], marks: Any) -> list[int]:
+    """The ids of a text in which each sentinel is replaced by what was written behind it, if it was."""
+    places = [at for at, id in enumerate(written) if id in marks]
+    ends = [*places, len(written)][1:]
+    behind = {written[at]: written[at + 1 : to] for at, to in zip(places, ends, strict=True)}
+    return [part for id in np.asarray(ids).tolist() for part in behind.get(id, [id])]
+
+
+ASKED = {"encode": read, "collate": lambda rows, tokenizer, *_: inputs(rows, tokenizer), "predict": predict}
+
 TASK = Task(
     head="AutoModelForSeq2SeqLM",
     options=SpanOptions,
@@ -198,4 +238,5 @@ TASK = Task(
     collate=collate,
     columns=lambda options: ["text"],
     metrics=lambda options: ["perplexity"],
+    varies=lambda options: ASKED if isinstance(options, Asking) else {},
 )

@@ -13,14 +13,15 @@ from pydantic import Field, model_validator
 
 from ..arrays import inputs, pad
 from ..errors import UserError
-from ..task import IGNORE, Options, Task, label_names
+from ..task import IGNORE, Task, label_names
+from ..weighting import Weighted, varies
 from ..windows import Window, windows
 
 SPECIAL = 8  # room for special tokens
 OUTSIDE = "O"  # the tag of words that are no part of anything
 
 
-class TagOptions(Options):
+class TagOptions(Weighted):
     """What a recipe may say under `task:` for token classification. The columns are `tokens` and `ner_tags`."""
 
     max_length: Annotated[int, Field(ge=16)] = Field(256, description="tokens of a window, special tokens included")
@@ -75,16 +76,20 @@ def _tags(row: Any, options: TagOptions) -> list[str]:
 
 def labels(rows: Iterable[Any], options: TagOptions) -> TagOptions:
     """The options with the tag names found in the rows, O first, the others by name."""
-    if options.label_names:
+    if options.label_names and options.class_weights is None:
         return options
-    found = {tag for row in rows for tag in _tags(row, options)}
+    counts = Counter(tag for row in rows for tag in _tags(row, options))
+    if options.label_names:
+        return options.counted(counts)
+    found = set(counts)
     if len(found) < 2:
         raise UserError(
             f"all words have the same tag {found or ''}",
             hint="is data.columns.ner_tags the right column?",
             where="data.train",
         )
-    return options.model_copy(update={"label_names": tuple(sorted(found, key=lambda name: (name != OUTSIDE, name)))})
+    names = tuple(sorted(found, key=lambda name: (name != OUTSIDE, name)))
+    return options.model_copy(update={"label_names": names}).counted(counts)
 
 
 def notes(rows: Iterable[Any], options: TagOptions) -> list[str]:
@@ -117,6 +122,8 @@ def encode(rows: list[Any], tokenizer: Any, options: TagOptions) -> dict[str, An
     (ragged int64).
     """
     words = [_words(row) for row in rows]
+    if row := next((row for row in rows if getattr(row, "prefix", "")), None):
+        raise UserError("a prefix would be a word without a tag", hint="leave out the source's prefix", where=row.where)
     labelled = all("ner_tags" in row for row in rows)  # rows to predict may have none
     tags = [_indices(row, options) for row in rows] if labelled else []
     columns: dict[str, list[Any]] = defaultdict(list)
@@ -238,4 +245,5 @@ TASK = Task(
     combine=combine,
     notes=notes,
     baseline=baseline,
+    varies=varies,
 )

@@ -1,0 +1,109 @@
+"""`hftune predict` for every task: what each makes of a file's rows, or of lines of text."""
+
+import io
+import json
+
+import pytest
+import test_table
+import tiny
+import zoo
+
+from hftune import filling, measure, recipe, run, task
+from hftune.errors import UserError
+from hftune.report import Reporter
+from hftune.tasks import span
+
+GAP = "The {} is read from the file ."
+TEXTS = {
+    "mlm": GAP.format("[MASK]"),
+    "plm": GAP.format("<mask>"),
+    "span": GAP.format("<extra_id_0>"),
+    "denoise": GAP.format("<mask>"),
+}
+NAMES = {
+    "mlm": "bert", "clm": "gpt2", "plm": "xlnet", "span": "t5", "denoise": "bart", "rtd": "electra", "classify": "bert",
+    "tag": "roberta", "qa": "bert", "choice": "bert", "translate": "marian", "summarize": "llama",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.mark.parametrize("kind", task.names())
+def test_every_task_predicts_from_a_file_and_from_standard_input(kind, tmp_path, home, monkeypatch):
+    source = test_table.source(kind, NAMES[kind], tmp_path, home, max_steps=1)
+    run.train(recipe.from_dict(source), Reporter(silent=True))
+    writes = "max_new_tokens" in task.load(kind).options.model_fields
+    made = recipe.load(tmp_path / "run" / "recipe.yaml", ["task.max_new_tokens=4"] if writes else [])
+    rows = [json.loads(line) for line in (home / f"{kind}.jsonl").read_text().splitlines()[:5]]
+    if kind in TEXTS:
+        rows = [{"text": f"{TEXTS[kind]} {'so ' * i}"} for i in range(5)]
+    if kind == "clm":  # a run on text goes on with one
+        rows = [{"prompt": row["text"][:40]} for row in rows]
+    file = tiny.write_rows(tmp_path / "new.jsonl", rows)
+    found = list(measure.predict_rows(tmp_path / "run", made, str(file), None))
+    assert len(found) == 5
+    assert all("prediction" in answer for answer in found)
+    json.dumps(found, allow_nan=False)
+    options = made.task.options.predicting()
+    wanted = task.load(kind).under(options).inputs_only(options)
+    shown = [{name: _under(row, source["data"]["columns"].get(name, name)) for name in wanted} for row in rows]
+    if len(wanted) > 1:
+        lines = [json.dumps(row) for row in shown]
+    else:
+        texts = [row[wanted[0]] if isinstance(row[wanted[0]], str) else " ".join(row[wanted[0]]) for row in shown]
+        lines = [text.replace("\n", " ") for text in texts]
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+    again = list(measure.predict_rows(tmp_path / "run", made, "-", None))
+    assert len(again) == 5
+    if not any("\n" in str(row) for row in shown):
+        assert [answer["prediction"] for answer in again] == [answer["prediction"] for answer in found]
+
+
+def _under(row, name):
+    """A column, or a part of one."""
+    for part in name.split("."):
+        row = row[part]
+    return row
+
+
+def test_gaps_are_filled_one_by_one_with_the_likeliest():
+    built, tok = zoo.build("bert", zoo.MLM).model.eval(), zoo.tok("bert")
+    options = task.load("mlm").options(max_length=32).predicting()
+    own = task.load("mlm").under(options)
+    rows = [{"text": "[MASK] of the [MASK]"}, {"text": "a much longer row of words , and [MASK]"}]
+    made = own.encode(rows, tok, options)
+    raw = [{name: column[i] for name, column in made.items()} for i in range(2)]
+    import torch
+
+    with torch.no_grad():
+        together = own.predict(built, _tensors(own.collate(raw, tok, options, None)), raw, tok, options)
+        alone = own.predict(built, _tensors(own.collate(raw[:1], tok, options, None)), raw[:1], tok, options)
+        ids = torch.tensor([raw[0]["input_ids"]])
+        best = built(input_ids=ids).logits[0].argmax(-1)[ids[0] == tok.mask_token_id]
+    assert [len(answer["fills"]) for answer in together] == [2, 1]
+    assert together[0]["prediction"] == alone[0]["prediction"]
+    for gap, id in zip(together[0]["fills"], best.tolist(), strict=True):
+        assert next(iter(gap)) == tok.decode([id])
+        assert sorted(gap.values(), reverse=True) == list(gap.values())
+    assert "[MASK]" not in together[1]["prediction"]
+
+
+def _tensors(batch):
+    import torch
+
+    return {name: torch.as_tensor(value) for name, value in batch.items()}
+
+
+def test_a_text_without_a_gap_is_named():
+    options = task.load("mlm").options(max_length=8)
+    for text, why in (("no gap", "not there"), ("so " * 20 + "[MASK]", "beyond the first 8 tokens")):
+        with pytest.raises(UserError, match=why):
+            filling.encode([{"text": text}], zoo.tok("bert"), options)
+
+
+def test_sentinels_take_what_was_written_behind_them():
+    assert span.fill([1, 90, 2, 91, 3], [90, 7, 8, 91, 9], [90, 91, 92]) == [1, 7, 8, 2, 9, 3]
+    assert span.fill([1, 90, 2, 91, 3], [5, 91, 92, 4], [90, 91, 92]) == [1, 90, 2, 3]

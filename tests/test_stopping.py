@@ -1,0 +1,142 @@
+"""When a run ends, which of its weights stay, and what it is fed: by steps, epochs, tokens, time or no more gain."""
+
+import json
+
+import children
+import fine
+import numpy as np
+import pytest
+import tiny
+
+from hftune import prepare, recipe, run, task
+from hftune.errors import UserError
+from hftune.report import Reporter
+
+
+def trained(path, tokenizer_folder, **train):
+    """(log, run.json, figures) of a short classification run: 40 rows, five steps an epoch."""
+    run.train(recipe.from_dict(tiny.classify(path, str(tokenizer_folder), **train)), Reporter(silent=True))
+    return told(path)
+
+
+def told(path):
+    log = [json.loads(line) for line in (path / "run" / "log.jsonl").read_text().splitlines()]
+    return log, *(json.loads((path / "run" / name).read_text()) for name in ("run.json", "metrics.json"))
+
+
+def test_it_stops_where_nothing_gets_better(tmp_path, tokenizer_folder):
+    log, state, _ = trained(
+        tmp_path, tokenizer_folder, learning_rate=1e-12, max_steps=9, eval_steps=1,
+        metric_for_best_model="accuracy", early_stopping_patience=2,
+    )  # fmt: skip
+    assert (state["state"], state["step"]) == ("finished", 3), "the first is the best, two more are no better"
+    assert [entry["step"] for entry in log if "eval_accuracy" in entry] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("metric", "best"), [("accuracy", max), ("loss", min), ("f1", max)])
+def test_the_best_checkpoint_by_any_metric_stays(metric, best, tmp_path, tokenizer_folder):
+    source = tiny.classify(
+        tmp_path, str(tokenizer_folder), learning_rate=1e-2, lr_scheduler_type="constant", max_steps=10, eval_steps=1,
+        save_steps=1, metric_for_best_model=metric, load_best_model_at_end=True,
+    )  # fmt: skip
+    for name in ("train", "validation"):  # what can be learned in a few steps, and is then unlearned
+        words = [("it is the file", "a"), ("read of a list", "b"), ("we have no", "a" if name == "train" else "b")]
+        rows = [{"text": f"{words[i % 3][0]} {i}", "label": words[i % 3][1]} for i in range(30)]
+        source["data"][name] = str(tiny.write_rows(tmp_path / f"{name}.jsonl", rows))
+    run.train(recipe.from_dict(source), Reporter(silent=True))
+    log, state, figures = told(tmp_path)
+    seen = [entry[f"eval_{metric}"] for entry in log if f"eval_{metric}" in entry]
+    assert len(seen) == state["step"] == 10
+    assert figures[metric]["value"] == pytest.approx(best(seen), abs=1e-6)
+    assert len(set(seen)) > 1
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(1.0, 5), (1.6, 8)])
+def test_it_stops_by_epochs(epochs, steps, tmp_path, tokenizer_folder):
+    _, state, _ = trained(tmp_path, tokenizer_folder, max_steps=None, num_train_epochs=epochs, eval_steps=100)
+    assert state["step"] == steps
+
+
+def test_it_stops_by_tokens(tmp_path, tokenizer_folder):
+    log, state, _ = trained(tmp_path, tokenizer_folder, max_tokens=400, max_steps=100, eval_steps=100)
+    tokens = [entry["tokens"] for entry in log if "tokens" in entry]
+    assert len(tokens) == state["step"] < 100
+    assert tokens[-2] < 400 <= tokens[-1]
+
+
+def stopped(path, tokenizer_folder):
+    """One step, with the exit status that the command has."""
+    try:
+        trained(path, tokenizer_folder, max_steps=3, max_time="0.001s")
+    except run.Interrupted as stop:
+        raise SystemExit(stop.code) from None
+    raise SystemExit(1)
+
+
+def test_it_stops_by_the_clock_and_goes_on(tmp_path, tokenizer_folder):
+    assert children.child(stopped, tmp_path, tokenizer_folder) == 0
+    state = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (state["state"], state["step"], state["reason"]) == ("interrupted", 1, "max_time 0.001s")
+    _, state, _ = trained(tmp_path, tokenizer_folder, max_steps=3)
+    assert (state["state"], state["step"]) == ("finished", 3)
+
+
+def test_a_mixture_has_the_weights_and_prefixes_of_its_sources(tmp_path, tokenizer_folder):
+    rows = tiny.lines("sentiment-tweets", limit=40)
+    sources = [
+        {"path": str(tiny.write_rows(tmp_path / f"{i}.jsonl", part)), "weight": weight, "prefix": prefix}
+        for i, (part, weight, prefix) in enumerate([(rows[:10], 2.0, "tweet: "), (rows[10:], 0.5, "")])
+    ]
+    made = recipe.from_dict(
+        {**tiny.classify(tmp_path, str(tokenizer_folder)), "data": {"train": sources, "cache_dir": str(tmp_path / "c")}}
+    )
+    prepared = prepare.prepare(made, ["train"], Reporter(silent=True))
+    found = prepared.rows["train"]
+    before = prepared.tokenizer("tweet: ", add_special_tokens=False)["input_ids"]
+    own = [found.data[i]["input_ids"][1 : 1 + len(before)].tolist() == before for i in range(40)]
+    assert own == [True] * 10 + [False] * 30
+    plan = run.make_plan(made, found)
+    seen = np.bincount(np.concatenate([plan.rows(step)[1] for step in range(len(plan.epoch(0)))]), minlength=40)
+    assert (seen[:10] == 2).all(), "each row of the first twice"
+    assert (seen[10:].sum(), seen[10:].max()) == (15, 1), "half of the second"
+
+
+PLAIN = {"text": "so it is .", "label": "a"}
+ROWS = {
+    "classify": (PLAIN, "text"),
+    "qa": ({"question": "who ?", "context": "it is I .", "id": "1"}, "question"),
+    "choice": ({"question": "who ?", "choices": ["I", "you"], "context": "we"}, "question"),
+    "translate": ({"source": "so it is ."}, "source"),
+    "summarize": ({"text": "so it is ."}, "text"),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(set(task.names()) - {"tag"}))
+def test_a_prefix_stands_before_the_input_of_every_task(kind):
+    row, column = ROWS.get(kind, (PLAIN, "text"))
+    options = task.load(kind).options()
+    if kind == "classify":
+        options = options.model_copy(update={"label_names": ("a", "b")})
+    if kind in ("summarize", "translate"):
+        column = task.load(kind).under(options).inputs_only(options)[0]
+        row = {column: "so it is ."}
+    name = {"mlm": "bert", "plm": "xlnet", "clm": "gpt2", "span": "t5", "translate": "t5", "summarize": "t5"}.get(
+        kind, "roberta" if kind == "denoise" else "bert"
+    )
+    tok = fine.tok(name)
+    one, two = fine.rows([row, {**row, column: f"tell: {row[column]}"}])
+    one.prefix = "tell: "
+    found = task.load(kind).under(options).encode([one, two], tok, options)
+    ids = found["input_ids"]
+    half = len(ids) // 2
+    assert [list(part) for part in (ids[i] for i in range(half))] == [
+        list(part) for part in (ids[i] for i in range(half, 2 * half))
+    ]
+    assert half
+
+
+def test_words_take_no_prefix():
+    [row] = fine.rows([{"tokens": ["a"], "ner_tags": ["O"]}])
+    row.prefix = "tell: "
+    with pytest.raises(UserError, match="a word without a tag"):
+        task.load("tag").encode([row], fine.tok("bert"), task.load("tag").options(label_names=("O", "B")))
