@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import hub
+from .arrays import fitting, width
 from .errors import UserError
-from .models import Built
-from .schema import Recipe
+from .models import Built, positions
+from .schema import Peft, Recipe
 from .task import Task
 
 if TYPE_CHECKING:
@@ -56,6 +57,25 @@ def check(recipe: Recipe, task: Task, config: Any) -> None:
     if peft.method == "prefix" and train.gradient_checkpointing:
         message = "prefix hands keys and values to the layers, which are not at hand when activations are recomputed"
         raise UserError(message, hint="set train.gradient_checkpointing: false", where="train.gradient_checkpointing")
+    if peft.method in adapters.PROMPTS:
+        _check_room(peft, recipe.task.options, config)
+
+
+def _check_room(peft: Peft, options: Any, config: Any) -> None:
+    """Virtual tokens stand before one text, and take positions from it."""
+    if getattr(options, "packing", False):
+        raise UserError(
+            "virtual tokens cannot stand before rows that hold several texts",
+            hint="set task.packing: false, or take another method",
+            where="peft.method",
+        )
+    bound, number, longest = positions(config), peft.num_virtual_tokens, getattr(options, "max_length", 0)
+    if bound and width(longest) + number > bound:
+        raise UserError(
+            f"rows of {longest} tokens behind {number} virtual ones, but the model has {bound} positions",
+            hint=f"set task.max_length to {fitting(bound - number)} or less" if number < bound else "lower it",
+            where="task.max_length" if number < bound else "peft.num_virtual_tokens",
+        )
 
 
 def _nothing(*_: Any) -> None:

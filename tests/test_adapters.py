@@ -393,6 +393,8 @@ def test_two_ranks_adapt_as_one(base, tmp_path):
         ({"peft": {"method": "adalora"}, "train": {"gradual_unfreezing": 2}}, "deals its ranks"),
         ({"peft": {"method": "prefix"}, "train": {"gradient_checkpointing": True}}, "hands keys and values"),
         ({"peft": {"method": "lora", "target_modules": ["nope"]}}, "no module 'nope'"),
+        ({"peft": {"method": "prompt", "num_virtual_tokens": 100}}, "behind 100 virtual ones, but the model has"),
+        ({"peft": {"method": "prefix", "num_virtual_tokens": 999}}, "behind 999 virtual ones, but the model has"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_done(base, tmp_path, changes, words):
