@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from hftune import prepare, recipe, run, task
+from hftune import machine, prepare, recipe, run, task
 from hftune.errors import UserError
 from hftune.report import Reporter
 
@@ -74,7 +74,7 @@ def stopped(path, tokenizer_folder):
 
 
 def test_it_stops_by_the_clock_and_goes_on(tmp_path, tokenizer_folder):
-    assert children.child(stopped, tmp_path, tokenizer_folder) == 0
+    assert children.child(stopped, tmp_path, tokenizer_folder) == machine.LATE
     state = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (state["state"], state["step"], state["reason"]) == ("interrupted", 1, "max_time 0.001s")
     _, state, _ = trained(tmp_path, tokenizer_folder, max_steps=3)
