@@ -170,15 +170,10 @@ def _unwritable(path: Path, where: str) -> UserError | None:
 def measuring(recipe: Recipe, task: Task) -> list[UserError]:
     """All that is wrong with the metrics asked for, for whoever only measures."""
     faults = list(_metrics(recipe, task))
-    if not has_vocabulary(recipe, task):
+    if not task.vocabulary:
         nll = [name for name in recipe.eval.metrics or [] if not faults and "nll" in metrics.describe(name)["inputs"]]
         faults += [
             UserError(f"the task {recipe.task.name} has no {name}", hint="leave it out", where="eval.metrics")
             for name in nll
         ]
     return faults
-
-
-def has_vocabulary(recipe: Recipe, task: Task) -> bool:
-    """Whether the task's loss is over a vocabulary, so that its evaluation gives a perplexity."""
-    return "LM" in task.head or "perplexity" in task.metrics(recipe.task.options)

@@ -26,6 +26,7 @@ from . import (
     leaks,
     machine,
     models,
+    page,
     prepare,
     store,
     tokenizer,
@@ -181,12 +182,13 @@ def _tell_overlap(recipe: Recipe, name: str, rows: Any, reporter: Reporter) -> N
 
 
 def _keep(subject: Subject, place: Path, figures: dict[str, Any], prepared: prepare.Prepared) -> None:
-    """Write the figures, with them the card of a run, or beside them the recipe that gave them."""
+    """Write the figures and their page, with them the card of a run, or beside them the recipe that gave them."""
     write_json(place / METRICS, figures)
     if place == Path(subject.path):
         card.write(place, subject.recipe, prepared.model_type, {name or "test": file for name, file in subject.named})
     else:
         (place / RECIPE).write_text(dump(prepared.recipe), encoding="utf-8")
+    page.write(place)
 
 
 def _baseline(
@@ -217,7 +219,7 @@ def _baseline(
 
 def _check_baseline(recipe: Recipe, task: tasks.Task) -> None:
     """That there is a trivial method, and the training rows of one that always needs them."""
-    if task.baseline is None and not consistency.has_vocabulary(recipe, task):
+    if task.baseline is None and not task.vocabulary:
         raise UserError(
             f"the task {recipe.task.name} has no trivial method to compare with",
             hint="leave out --baseline",

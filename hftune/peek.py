@@ -48,7 +48,7 @@ def show(
     }
     batch = {name: tensor.numpy() for name, tensor in whole.batches[0].items()}
     names = prepared.task.config(prepared.options, prepared.tokenizer).get("id2label")
-    if names is None and prepared.task.head.endswith(("LM", "PreTraining")):  # its targets are tokens
+    if names is None and prepared.task.vocabulary:
         names = dict(enumerate(prepared.tokenizer.convert_ids_to_tokens(range(len(prepared.tokenizer)))))
     found = [_row(batch, number, prepared.tokenizer, names) for number in range(min(most, len(batch[IDS])))]
     reporter.table(f"step {step}", [(name, _words(value)) for name, value in facts.items()])

@@ -141,6 +141,11 @@ class Task:
         """The task as these options make it."""
         return replace(self, **self.varies(options))
 
+    @property
+    def vocabulary(self) -> bool:
+        """Whether the loss of the first term is over a vocabulary, so that its targets are tokens."""
+        return self.head.endswith(("LM", "PreTraining"))
+
     def text_columns(self, options: Any) -> list[str]:
         """Columns that hold text."""
         if self.texts is not None:

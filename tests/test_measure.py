@@ -62,6 +62,7 @@ def test_eval_shows_the_baseline_and_keeps_it(tagger):
     told = json.loads(hftune(folder / "run", "--baseline", "--json"))
     assert 0 <= told["tag_accuracy"]["baseline"]["low"] <= told["tag_accuracy"]["baseline"]["value"] <= 1
     assert json.loads((folder / "run" / "metrics.json").read_text()) == told
+    assert (folder / "run" / "report.html").read_text().endswith("</html>")
     shown = hftune(folder / "run", "--baseline", "--metric", "tag_accuracy")
     assert "baseline: The tag that each word has most often in training" in shown
     assert f"baseline {told['tag_accuracy']['baseline']['value']:.4f}" in shown
