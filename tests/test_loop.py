@@ -167,7 +167,7 @@ def test_a_small_model_is_cut_less(job):
 
 
 def test_padding_and_operations_of_a_step(job):
-    """What does not depend on the clock: rows split by length leave less padding, and so fewer operations."""
+    """What does not depend on the clock: splitting by length leaves less padding, the kept head fewer operations."""
     from torch.utils.flop_counter import FlopCounterMode
 
     prepared, model = job
@@ -176,10 +176,20 @@ def test_padding_and_operations_of_a_step(job):
     whole, cut = (Steps(data, plan, 0, 10**6, overhead)[0] for overhead in (10**9, 0))
     assert cut.padding < whole.padding
 
-    def operations(step):
+    def operations(step, head):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             for batch in step.batches:
-                heads.losses(model, batch, prepared.task, prepared.options, heads.Criterion(head="full"))
+                heads.losses(model, batch, prepared.task, prepared.options, heads.Criterion(by_row=True, head=head))
         return counter.get_total_flops()
 
-    assert operations(cut) < operations(whole)
+    tokens, targets = (
+        sum(int(f(b)) for b in cut.batches)
+        for f in (lambda b: b["input_ids"].numel(), lambda b: (b["labels"] != -100).sum())
+    )
+    assert operations(cut, "full") < operations(whole, "full")
+    decoder = model.get_output_embeddings()
+    if decoder is not None:
+        spared = operations(cut, "full") - operations(cut, "fused")
+        per_row = 2 * decoder.weight.numel()
+        most = targets + heads.SHAPES * len(cut.batches)  # rows of the head come in multiples
+        assert spared >= per_row * (tokens - most)
