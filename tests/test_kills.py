@@ -96,6 +96,16 @@ def test_some_kills(home, tmp_path):
     assert_same(*both(mlm, home, tmp_path, kills.SOME, 1, max_steps=12))
 
 
+@pytest.mark.parametrize("make", [clm])
+def test_a_few_kills(make, home, tmp_path):
+    points = [
+        kills.Point("half", r"optimizer\.safetensors", 2),
+        kills.Point("step", nth=2),
+        kills.Point("to", r"metrics\.json$"),
+    ]
+    assert_same(*both(make, home, tmp_path, points, 1, max_steps=4))
+
+
 def test_a_rank_killed_in_a_save(home, tmp_path):
     points = [kills.Point("half", r"optimizer\.safetensors", 2), kills.Point("step", rank=1)]
     assert_same(*both(mlm, home, tmp_path, points, 2, max_steps=5))
