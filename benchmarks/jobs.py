@@ -8,6 +8,7 @@ generated the model is trained first, by hftune, or nothing would ever end.
 
 import importlib
 import json
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,34 +62,34 @@ WRITTEN = {"max_length": 1024, "max_target_length": 128, "max_new_tokens": 127}
 
 FULL: dict[str, Job] = {
     "masked_lm": Job(
-        "mlm", "docs-text", (10, 6), 4, ("wordpiece", 30522), ("bert", {**SMALL_BERT, "vocab_size": 30522}),
+        "mlm", "docs-text", (6, 3), 4, ("wordpiece", 30522), ("bert", {**SMALL_BERT, "vocab_size": 30522}),
         "AutoModelForMaskedLM", BERT, 3.0, TEXT, memory=32,
     ),
     "causal_lm": Job(
-        "clm", "docs-text", (14, 6), 8, ("bpe", 50257),
+        "clm", "docs-text", (8, 3), 8, ("bpe", 50257),
         ("gpt2", {"n_embd": 384, "n_layer": 6, "n_head": 6, "vocab_size": 50257}),
         "AutoModelForCausalLM", ("resid_pdrop", "embd_pdrop", "attn_pdrop"), 1.9, TEXT, memory=32,
     ),
     "xlnet": Job(
-        "plm", "docs-text", (10, 6), 4, ("unigram", 32000),
+        "plm", "docs-text", (6, 3), 4, ("unigram", 32000),
         ("xlnet", {"d_model": 384, "n_layer": 6, "n_head": 6, "d_inner": 1536, "vocab_size": 32000}),
         "AutoModelForCausalLM", ("dropout",), 1.5, TEXT,
     ),
     "t5_spans": Job(
-        "span", "docs-text", (14, 6), 8, ("unigram", 32000),
+        "span", "docs-text", (8, 3), 8, ("unigram", 32000),
         ("t5", {"d_model": 384, "d_kv": 64, "num_heads": 6, "d_ff": 1536, "num_layers": 6, "vocab_size": 32128}),
         "AutoModelForSeq2SeqLM", ("dropout_rate",), 2.2, TEXT,
     ),
     "classification": Job(
-        "classify", "sentiment-tweets", (256, 128), 32, ("wordpiece", 30522), ("bert", {**SMALL_BERT, "vocab_size": 30522}),
+        "classify", "sentiment-tweets", (96, 48), 32, ("wordpiece", 30522), ("bert", {**SMALL_BERT, "vocab_size": 30522}),
         "AutoModelForSequenceClassification", BERT, 3.3, TEXT,
     ),
     "tagging": Job(
-        "tag", "address-tokens", (480, 136), 16, ("wordpiece", 30522), ("bert", {**SMALL_BERT, "vocab_size": 30522}),
+        "tag", "address-tokens", (320, 96), 16, ("wordpiece", 30522), ("bert", {**SMALL_BERT, "vocab_size": 30522}),
         "AutoModelForTokenClassification", BERT, 2.5, {"max_length": 512},
     ),
     "translation": Job(
-        "translate", "translation-ui-en-de", (640, 64), 64, ("unigram", 8000),
+        "translate", "translation-ui-en-de", (256, 32), 64, ("unigram", 8000),
         ("marian", {"d_model": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 1024,
                     "max_position_embeddings": 1024, "dropout": 0.1}),
         "AutoModelForSeq2SeqLM", ("dropout", "attention_dropout", "activation_dropout"), 2.5, WRITTEN,
@@ -96,7 +97,7 @@ FULL: dict[str, Job] = {
         {"task": {"max_length": 32, "max_target_length": 32}, "train": {"max_steps": 300, "batch_size": 32, **WARM}},
     ),
     "summarization": Job(
-        "summarize", "code-summary", (192, 48), 32, ("unigram", 8000),
+        "summarize", "code-summary", (64, 24), 32, ("unigram", 8000),
         ("t5", {"d_model": 256, "d_kv": 64, "num_heads": 4, "d_ff": 1024, "num_layers": 3}),
         "AutoModelForSeq2SeqLM", ("dropout_rate",), 2.3, WRITTEN, {},
         {"task": {"max_length": 64, "max_target_length": 32}, "train": {"max_steps": 300, "batch_size": 32, **WARM}},
@@ -169,9 +170,10 @@ def make(name: str) -> Path:
     from hftune.report import Reporter
 
     job, own = JOBS[name], folder(name)
-    if (own / "options.json").exists():
+    if (own / "job").exists() and (own / "job").read_text(encoding="utf-8") == repr(job):
         return own
-    own.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(own, ignore_errors=True)
+    own.mkdir(parents=True)
     corpus = ROOT / "data" / job.corpus
     wanted = (
         ("train", "train", job.rows[0]),
@@ -200,4 +202,5 @@ def make(name: str) -> Path:
         tokenizer.save(prepared.tokenizer, own / "model")
         prepare.build_model(prepared).model.save_pretrained(own / "model")
     (own / "options.json").write_text(prepared.options.model_dump_json(), encoding="utf-8")
+    (own / "job").write_text(repr(job), encoding="utf-8")
     return own
