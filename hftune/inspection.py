@@ -42,7 +42,8 @@ def check(recipe: Recipe, trust_remote_code: bool = False) -> dict[str, Any]:
         _check_folder(Path(recipe.output.dir), recipe, findings)
     readers = _readers(recipe, task, findings)
     kept = None if findings.faults else _kept(recipe, readers, trust_remote_code)
-    if kept is not None and (known := read_json(kept)):
+    known = read_json(kept) if kept is not None else {}
+    if {"facts", "warnings"} <= known.keys():
         findings.facts |= known["facts"]
         findings.warnings += known["warnings"]
     else:

@@ -21,6 +21,9 @@ __all__ = [
 ]  # fmt: skip
 
 
+DEEPEST = 2000  # layers
+
+
 @dataclass(frozen=True)
 class Built:
     """A model, where its weights come from in one line, and the names of the parameters that no checkpoint gave."""
@@ -111,9 +114,17 @@ def _of(config: Any, head: str, recipe: Model) -> Any:
     import transformers
 
     attention = None if recipe.attention == "auto" else recipe.attention
+    depth = max(
+        int(getattr(config, name, None) or 0) for name in ("num_hidden_layers", "decoder_layers", "encoder_layers")
+    )
+    if depth > DEEPEST:
+        message = f"{depth:,} layers, more than the {DEEPEST:,} of any model"
+        raise UserError(message, hint="correct model.config", where="model.config")
     try:
         return getattr(transformers, head).from_config(config, attn_implementation=attention, dtype=torch.float32)
-    except (ValueError, KeyError, ImportError) as error:
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except Exception as error:  # of a setting that makes no sense each architecture complains in its own way
         raise unbuildable(config, error) from error
 
 

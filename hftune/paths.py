@@ -10,6 +10,7 @@ import os
 import re
 import zlib
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from .errors import UserError
@@ -30,6 +31,7 @@ SPLITS = {
     **dict.fromkeys(("validation", "valid", "dev", "val"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
+MOST_FILES = 100_000  # that one path may mean
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
@@ -102,7 +104,10 @@ def find(path: str, format: str | None = None, split: str = "train", where: str 
             found = [path]
         elif glob.has_magic(path):
             root = re.split(r"[^/]*[*?[]", path, maxsplit=1)[0] or "."
-            found = sorted(p for p in glob.iglob(path, recursive=True) if not os.path.isdir(p))
+            every = list(islice(glob.iglob(path, recursive=True), MOST_FILES + 1))
+            if len(every) > MOST_FILES:
+                raise _too_many(path)
+            found = sorted(p for p in every if not os.path.isdir(p))
         else:
             found = []
         if not found:
@@ -119,6 +124,11 @@ def find(path: str, format: str | None = None, split: str = "train", where: str 
         fault.where = where
         raise
     return files
+
+
+def _too_many(path: str) -> UserError:
+    hint = "name the data by a narrower folder or glob"
+    return UserError(f"{shown(path, 200)} means more than {MOST_FILES:,} files and folders", hint=hint)
 
 
 def _check(file: File, root: str) -> None:
@@ -148,8 +158,10 @@ def _kind(path: str) -> tuple[str, str]:
 
 def _folder(folder: str, format: str | None, split: str) -> list[str]:
     """The data files below a folder, hidden ones left out, sorted."""
-    found = []
-    for here, folders, names in os.walk(folder):
+    found: list[str] = []
+    for number, (here, folders, names) in enumerate(os.walk(folder)):
+        if len(found) + number > MOST_FILES:
+            raise _too_many(folder)
         folders[:] = [f for f in folders if not f.startswith(".")]
         for linked in (p for f in folders if os.path.islink(p := os.path.join(here, f))):
             if _leaves(linked, folder):

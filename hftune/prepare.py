@@ -4,7 +4,9 @@ Everything that can be wrong in what the user gave is found here, before a weigh
 """
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -88,7 +90,7 @@ def load_tokenizer(
             )
         length = getattr(options, "max_length", 512)
         folder = trained_folder(recipe, reader, model_type, length)
-        if not (folder / TOKENIZER).exists():
+        if _damaged(folder):
             reporter.say(f"training a {block.train} tokenizer of {block.vocab_size:,} entries")
             texts = (text for row in reader for name in task.text_columns(options) for text in strings(row[name]))
             made = tokenizer.train(
@@ -97,8 +99,11 @@ def load_tokenizer(
             )  # fmt: skip
             aside = folder.with_name(f".{folder.name}.{os.getpid()}")
             tokenizer.save(made, aside)
-            if not folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
                 os.rename(aside, folder)
+            except OSError:  # another run was as far
+                shutil.rmtree(aside, ignore_errors=True)
         found = tokenizer.load(str(folder))
     elif block.path or recipe.model.path or recipe.model.encoder:
         path = block.path or recipe.model.path or recipe.model.encoder or ""
@@ -125,6 +130,17 @@ def trained_folder(recipe: Recipe, reader: Any, model_type: str, length: int) ->
     return cache_folder(recipe) / "tokenizers" / key
 
 
+def _damaged(folder: Path) -> bool:
+    """Whether there is no tokenizer in a cache folder, or none that can be loaded."""
+    if not (folder / TOKENIZER).exists():
+        return True
+    try:
+        tokenizer.load(str(folder))
+    except UserError:
+        return True
+    return False
+
+
 def strings(value: Any) -> Iterator[str]:
     """The texts in a column: one, a list of words or choices, or one by language."""
     if isinstance(value, str):
@@ -140,15 +156,31 @@ def cache_folder(recipe: Recipe) -> Path:
 
 
 def encode_split(
-    recipe: Recipe, task: Task, options: Any, tok: Any, reader: Any, reporter: Reporter, split: str, fingerprint: str
+    recipe: Recipe,
+    task: Task,
+    options: Any,
+    tok: Any,
+    reader: Any,
+    reporter: Reporter,
+    split: str,
+    fingerprint: str,
+    begun: Path | None = None,
 ) -> Rows:
-    """Encoded rows of a split, from the cache where they are the same to the byte and the same code made them."""
+    """Encoded rows of a split, from the cache where they are the same to the byte and the same code made them.
+
+    Rows that were passed over (data.on_error: skip) are written to `rejects/SPLIT.jsonl` of the run that has begun.
+    """
     key = store.key_of(fingerprint, store.code_fingerprint())
     folder = cache_folder(recipe)
     if not (folder / key / "done.json").exists():
         reporter.say(f"encoding {split}")
+    rejects, own = folder / key / "rejects.jsonl", folder / key / f".rejects.{os.getpid()}"
+    reader.reject_path = own
     try:
+        (folder / key).mkdir(parents=True, exist_ok=True)
         found = store.encode(reader, by_source(task, tok, options, reader), key, folder)
+        if own.exists():
+            os.replace(own, rejects)
     except OSError as error:
         if error.errno is None:
             raise
@@ -157,12 +189,18 @@ def encode_split(
             hint="make room, or set data.cache_dir to another folder; what was encoded so far is kept",
             where="data.cache_dir",
         ) from error
+    finally:
+        with suppress(OSError):
+            own.unlink(missing_ok=True)
     if not len(found):
         raise UserError(
             f"{split} has no rows left to use",
             hint="; ".join(f"{k}: {v}" for k, v in found.report.items()) or None,
             where=f"data.{split}",
         )
+    if begun is not None and rejects.exists():
+        (begun / "rejects").mkdir(exist_ok=True)
+        shutil.copyfile(rejects, begun / "rejects" / f"{split}.jsonl")
     return Rows(found, task, tok, options)
 
 
@@ -249,7 +287,9 @@ def prepare(
             own.model_dump(mode="json"),
             prepared.content["tokenizer"],
         )
-        prepared.rows[split] = encode_split(recipe, task, own, prepared.tokenizer, reader, reporter, split, fingerprint)
+        prepared.rows[split] = encode_split(
+            recipe, task, own, prepared.tokenizer, reader, reporter, split, fingerprint, begun if first else None
+        )
         if first:
             reporter.say(_told(split, prepared.rows[split].data))
     if first and accelerator is not None:

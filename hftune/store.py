@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from .arrays import Ragged
+from .files import read_json
 from .keys import code_fingerprint as code_fingerprint
 from .keys import default_folder as default_folder
 from .keys import key_of as key_of
@@ -75,14 +76,14 @@ class _Part:
             meta = reader.schema.metadata or {}
             if meta.get(b"key") != key.encode():
                 return None
-            table = reader.read_all().combine_chunks()
-        except (OSError, pa.ArrowInvalid):
+            table, taken = reader.read_all().combine_chunks(), int(meta[b"taken"])
+        except (OSError, pa.ArrowException, KeyError, ValueError):
             return None
         columns: dict[str, Any] = {}
         for name in table.column_names:
             array = table.column(name)
             columns[name] = _from_arrow(array.chunk(0) if array.num_chunks else pa.array([], array.type))
-        return cls(columns, table.num_rows, int(meta[b"taken"]))
+        return cls(columns, table.num_rows, taken)
 
 
 def _write(path: Path, key: str, columns: dict[str, Any], taken: int) -> None:
@@ -221,9 +222,9 @@ def encode(reader: Iterable[Any], function: Any, key: str, folder: Path) -> Enco
 
 def _open(home: Path, key: str) -> Encoded | None:
     """What an earlier run finished, if it is whole."""
-    try:
-        state = json.loads((home / "done.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    state = read_json(home / "done.json")
+    number, report = state.get("parts"), state.get("report")
+    if not isinstance(number, int) or not isinstance(report, dict):
         return None
-    parts = [_Part.open(home / f"part-{i:05d}.arrow", key) for i in range(state["parts"])]
-    return None if None in parts else Encoded(key, [p for p in parts if p], state["report"])
+    parts = [_Part.open(home / f"part-{i:05d}.arrow", key) for i in range(number)]
+    return None if None in parts else Encoded(key, [p for p in parts if p], report)

@@ -17,11 +17,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from .errors import UserError
 
 HERE = Path(__file__).parent / "tasks"
+LONGEST = 2**20  # tokens of a row
 IGNORE = -100  # the label of a position at which the loss does not look
 
 
@@ -29,6 +30,13 @@ class Options(BaseModel):
     """Base of every task's options: unknown keys are faults, and nothing changes after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="after")
+    def _lengths_are_of_this_world(self) -> Self:
+        for name in ("max_length", "max_target_length", "max_new_tokens"):
+            if (given := getattr(self, name, 0)) > LONGEST:
+                raise ValueError(f"{name} is {given:,}, and must be at most {LONGEST:,}")
+        return self
 
     def at(self, done: float) -> Self:
         """The options when that share of the run is done: what changes on the way is a function of the step.

@@ -4,6 +4,7 @@ Raffel et al. 2020, section 3.1.4: spans of 3 tokens on average, 15 % of a row, 
 target is the spans behind their sentinels. Tay et al. 2022, section 3.1: several such denoisers, one drawn a row.
 """
 
+from bisect import bisect_left
 from functools import lru_cache
 from itertools import count, takewhile
 from typing import Annotated, Any, Literal
@@ -129,8 +130,10 @@ def row_lengths(tokenizer: Any, options: SpanOptions) -> tuple[int, int]:
     kinds = [(denoiser, len(prefix_ids(tokenizer, denoiser))) for denoiser in options.mixture()]
 
     def longest(divided: bool) -> int:
-        fits = (all(max(lengths(n, *kind, divided)) <= options.max_length for kind in kinds) for n in count(1))
-        return sum(takewhile(bool, fits))
+        def fails(n: int) -> bool:
+            return any(max(lengths(n, *kind, divided)) > options.max_length for kind in kinds)
+
+        return bisect_left(range(1, 4 * options.max_length), True, key=fails)  # longer text makes longer rows
 
     if tokenizer.eos_token_id is None:
         hint = "span corruption needs a model such as T5"
