@@ -9,7 +9,8 @@ from typing import Any
 
 from . import metrics
 from .files import read_lines
-from .report import Reporter, clean
+from .report import Reporter
+from .safety import clean
 
 SHOWN = 3  # rows at either end
 WIDTH = 60  # characters of a text

@@ -7,7 +7,8 @@ from typing import Any
 from .files import read_json
 from .folder import METRICS, RECIPE
 from .recipe import Recipe
-from .report import clean, duration
+from .report import duration
+from .safety import markdown
 
 LIBRARY = "transformers"
 
@@ -46,7 +47,7 @@ def write(path: Path, recipe: Recipe, model_type: str, named: Mapping[str, str] 
         eval_results=results or None,
     )  # fmt: skip
     rows = [
-        f"| {name} | {figure['value']:.4f} | {_interval(figure)} | {figure.get('count', '')} |"
+        f"| {markdown(name)} | {figure['value']:.4f} | {_interval(figure)} | {figure.get('count', '')} |"
         for name, figure in shown.items()
     ]
     spent = duration(state.get("training_seconds", 0))
@@ -59,8 +60,8 @@ def write(path: Path, recipe: Recipe, model_type: str, named: Mapping[str, str] 
     text = [
         f"---\n{metadata.to_yaml()}\n---",
         MARK,
-        f"# {path.name}",
-        f"A {model_type} model trained by hftune {state.get('versions', {}).get('hftune', '')} for the task `{recipe.task.name}` on `{clean(sources)}`.",
+        f"# {markdown(path.name)}",
+        f"A {model_type} model trained by hftune {state.get('versions', {}).get('hftune', '')} for the task {markdown(recipe.task.name)} on {markdown(sources)}.",
         "## Figures",
         "| figure | value | interval | rows or targets |\n|---|---|---|---|\n" + "\n".join(rows)
         if rows

@@ -74,7 +74,15 @@ def _render(
             [list(messages)], chat_template=text, add_generation_prompt=reply, return_assistant_tokens_mask=tracked,
             **tokenizer.special_tokens_map,
         )  # fmt: skip
-    except (TemplateError, TypeError, ValueError, KeyError) as error:
+    except (
+        TemplateError,
+        TypeError,
+        ValueError,
+        LookupError,
+        ArithmeticError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         line = next(iter(str(error).splitlines()), type(error).__name__)
         hint = "change the row, or tokenizer.chat_template"
         raise UserError(f"the chat template refuses the conversation: {line[:200]}", hint=hint, where=where) from None

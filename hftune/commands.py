@@ -1,6 +1,7 @@
 """What the commands do, once their words are parsed; each loads only what it needs."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -82,8 +83,6 @@ def train(
 
 
 def _rank() -> int:
-    import os
-
     return int(os.environ.get("RANK", "0"))
 
 
@@ -203,7 +202,7 @@ def generate(
     recipe = recipes.load(path / RECIPE, [*overrides, *_task_settings(given, drawn, sample)])
     text = _standard_input() if prompt == "-" else prompt
     from . import generation
-    from .report import clean
+    from .safety import clean
 
     terminal, several = sys.stdout.isatty(), getattr(recipe.task.options, "num_return_sequences", 1) > 1
     shown: set[int] = set()
@@ -265,8 +264,11 @@ def push(name: str, target: str, public: bool) -> None:
 
 def _write_lines(answers: Iterable[dict[str, Any]], output: str | None) -> None:
     if output is None:
+        from .safety import clean
+
         for answer in answers:
-            sys.stdout.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            line = json.dumps(answer, ensure_ascii=False)
+            sys.stdout.write((clean(line) if sys.stdout.isatty() else line) + "\n")
         return
     try:
         with Path(output).open("w", encoding="utf-8") as file:

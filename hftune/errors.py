@@ -1,5 +1,7 @@
 """Faults in what the user gave: one line, where it stands, and what to do next."""
 
+from .safety import clean
+
 
 class UserError(Exception):
     """A fault in a recipe, a file or a command line; shown without a traceback, exit status 2.
@@ -13,8 +15,8 @@ class UserError(Exception):
     status = 2  # of the command
 
     def __init__(self, message: str, hint: str | None = None, where: str | None = None):
-        super().__init__(message)
-        self.message, self.hint, self.where = message, hint, where
+        super().__init__(clean(message))
+        self.message, self.hint, self.where = clean(message), hint and clean(hint), where and clean(where)
 
     def __str__(self) -> str:
         line = f"{self.where}: {self.message}" if self.where else self.message

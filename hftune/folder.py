@@ -21,6 +21,7 @@ from . import __version__, recipe
 from .errors import UserError
 from .files import read_json, write_json
 from .recipe import Recipe
+from .safety import without_tokens
 
 STATE, RECIPE, LOG, METRICS, CHECKPOINTS = "run.json", "recipe.yaml", "log.jsonl", "metrics.json", "checkpoints"
 MODEL = "model"  # what is being written of it lies in .model, then beside the rest
@@ -199,7 +200,7 @@ class RunFolder:
     def begin(self, wanted: Recipe, **facts: Any) -> None:
         """Write the recipe and say that the run is at work."""
         self._write_recipe(wanted)
-        self.set("running", command=" ".join(["hftune", *sys.argv[1:]]), versions=versions(), git=git_commit(), hardware=hardware(),
+        self.set("running", command=without_tokens(" ".join(["hftune", *sys.argv[1:]])), versions=versions(), git=git_commit(), hardware=hardware(),
                  directory=os.getcwd(), started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts)  # fmt: skip
 
     def _write_recipe(self, wanted: Recipe) -> None:

@@ -137,9 +137,9 @@ def _kept(recipe: Recipe, readers: dict[str, Any], trust_remote_code: bool) -> P
     named = (recipe.model.path, recipe.model.encoder, recipe.model.decoder, block.path, block.chat_template)
     files = []
     for path in filter(None, named):
-        there = Path(path).expanduser()
-        if path == block.chat_template and not there.is_file():
+        if path == block.chat_template and not os.path.isfile(path):
             continue
+        there = Path(path).expanduser()
         if not there.exists():
             return None
         files.append(_stamps(there))

@@ -115,12 +115,22 @@ def load_tokenizer(
             where="tokenizer",
         )
     if block.chat_template:
-        file = Path(block.chat_template)
-        found.chat_template = file.read_text(encoding="utf-8") if file.is_file() else block.chat_template
+        found.chat_template = _template(block.chat_template)
     found.add_tokens(
         [token for token in task.tokens(options, found) if token not in found.get_vocab()], special_tokens=True
     )
     return models.prepare_tokenizer(found, model_type)
+
+
+def _template(given: str) -> str:
+    """A chat template: the text itself, or what the file of that name holds."""
+    if not os.path.isfile(given):
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        message = f"cannot read {given}: {hub.first_line(error)}"
+        raise UserError(message, hint="it must be a file of UTF-8 text", where="tokenizer.chat_template") from None
 
 
 def trained_folder(recipe: Recipe, reader: Any, model_type: str, length: int) -> Path:

@@ -21,6 +21,7 @@ from . import faults as wording
 from . import task as tasks
 from . import yaml
 from .errors import Faults, UserError
+from .safety import without_tokens
 from .schema import Recipe as Recipe
 from .schema import TaskBlock
 from .yaml import Node, shown
@@ -234,6 +235,7 @@ def _finish(root: Node, overrides: Sequence[str], faults: list[UserError]) -> Re
     """Overrides, environment, validation; raises all faults together, in the order of their places."""
     layer = _overrides(overrides, faults)
     root = _expand(_merge(root, layer) if layer else root, "", faults)
+    _refuse_tokens(root, faults)
     recipe = _validate(root, faults)
     if recipe is not None and not faults:
         return recipe
@@ -257,15 +259,36 @@ def _expand(node: Node, key: str, faults: list[UserError]) -> Node:
         return replace(node, value={k: _expand(v, f"{key}.{k}".lstrip("."), faults) for k, v in node.value.items()})
     if isinstance(node.value, list):
         return replace(node, value=[_expand(item, key, faults) for item in node.value])
-    if not isinstance(node.value, str) or "${" not in node.value or key not in _marked("path"):
+    if not isinstance(node.value, str) or key not in _marked("path"):
         return node
     try:
-        return replace(
-            node, value=re.sub(r"\$\{([^}]*)\}?", lambda match: _variable(match, key, node.where), node.value)
-        )
+        value = re.sub(r"\$\{([^}]*)\}?", lambda match: _variable(match, key, node.where), node.value)
+        _check_path(value, key, node.where)
+        return replace(node, value=value)
     except UserError as fault:
         faults.append(fault)
         return node
+
+
+def _check_path(value: str, key: str, where: str) -> None:
+    """That the system takes it for a path, whether anything is there or not."""
+    if len(os.fsencode(value)) > 4000 or any(len(os.fsencode(part)) > 255 for part in value.split("/")):
+        raise UserError(f"{key}: {shown(value)} is longer than a path can be", hint="shorten it", where=where)
+    try:
+        Path(value).expanduser()
+    except RuntimeError:
+        raise UserError(f"{key}: nobody has the home {shown(value)}", hint="write the path out", where=where) from None
+
+
+def _refuse_tokens(node: Node, faults: list[UserError]) -> None:
+    """A token of the Hub in a recipe would be written into the run folder and onto the model card."""
+    if isinstance(node.value, str) and without_tokens(node.value) != node.value:
+        hint = "keep it out of recipes: log in once with hf auth login, or set HF_TOKEN; and renew the token"
+        faults.append(UserError("this looks like a token of the Hub", hint=hint, where=node.where))
+    for inner in (
+        node.value.values() if isinstance(node.value, dict) else node.value if isinstance(node.value, list) else ()
+    ):
+        _refuse_tokens(inner, faults)
 
 
 def _variable(match: re.Match[str], key: str, where: str) -> str:

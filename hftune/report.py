@@ -10,10 +10,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-
-def clean(text: str) -> str:
-    """Text of unknown origin for a terminal: control characters shown, not obeyed."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+from .safety import clean
 
 
 def duration(seconds: float) -> str:
@@ -93,7 +90,12 @@ class Reporter:
         if self.silent:
             return
         table = Table(
-            title=title, title_justify="left", show_header=False, box=None, pad_edge=False, padding=(0, 3, 0, 0)
+            title=escape(clean(title)),
+            title_justify="left",
+            show_header=False,
+            box=None,
+            pad_edge=False,
+            padding=(0, 3, 0, 0),
         )
         for name, value in rows:
             table.add_row(escape(clean(name)), escape(clean(value)))

@@ -1,5 +1,6 @@
 """The recipes and the small data that come with hftune: in a clone beside the package, in a wheel inside it."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def find(name: str) -> Path:
         UserError: there is none of that name.
     """
     path = ROOT / "recipes" / f"{name.removeprefix('recipes/').removesuffix('.yaml')}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"no recipe named {name!r}", hint="hftune recipes lists them")
     return path
 
@@ -39,9 +40,9 @@ def locate(name: str) -> Path:
         UserError: none of these.
     """
     path = Path(name)
-    if path.is_dir() and is_run(path):
+    if os.path.isdir(path) and is_run(path):
         return path / RECIPE
-    if path.exists() or (path.suffix in {".yaml", ".yml"} and path.parent.is_dir()):
+    if os.path.exists(path) or (path.suffix in {".yaml", ".yml"} and os.path.isdir(path.parent)):
         return path
     return find(name)
 

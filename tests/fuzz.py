@@ -346,6 +346,8 @@ def run(
         counts[found] += 1
         if found not in ("0", "2"):
             wrong.append(f"{kind} {case}: {found}\n{said}")
+        if (case + 1) % 500 == 0 and number > 500:
+            print(case + 1, dict(counts), len(wrong), f"{longest:.2f} s", flush=True)
         if show:
             print(words, found, said, sep="\n")
     return counts, wrong, longest

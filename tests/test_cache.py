@@ -1,0 +1,137 @@
+"""Encoded rows and trained tokenizers that are kept: by content, made again where damaged, shared, and not lost by a kill."""
+
+import json
+import multiprocessing
+import shutil
+
+import children
+import numpy as np
+import pytest
+import tiny
+
+from hftune import prepare, recipe, store
+from hftune.arrays import Ragged
+from hftune.report import Reporter
+
+ROWS = [{"text": "x" * (i % 7 + 1)} for i in range(60)]
+DAMAGE = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "empty": lambda path: path.write_bytes(b""),
+    "foreign": lambda path: path.write_bytes(b"PAR1 not what was written"),
+    "gone": lambda path: path.unlink(),
+}
+
+
+def encode(rows):
+    """Lengths as ids."""
+    return {"input_ids": Ragged.of([[len(row["text"])] * len(row["text"]) for row in rows])}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(store, "BATCH_CHARS", 300)
+    monkeypatch.setattr(store, "PART_CHARS", 60)
+
+
+def values(found):
+    """All rows as lists."""
+    return [found[i]["input_ids"].tolist() for i in range(len(found))]
+
+
+def counted(calls):
+    """An encode that remembers how many rows it was given."""
+
+    def function(rows):
+        calls.append(len(rows))
+        return encode(rows)
+
+    return function
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+@pytest.mark.parametrize("name", ["part-00001.arrow", "done.json"])
+def test_what_is_damaged_is_made_again(tmp_path, how, name):
+    first = values(store.encode(ROWS, encode, "key", tmp_path))
+    assert len(list((tmp_path / "key").glob("*.arrow"))) > 3
+    DAMAGE[how](tmp_path / "key" / name)
+    assert values(store.encode(ROWS, encode, "key", tmp_path)) == first
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "3", '{"parts": "x", "report": {}}', '{"parts": 1}', '{"parts": 99, "report": {}}']
+)
+def test_a_foreign_list_of_parts_is_not_trusted(tmp_path, text):
+    first = values(store.encode(ROWS, encode, "key", tmp_path))
+    (tmp_path / "key" / "done.json").write_text(text)
+    assert values(store.encode(ROWS, encode, "key", tmp_path)) == first
+
+
+def test_a_part_of_other_rows_is_not_trusted(tmp_path):
+    store.encode([{"text": "y" * 5}] * 60, encode, "other", tmp_path)
+    first = values(store.encode(ROWS, encode, "key", tmp_path))
+    shutil.copy(tmp_path / "other" / "part-00000.arrow", tmp_path / "key" / "part-00000.arrow")
+    assert values(store.encode(ROWS, encode, "key", tmp_path)) == first
+
+
+def test_a_kill_costs_only_the_part_that_was_not_finished(tmp_path):
+    whole, calls = [], []
+    first = values(store.encode(ROWS, counted(whole), "whole", tmp_path))
+
+    def killed(rows):
+        if len(calls) == 9:
+            raise KeyboardInterrupt
+        return counted(calls)(rows)
+
+    with pytest.raises(KeyboardInterrupt):
+        store.encode(ROWS, killed, "key", tmp_path)
+    again = []
+    assert values(store.encode(ROWS, counted(again), "key", tmp_path)) == first
+    parts = len(list((tmp_path / "key").glob("*.arrow")))
+    assert parts > 2
+    assert sum(whole) <= sum(calls) + sum(again) < sum(whole) + 2 * len(ROWS) / parts
+
+
+def _share(folder, barrier, answers):
+    barrier.wait()
+    answers.put(values(store.encode(ROWS, encode, "key", folder)))
+
+
+def test_two_runs_may_share_a_cache(tmp_path):
+    context = multiprocessing.get_context("fork")
+    barrier, answers = context.Barrier(2), context.Queue()
+    both = [context.Process(target=_share, args=(tmp_path, barrier, answers)) for _ in range(2)]
+    for process in both:
+        process.start()
+    one, other = answers.get(timeout=120), answers.get(timeout=120)
+    for process in both:
+        process.join()
+    assert one == other == values(store.encode(ROWS, encode, "key", tmp_path))
+
+
+def test_rows_passed_over_are_counted_and_kept_with_the_run(tmp_path):
+    source = tiny.mlm(tmp_path, max_steps=1)
+    lines = (tmp_path / "text.jsonl").read_text().splitlines()
+    (tmp_path / "text.jsonl").write_text("\n".join([*lines[:3], '{"text": ', *lines[3:], '{"words": "a"}']) + "\n")
+    source["data"] |= {"on_error": "skip", "max_errors": 5}
+    for run in ("run", "again"):  # the second finds the rows encoded
+        source["output"] = {"dir": str(tmp_path / run)}
+        children.train(source)
+        rejects = [json.loads(line) for line in (tmp_path / run / "rejects" / "train.jsonl").read_text().splitlines()]
+        assert [r["where"].rsplit("text.jsonl", 1)[1].split(":")[1] for r in rejects] == ["4", str(len(lines) + 2)]
+        assert rejects[0]["text"].startswith('{"text": ')
+        assert "'text'" in rejects[1]["why"]
+
+
+def test_a_damaged_tokenizer_is_trained_again(tmp_path):
+    wanted = recipe.from_dict(tiny.mlm(tmp_path))
+
+    def prepared():
+        return prepare.prepare(wanted, ["train"], Reporter(silent=True))
+
+    first = prepared()
+    (file,) = (tmp_path / "cache" / "tokenizers").glob("*/tokenizer.json")
+    file.write_bytes(file.read_bytes()[:500])
+    again = prepared()
+    assert again.tokenizer.get_vocab() == first.tokenizer.get_vocab()
+    assert again.fingerprints == first.fingerprints
+    np.testing.assert_array_equal(again.rows["train"].data.lengths, first.rows["train"].data.lengths)
