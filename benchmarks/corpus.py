@@ -42,7 +42,7 @@ def make(size: int = BYTES) -> Path:
 
 def other(word: str, copy: int) -> str:
     """The word, or in half of the cases with two letters exchanged; copy 0 is the text itself."""
-    drawn = xxhash.xxh3_64_intdigest(f"{copy} {word}")
+    drawn = xxhash.xxh3_64_intdigest(f"{copy} {word}".encode())
     if copy == 0 or drawn & 1:
         return word
     a, b = (drawn >> 1) % len(word), (drawn >> 20) % len(word)

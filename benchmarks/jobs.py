@@ -62,7 +62,7 @@ WRITTEN = {"max_length": 1024, "max_target_length": 128, "max_new_tokens": 127}
 
 FULL: dict[str, Job] = {
     "masked_lm": Job(
-        "mlm", "docs-text", (6, 3), 4, ("wordpiece", 30522), ("bert", {**SMALL_BERT, "vocab_size": 30522}),
+        "mlm", "docs-text", (8, 3), 4, ("wordpiece", 30522), ("bert", {**SMALL_BERT, "vocab_size": 30522}),
         "AutoModelForMaskedLM", BERT, 3.0, TEXT, memory=32,
     ),
     "causal_lm": Job(
