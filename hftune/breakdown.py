@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 
 from .errors import Breakdown, Lost, UserError
 from .files import disk_is_full, mebibytes
@@ -9,6 +10,11 @@ from .loop import NotFinite, memory_ran_out
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "recv failed")
 AGAIN = "the same command goes on from the last checkpoint"
+
+
+def hush() -> None:
+    """Let torch tell of a dead data worker once: its handler of SIGCHLD may raise again at any later moment."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def explain(error: Exception, folder: str, last: str | None, needs: int = 0) -> UserError | None:

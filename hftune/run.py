@@ -90,6 +90,7 @@ def _ends(folder: RunFolder, reporter: Reporter) -> Iterator[None]:
         reporter.say(f"stopped; the same command goes on from {checkpoint.latest(folder.checkpoints) or 'the start'}")
         raise
     except Exception as error:
+        breakdown.hush()
         folder.ended("failed")
         told = breakdown.explain(error, str(folder.path), checkpoint.latest(folder.checkpoints), folder.needs)
         if told is None:

@@ -115,7 +115,7 @@ SAVING = [  # most in the second save of a start, so that the run comes forward
 ]
 STEPS = [Point("step", nth=2), Point("evaluated"), Point("step", nth=5)]
 FINISHING = [
-    Point("to", r"run/config\.json$"),
+    Point("to", r"run/(adapter_)?config\.json$"),
     Point("evaluated"),
     Point("to", r"run/(adapter_)?model\.safetensors$"),
     Point("to", r"metrics\.json$"),
@@ -135,7 +135,7 @@ TOGETHER = [
     Point("os.rmdir", r"step-\d+$"),
     Point("evaluated"),
     Point("step", nth=2, rank=1),
-    Point("to", r"run/config\.json$"),
+    Point("to", r"run/(adapter_)?config\.json$"),
     Point("to", r"metrics\.json$"),
 ]
 SOME = [
