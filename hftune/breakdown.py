@@ -44,7 +44,7 @@ def explain(error: Exception, folder: str, last: str | None, needs: int = 0) -> 
             f"memory ran out; {kept}",
             hint="a smaller train.micro_batch_tokens (or eval.batch_tokens) needs less and changes no figure",
         )
-    if "DataLoader worker" in str(error):
+    if "DataLoader worker" in str(error) or isinstance(error, (ConnectionError, EOFError)):
         return Breakdown(
             f"a data worker was killed, perhaps because memory ran out; {kept}",
             hint=f"{AGAIN}; fewer data.num_workers need less memory",

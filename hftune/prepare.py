@@ -152,10 +152,10 @@ def _damaged(folder: Path) -> bool:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """The texts in a column: one, a list of words or choices, or one by language."""
+    """The texts in a column: one, a list of words or choices, or one by language; what is no text is told elsewhere."""
     if isinstance(value, str):
         yield value
-    else:
+    elif isinstance(value, (dict, list)):
         for part in value.values() if isinstance(value, dict) else value:
             yield from strings(part)
 

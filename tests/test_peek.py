@@ -2,30 +2,23 @@
 
 import pytest
 import tiny
-import zoo
 from test_table import TASKS, source
 
-from hftune import peek, recipe, task, tokenizer
+from hftune import peek, recipe, task
 from hftune.report import Reporter
 
 ARCHITECTURE = {"clm": "gpt2", "plm": "xlnet", "span": "t5", "denoise": "bart", "rtd": "electra", "translate": "marian"}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    home = tmp_path_factory.mktemp("tokenizers")
-
-    def folder(name):
-        tokenizer.save(zoo.tok(name), home / name)
-        return str(home / name)
-
-    return folder
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
 
 
 @pytest.mark.parametrize("name", task.names())
-def test_every_task_can_be_looked_at(name, tmp_path, folders, capsys):
+def test_every_task_can_be_looked_at(name, tmp_path, home, capsys):
     architecture = ARCHITECTURE.get(name, "t5" if name == "summarize" else "bert")
-    made = recipe.from_dict(source(name, architecture, tmp_path, folders))
+    made = recipe.from_dict(source(name, architecture, tmp_path, home))
     found = peek.show(made, Reporter(), most=2)
     assert len(found["rows"]) == 2
     assert found["step"]["rows"] == 8

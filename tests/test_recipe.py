@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
@@ -382,7 +382,11 @@ RECIPES = st.fixed_dictionaries(
 @given(RECIPES)
 @settings(max_examples=150, deadline=None)
 def test_a_dumped_recipe_is_the_same_recipe(tmp_path_factory, data):
-    found = recipe.from_dict(data)
+    try:
+        found = recipe.from_dict(data)
+    except UserError as error:
+        assume("nobody has the home" not in str(error))  # of a path such as ~0
+        raise
     path = tmp_path_factory.getbasetemp() / "dumped.yaml"
     path.write_text(recipe.dump(found), encoding="utf-8")
     again = recipe.load(path)

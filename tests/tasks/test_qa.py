@@ -64,7 +64,7 @@ def test_targets_lead_back_to_the_answer(kind, row, size):
 
 @given(kinds, asked(), st.text("abcdé ?", max_size=400))
 def test_long_questions_are_cut_and_windows_keep_to_their_length(kind, row, question):
-    for size in ((32, 64, 20), (40, 0, 4)):
+    for size in ((32, 31, 20), (40, 0, 4)):
         data = fine.encoded(qa.TASK, kind, options(size), [{**row, "question": question}])
         assert int(data.data.lengths.max()) <= size[0]
         assert [r["begins"] for r in map(data.data.__getitem__, range(len(data)))] == [1] + [0] * (len(data) - 1)
