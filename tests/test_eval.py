@@ -291,3 +291,19 @@ def test_a_hub_id_is_read_from_the_cache_where_the_network_fails(place, tmp_path
     assert (status, out) == (2, "")
     assert "not in the local cache, and the Hub cannot be reached" in err
     assert "Traceback" not in err
+
+
+def test_rows_that_do_not_divide_come_back_in_order_from_two_ranks(place, tmp_path):
+    """None lost, none doubled: the same bytes as from one process, and the same figures."""
+    tiny.write_rows(tmp_path / "rows.jsonl", tiny.lines("translation-ui-en-de", limit=7))
+    words = (place / "marian", "--task", "translate", "--data", tmp_path / "rows.jsonl", *EN_DE, "--max-new-tokens", 6)
+    words += ("eval.resamples=10", "--json", "--output")
+    one = json.loads(told(*words, tmp_path / "one"))
+    status, out, err = child(*words, tmp_path / "two", "--batch-tokens", 60, "--processes", 2, HF_HUB_OFFLINE="1")
+    assert status == 0, err
+    two = json.loads(out)
+    assert {name: figure["count"] for name, figure in two.items()} == {n: figure["count"] for n, figure in one.items()}
+    assert [two[n]["value"] for n in one] == pytest.approx([figure["value"] for figure in one.values()], abs=1e-6)
+    rows = [(path / "predictions" / "test.jsonl").read_bytes() for path in (tmp_path / "one", tmp_path / "two")]
+    assert rows[0] == rows[1]
+    assert [path.name for path in (tmp_path / "two" / "predictions").iterdir()] == ["test.jsonl"]
