@@ -164,6 +164,7 @@ class Decoder:
 
     def __init__(self, encoding: str, fault: Callable[[UnicodeDecodeError, int], UserError], start: int = 0):
         self.codec, self.fault, self.start, self.done = codecs.getincrementaldecoder(encoding)(), fault, start, False
+        self.name = encoding
 
     def __call__(self, raw: bytes) -> str:
         """The characters that are whole by now."""
@@ -172,6 +173,9 @@ class Decoder:
             text = self.codec.decode(raw, final=self.done)
         except UnicodeDecodeError as error:
             raise self.fault(error, self.start - pending) from None
+        except UnicodeError as error:  # UTF-16 and UTF-32 without the mark that says their order
+            here = UnicodeDecodeError(self.name, raw[:4] or b"\0", 0, len(raw[:4]) or 1, str(error))
+            raise self.fault(here, self.start) from None
         self.start += len(raw)
         return text
 
@@ -206,6 +210,7 @@ def check_encoding(encoding: str) -> str:
     try:
         codecs.getincrementaldecoder(encoding)
         "a".encode(encoding).decode(encoding)
+        b"\xff".decode(encoding, "backslashreplace")  # idna and its like are for names, not for files
         name = codecs.lookup(encoding).name
     except (LookupError, UnicodeError, ValueError):
         message = f"no encoding named {shown(encoding)}"

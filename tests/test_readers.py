@@ -429,3 +429,24 @@ def test_encodings(tmp_path, encoding):
         )
         (tmp_path / name).write_bytes(content.encode(encoding))
         assert read(tmp_path / name, encoding=encoding) == rows
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+def test_wide_text_without_the_mark_of_its_order_is_a_fault(tmp_path, encoding):
+    path = tmp_path / "rows.txt"
+    path.write_bytes("one\ntwo\n".encode(f"{encoding}-be"))
+    with pytest.raises(UserError, match=f"not {encoding}"):
+        list(lines.Text(lines.File(str(path), "text"), encoding, lines.Rejects()))
+
+
+@pytest.mark.parametrize("encoding", ["idna", "punycode", "hex", "nonsense"])
+def test_what_is_no_encoding_of_files_is_none(encoding):
+    with pytest.raises(UserError, match="no encoding named"):
+        lines.check_encoding(encoding)
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-16", "utf-16-le", "utf-32", "cp1252", "shift_jis", "gb18030", "utf-7", "latin-1"]
+)
+def test_what_is_one_is_taken(encoding):
+    assert lines.check_encoding(encoding)
