@@ -119,9 +119,8 @@ def changed(rng: random.Random, value: Any, values: list[Any]) -> Any:
 
 def recipes(rng: random.Random, home: Path) -> list[str]:
     """Write a malformed recipe; returns the words after `hftune check`."""
-    names = sorted((home / "recipes").rglob("*.yaml"))
-    source = rng.choice(names)
     file = home / "recipes" / "fuzzed.yaml"
+    source = rng.choice(sorted(path for path in (home / "recipes").rglob("*.yaml") if path != file))
     if rng.random() < 0.5:
         file.write_bytes(mangled(rng, source.read_bytes(), PIECES))
     else:
