@@ -303,6 +303,8 @@ class _Memo:
 
     def by_pieces(self, texts: list[str], cutting: Cutting) -> Ragged:
         """The same from the pieces, of which only those not met before are tokenized."""
+        from . import arrow
+
         pieces, rows = _pieces(texts, cutting)
         distinct = pieces.dictionary_encode()
         keys = distinct.dictionary.to_pylist()
@@ -310,7 +312,7 @@ class _Memo:
             self.index.update(zip(new, range(len(self.index), len(self.index) + len(new)), strict=True))
             self.tokens = _join([self.tokens, self.plain([key.decode() for key in new])])
         known = np.fromiter(map(self.index.__getitem__, keys), np.int64, len(keys))
-        found = _gather(self.tokens, known[distinct.indices.to_numpy()])
+        found = _gather(self.tokens, known[arrow.view(distinct.indices)])
         if len(self.index) > MOST_PIECES:
             self.forget()
         return Ragged(found.values, found.offsets[rows])
@@ -341,7 +343,9 @@ def _pieces(texts: list[str], cutting: Cutting) -> tuple[Any, Array]:
     """All pieces of all texts (an Arrow array of binary), and for each text the number of its first piece."""
     import pyarrow as pa
 
-    column = pa.array(texts, pa.large_string())
+    from . import arrow
+
+    column = arrow.texts(texts)
     data = column.buffers()[2]
     limits = np.frombuffer(column.buffers()[1], np.int64)[: len(texts) + 1]
     text = np.frombuffer(data, np.uint8)[: limits[-1]]

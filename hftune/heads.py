@@ -20,7 +20,7 @@ from .task import IGNORE, Task
 PROBE = 32.0  # hidden states are magnified so while a head is tried: a cap on its logits shows
 SHAPES = 32  # rows of a chunk come in multiples of this: see arrays.width
 WRAPPED = ("module", "_orig_mod")  # where DDP and its like, and torch.compile, keep what they wrap
-CHUNK = 2**22  # logits held at once (16 MB in float32): fits a cache, and no figure depends on it
+CHUNK = 2**23  # logits held at once (32 MB in float32); no figure depends on it
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -64,7 +64,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if smoothing:
                 probabilities -= smoothing / vocabulary
             probabilities.scatter_add_(1, labels, probabilities.new_full((1, 1), smoothing - 1).expand(len(labels), 1))
-            probabilities *= factor
             probabilities[real:] = 0
             if d_bias is not None:
                 d_bias += probabilities.sum(0)
@@ -72,6 +71,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if d_hidden is not None:
                 d_hidden[at : at + step] = (gradient @ weight_VH)[:real]
             if need_weight:
+                hidden = hidden * factor  # where it is small: not among the V columns of the gradient
                 exact = gradient.dtype == weight_VH.dtype == hidden.dtype
                 if d_weight is None:  # nothing to add to: a pass of zeros over V x H spared
                     d_weight = (gradient.T @ hidden).to(weight_VH.dtype)
@@ -81,25 +81,37 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_weight += gradient.T @ hidden
         if need_weight and d_weight is None:
             d_weight = torch.zeros_like(weight_VH)
-        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        if d_hidden is not None:
+            d_hidden *= factor
+        if d_bias is not None:
+            d_bias *= factor
+        ctx.gradients = [d_hidden, d_weight, d_bias]
         return (total * factor).to(torch.float32)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (upstream,) = grads
         on_cpu_one = upstream.device.type == "cpu" and upstream.item() == 1.0  # a pass over V x H saved
-        scaled = [g if g is None or on_cpu_one else g * upstream.to(g.dtype) for g in ctx.saved_tensors]
+        # given away, not kept: a weight that is also the embedding gets its other gradient added in place
+        kept, ctx.gradients = ctx.gradients, None
+        scaled = [g if g is None or on_cpu_one else g * upstream.to(g.dtype) for g in kept]
         return (*scaled, None, None, None)
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Per-row losses [N] and probabilities [N, V], both float32; labels [N, 1]."""
-    logits = logits.float()
-    target = logits.gather(1, labels).squeeze(1)
+    """Per-row losses [N] and probabilities [N, V], in float32 at least, the latter in the place of the logits; labels [N, 1].
+
+    The norm is the largest logit less its log-probability: one pass of softmax gives both, and no exponential is computed
+    twice.
+    """
+    logits = _precise(logits)
+    top, where = logits.max(1, keepdim=True)
+    target = logits.gather(1, labels)
     if smoothing:
-        target = (1 - smoothing) * target + smoothing * logits.mean(1)
-    log_norm = logits.logsumexp(1)
-    return log_norm - target, (logits - log_norm[:, None]).exp_()
+        target = (1 - smoothing) * target + smoothing * logits.mean(1, keepdim=True)
+    probabilities = torch.softmax(logits, 1, out=logits) if logits.device.type == "cpu" else logits.softmax(1)
+    log_norm = top - probabilities.gather(1, where).log()
+    return (log_norm - target).squeeze(1), probabilities
 
 
 @dataclass
@@ -170,8 +182,11 @@ class Criterion:
         if self.by_row:
             return outputs, self._rows(_token_losses(seen[0], decoder.weight, bias, targets), keep)
         factor = self.factors.get(term, torch.ones((), device=targets.device))
+        weight = decoder.weight
+        if not torch.is_grad_enabled():  # a Function computes gradients for whatever may need some
+            weight, bias = weight.detach(), None if bias is None else bias.detach()
         return outputs, Losses(
-            _LinearCrossEntropy.apply(seen[0], decoder.weight, bias, targets, self.smoothing, factor)  # type: ignore[no-untyped-call]
+            _LinearCrossEntropy.apply(seen[0], weight, bias, targets, self.smoothing, factor)  # type: ignore[no-untyped-call]
         )
 
     def logits(
@@ -252,9 +267,7 @@ def _token_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: T
     """Cross-entropy of each row [N], a chunk of logits at a time; no gradient."""
     step = max(1, CHUNK // len(weight))
     parts = [
-        F.cross_entropy(
-            _precise(F.linear(hidden[at : at + step], weight, bias)), labels[at : at + step], reduction="none"
-        )
+        _cross_entropy(F.linear(hidden[at : at + step], weight, bias), labels[at : at + step, None], 0.0)[0]
         for at in range(0, len(hidden), step)
     ]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
@@ -349,7 +362,8 @@ def choose_head(model: nn.Module, batch: dict[str, Tensor], task: Task, options:
     was, modes = model.training, ["full", "fused", "kept"] if type(decoder) is nn.Linear else ["full", "kept"]
     model.eval()
     state = torch.get_rng_state()
-    found: dict[str, float] = {}
+    slack = 2e-2 if torch.is_autocast_enabled(next(core.parameters()).device.type) else 1e-5
+    chosen, whole = "full", 0.0
     for mode in modes:
         torch.set_rng_state(state)
         try:
@@ -359,11 +373,12 @@ def choose_head(model: nn.Module, batch: dict[str, Tensor], task: Task, options:
             if mode == "full":
                 raise
             continue  # a head of another shape: the next way down
-        found[mode] = float(sum(loss.total.double() for loss in sums.values()))
+        value = float(sum(loss.total.double() for loss in sums.values()))
+        if mode == "full":
+            whole = value
+        elif abs(value - whole) <= slack * max(1.0, abs(whole)):
+            chosen = mode
+            break
     torch.set_rng_state(state)
     model.train(was)
-    slack = 2e-2 if torch.is_autocast_enabled(next(core.parameters()).device.type) else 1e-5
-    near = [
-        m for m in modes[1:] if m in found and abs(found[m] - found["full"]) <= slack * max(1.0, abs(found["full"]))
-    ]
-    return near[0] if near else "full"
+    return chosen

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from . import arrow
 from .arrays import Ragged
 from .files import read_json
 from .keys import code_fingerprint as code_fingerprint
@@ -44,22 +45,29 @@ def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
 
 def _to_arrow(column: Any) -> pa.Array:
     if isinstance(column, Ragged):
-        values = pa.array(column.values)
-        return pa.LargeListArray.from_arrays(pa.array(column.offsets.astype(np.int64)), values)
+        return pa.LargeListArray.from_arrays(
+            arrow.numbers(column.offsets.astype(np.int64)), arrow.numbers(column.values)
+        )
     if isinstance(column, list) and any(
         isinstance(value, str) for row in column if isinstance(row, list) for value in row[:1]
     ):
-        return pa.array(column, pa.list_(pa.string()))
+        return arrow.lists(column)
     if len(column) and isinstance(column[0], (list, np.ndarray)):
         return _to_arrow(Ragged.of(column, np.asarray(column[0]).dtype if len(column[0]) else np.int32))
-    return pa.array(column)
+    if isinstance(column, list) and all(isinstance(value, str) for value in column):
+        return arrow.texts(column)
+    array = np.asarray(column)
+    return arrow.numbers(array) if array.dtype.kind in "iuf" else pa.array(column)
 
 
 def _from_arrow(array: pa.Array) -> Any:
-    if pa.types.is_large_list(array.type):
-        return Ragged(array.values.to_numpy(), array.offsets.to_numpy())
-    strings = pa.types.is_string(array.type) or pa.types.is_nested(array.type)
-    return array if strings else array.to_numpy(zero_copy_only=False)
+    kind = array.type
+    if pa.types.is_large_list(kind) and not pa.types.is_large_string(kind.value_type):
+        return Ragged(arrow.view(array.values), arrow.view(array.offsets))
+    if (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and not array.null_count:
+        return arrow.view(array)
+    whole = pa.types.is_large_string(kind) or pa.types.is_nested(kind) or pa.types.is_string(kind)
+    return array if whole else array.to_numpy(zero_copy_only=False)
 
 
 @dataclass

@@ -97,3 +97,22 @@ def test_most_padding_is_gone_after_the_split():
             [1 - lengths[rows].mean() / lengths[rows].max() for rows in batching.Plan(lengths, 1, batch).epoch(0)]
         )
         assert padding(lengths, batch, 2048) < bound < 0.4 < unsplit
+
+
+def test_the_head_in_chunks_is_the_head_whole(monkeypatch):
+    """Loss and gradients of the chunked head against cross-entropy in float64, at several chunks and a tied weight."""
+    drawn = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(size, 16, generator=drawn) for size in (150, 50))
+    bias, labels = torch.randn(50, generator=drawn), torch.randint(50, (150,), generator=drawn)
+    for chunk, smoothing in ((2**22, 0.0), (50 * 32, 0.0), (50 * 64, 0.2)):
+        monkeypatch.setattr(heads, "CHUNK", chunk)
+        leaves = [value.clone().requires_grad_() for value in (hidden, weight, bias)]
+        inputs = (leaves[0] * 8, leaves[1] + 0, leaves[2])  # large logits: probabilities that are nothing but one
+        heads._LinearCrossEntropy.apply(*inputs, labels, smoothing, torch.tensor(1 / 150)).backward()
+        exact = [value.double().requires_grad_() for value in (hidden, weight, bias)]
+        logits = torch.nn.functional.linear(exact[0] * 8, exact[1], exact[2])
+        torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing).backward()
+        for found, true in zip(leaves, exact, strict=True):
+            torch.testing.assert_close(
+                found.grad.double(), true.grad, rtol=1e-4, atol=1e-6 * float(true.grad.abs().max())
+            )
