@@ -15,10 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from . import check, corpus, jobs, report, startup
+from .one import DONE
 
 HERE = Path(__file__).parent
 SIDES: dict[str, dict[str, str]] = {
@@ -26,20 +28,50 @@ SIDES: dict[str, dict[str, str]] = {
     "auto": {"side": "hftune", "matmul": "auto"},
     "highest": {"side": "hftune", "matmul": "highest"},
 }
+FEW = 2  # pairs on two threads, and with the matrix product fixed
 
 
-def one(kind: str, threads: int, **wanted: Any) -> Any:
-    """A measurement in a fresh process."""
+class Failed(RuntimeError):
+    """A measurement came to no end."""
+
+
+def environment(threads: int) -> dict[str, str]:
+    """What a process is told of its threads, and that there is no network."""
     count = str(threads)
-    environment = {
+    return {
         **os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "RAYON_NUM_THREADS": count, "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false", "PYTHONPATH": str(HERE.parent),
     }  # fmt: skip
-    command = [sys.executable, "-m", "benchmarks.one", json.dumps({"kind": kind, **wanted})]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False, cwd=HERE.parent)
-    if done.returncode:
-        raise SystemExit(f"{kind} {wanted} failed:\n{done.stderr[-3000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
+
+
+@cache
+def server(side: str, threads: int) -> tuple[subprocess.Popen[str], IO[str]]:
+    """A process that has imported what a side needs and forks one for each measurement; and what it says of errors."""
+    errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (open as long as the server)
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.one", "--serve", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=errors, text=True, env=environment(threads), cwd=HERE.parent,
+    ), errors  # fmt: skip
+
+
+def one(kind: str, threads: int, **wanted: Any) -> Any:
+    """A measurement in a process of its own."""
+    process, errors = server(wanted.get("side", "hftune"), threads)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps({"kind": kind, **wanted}) + "\n")
+    process.stdin.flush()
+    told = ""
+    for line in process.stdout:
+        if line.startswith(DONE):
+            break
+        told = line if line.startswith(("{", "[")) else told
+    else:
+        line = f"{DONE} {process.wait()}"
+    if int(line.split()[-1]):
+        errors.seek(0)
+        raise Failed(f"{kind} {wanted} failed:\n{errors.read()[-3000:]}")
+    found = json.loads(told)
     if "phases" in found:
         times = ", ".join(f"{phase} {spent[threads == 1]:.2f}" for phase, spent in found["phases"].items())
         words = [str(word) for word in wanted.values() if word != str(jobs.BUILD)]
@@ -47,28 +79,45 @@ def one(kind: str, threads: int, **wanted: Any) -> Any:
     return found
 
 
+def alone(kind: str, threads: int, **wanted: Any) -> Any:
+    """A measurement in a process that imports for itself."""
+    command = [sys.executable, "-m", "benchmarks.one", json.dumps({"kind": kind, **wanted})]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment(threads), check=False, cwd=HERE.parent
+    )
+    if done.returncode:
+        raise Failed(f"{kind} {wanted} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def say(text: str) -> None:
     """A line of progress."""
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
-def turns(kind: str, pairs: int, plan: dict[int, list[str]], **wanted: Any) -> dict[str, dict[str, list[Any]]]:
-    """The sides of a plan (threads -> sides) in turns: threads -> side -> a result each pair."""
+def turns(kind: str, plan: dict[int, dict[str, int]], **wanted: Any) -> dict[str, dict[str, list[Any]]]:
+    """The sides of a plan (threads -> side -> times) in turns: threads -> side -> a result each time."""
     found: dict[str, dict[str, list[Any]]] = {
         str(threads): {side: [] for side in sides} for threads, sides in plan.items()
     }
-    for _ in range(pairs):
+    for turn in range(max(times for sides in plan.values() for times in sides.values())):
         for threads, sides in plan.items():
-            for side in sides:
+            for side in [side for side, times in sides.items() if turn < times]:
                 found[str(threads)][side].append(one(kind, threads, **wanted, **SIDES[side]))
     return found
+
+
+def plan(pairs: int) -> dict[int, dict[str, int]]:
+    """All pairs on one thread; fewer with the matrix product fixed, and on two threads."""
+    few = min(pairs, FEW)
+    return {1: {"reference": pairs, "auto": pairs, "highest": few}, 2: {"reference": few, "auto": few}}
 
 
 def job(name: str, pairs: int) -> dict[str, Any]:
     """Prepare, train and evaluate, in pairs; and what is measured once: memory at more rows a step, needed operations."""
     jobs.make(name)
     found: dict[str, Any] = {"work": one("needed", 1, name=name)}
-    found |= turns("train", pairs, {1: list(SIDES), 2: ["reference", "auto"]}, name=name)
+    found |= turns("train", plan(pairs), name=name)
     if batch := jobs.JOBS[name].memory:
         found["memory"] = {
             side: one("train", 1, name=name, batch=batch, **SIDES[side])["peak"] for side in ("reference", "auto")
@@ -95,7 +144,7 @@ def decoding(pairs: int) -> dict[str, Any]:
     jobs.make("translation")
     found = {}
     for words, beams in (("greedy", 1), ("beam 4", 4)):
-        runs = turns("decode", pairs, {1: list(SIDES), 2: ["reference", "auto"]}, name="translation", beams=beams)
+        runs = turns("decode", plan(min(pairs, 3)), name="translation", beams=beams)
         texts = [run.pop("texts") for sides in runs.values() for side in sides.values() for run in side]
         differ = sum(any(a != b for b in rest) for a, *rest in zip(*texts, strict=True))
         kinds = len({tuple(row) for row in texts[0]})
@@ -118,9 +167,10 @@ def start(pairs: int) -> dict[str, Any]:
     """From Enter to an answer."""
     jobs.make("masked_lm")
     with tempfile.TemporaryDirectory() as folder:
-        steps = [one("first_step", 2, folder=folder) for _ in range(1 + max(3, pairs))][1:]
+        steps = [alone("first_step", 2, folder=folder) for _ in range(1 + max(3, min(pairs, 3)))][1:]
     return {
-        "help": startup.command("--help"), "check": startup.command("check", "recipes/bert.yaml"),
+        "help": startup.command("--help"), "first_check": startup.first_check(),
+        "check": startup.command("check", "recipes/bert.yaml"),
         "imports": startup.imports(), "steps": steps,
     }  # fmt: skip
 
@@ -135,7 +185,7 @@ def quick() -> None:
     found = {}
     for name in jobs.FULL:
         jobs.make(f"quick/{name}")
-        found[name] = turns("train", 1, {1: ["reference", "auto"]}, name=f"quick/{name}")
+        found[name] = turns("train", {1: {"reference": 1, "auto": 1}}, name=f"quick/{name}")
     print("\n" + report.quick(found))
 
 
@@ -153,13 +203,20 @@ def main() -> None:
         words.error(f"nothing named {', '.join(unknown)}")
     results = json.loads(asked.results.read_text(encoding="utf-8")) if asked.results.exists() else {}
     results["machine"] = {**report.machine(), "peak": one("peak", 1)}
+    failed = False
     for name in asked.names or [*jobs.FULL, *MORE]:
-        if name in MORE:
-            results[name] = MORE[name](asked.pairs)
-        else:
-            results.setdefault("jobs", {})[name] = job(name, asked.pairs)
+        begin = time.monotonic()
+        try:
+            found = MORE[name](asked.pairs) if name in MORE else job(name, asked.pairs)
+        except Failed as error:
+            say(str(error))
+            failed = True
+            continue
+        (results if name in MORE else results.setdefault("jobs", {}))[name] = found
         asked.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         asked.results.with_name("RESULTS.md").write_text(report.write(results), encoding="utf-8")
+        say(f"{name}: {time.monotonic() - begin:.0f} s, written")
+    sys.exit(failed)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
-"""One measurement in a process of its own: `python -m benchmarks.one JSON` prints what it found as JSON.
+"""One measurement in a process of its own.
 
-The JSON names a kind of measurement, a side, and what that kind needs. Each side imports only its own, and does so before
-the clock runs.
+`python -m benchmarks.one JSON` prints what it found as JSON, which names a kind of measurement, a side, and what that kind
+needs. Each side imports only its own, and does so before the clock runs.
+
+`python -m benchmarks.one --serve SIDE` imports once and forks a process for each line of JSON that it reads: what a process
+inherits is imports alone, and those took longer than most measurements.
 """
 
 import json
+import os
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +90,38 @@ def main(asked: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         found = KINDS[wanted.pop("kind")](Path(folder), **wanted)
     sys.stdout.write("\n" + json.dumps(found) + "\n")
+    sys.stdout.flush()
+
+
+def serve(side: str) -> None:
+    """Import what the jobs of a side need; then a process for each line, and a line of its own when that has ended."""
+    for name in jobs.FULL:
+        jobs.import_model(name)
+    if side == "reference":
+        from . import reference  # noqa: F401
+    else:
+        from . import ours
+
+        ours.imports(next(iter(jobs.FULL)))
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                main(line)
+                status = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(status)
+        _, status = os.waitpid(child, 0)
+        print(f"\n{DONE} {os.waitstatus_to_exitcode(status)}", flush=True)
+
+
+DONE = "measured, exit status"
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    serve(sys.argv[2]) if sys.argv[1] == "--serve" else main(sys.argv[1])

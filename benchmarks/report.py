@@ -36,8 +36,8 @@ def cost(run: dict[str, Any], cpu: bool, phases: Iterable[str] = PHASES) -> floa
 
 
 def ratios(reference: Runs, other: Runs, value: Callable[[dict[str, Any]], float]) -> list[float]:
-    """Reference by hftune, pair by pair."""
-    return [value(r) / value(o) for r, o in zip(reference, other, strict=True)]
+    """Reference by hftune, pair by pair; of one side there may be fewer."""
+    return [value(r) / value(o) for r, o in zip(reference, other, strict=False)]
 
 
 def spread(values: list[float]) -> str:
@@ -145,7 +145,8 @@ def starting(found: dict[str, Any]) -> str:
     own, imported = (statistics.median(step[key] for step in found["steps"]) for key in ("own", "imports"))
     parts = ", ".join(f"{name} {seconds:.2f}" for name, seconds in found["imports"].items())
     return (
-        f"`hftune --help` {found['help']:.2f} s; `hftune check recipes/bert.yaml` {found['check']:.2f} s; before the first step on a "
+        f"`hftune --help` {found['help']:.2f} s; `hftune check recipes/bert.yaml` {found['check']:.2f} s, at its first look "
+        f"{found['first_check']:.2f} s; before the first step on a "
         f"cached corpus {own:.2f} s of the run's own work, after {imported:.1f} s of imports. Of `import hftune.run`, each library "
         f"without what it imports of the others: {parts}. Wall seconds, medians.\n"
     )
