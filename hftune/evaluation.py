@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,51 +11,44 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import batching, byrow, heads, language, loop, metrics
+from . import byrow, heads, language, loop, metrics
 from .files import read_lines
 from .loop import Rows
 from .schema import Eval
 from .task import Task
 
 
-@torch.no_grad()
-def stream_predictions(
-    model: torch.nn.Module, rows: Rows, accelerator: Any, path: Path, *, budget: int, limit: int | None = None
-) -> Path:
-    """Write one JSON object a row to `path`, in the order of the rows, holding one batch in memory.
+@contextmanager
+def writing(path: Path, model: torch.nn.Module, rows: Rows, accelerator: Any, settings: Eval) -> Iterator[loop.Also]:
+    """What to call with each batch of an evaluation, so that one JSON object a row stands in `path` in the end, in their order.
 
     Each rank writes what it computed; the first puts the lines in order and joins those of one row (Task.combine). None is
-    lost or doubled, since each encoded row belongs to exactly one batch of one rank. `limit` counts encoded rows.
+    lost or doubled, since each encoded row belongs to exactly one batch of one rank. A model that was just run for the losses
+    is not run again.
     """
-    assert rows.task.predict is not None
+    predict = rows.task.predict
+    assert predict is not None
+    limit = language.first_rows(rows, settings.limit)
     total = len(rows) if limit is None else min(len(rows), limit)
     path.parent.mkdir(parents=True, exist_ok=True)
     own = path.with_name(f".{path.name}.{accelerator.process_index}")
-    was = model.training
-    model.eval()
-    lengths = rows.data.lengths[:total]
     with own.open("w", encoding="utf-8") as file:
-        for chosen in batching.evaluation_batches(
-            lengths, budget, accelerator.process_index, accelerator.num_processes
-        ):
-            if not len(chosen):
-                continue
-            batch = rows.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])
-            batch = {k: v.to(accelerator.device) for k, v in batch.items()}
+
+        def write(chosen: Any, batch: dict[str, torch.Tensor]) -> None:
             raw = [{**rows.data[int(row)], "row": int(row)} for row in chosen]
-            with accelerator.autocast():
-                found = rows.task.predict(model, batch, raw, rows.tokenizer, rows.options)
+            found = predict(model, batch, raw, rows.tokenizer, rows.options)
             for number, source, answer in zip(chosen, raw, found, strict=True):
                 texts = {k: v for k, v in source.items() if isinstance(v, str)}
                 file.write(f"{int(number)}\t{json.dumps({**texts, **answer}, ensure_ascii=False)}\n")
-    model.train(was)
+
+        with heads.once(model):
+            yield write
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         _in_order([path.with_name(f".{path.name}.{rank}") for rank in range(accelerator.num_processes)], path, total)
         if rows.task.combine is not None:
             _combine(path, rows, total)
     accelerator.wait_for_everyone()
-    return path
 
 
 def _in_order(parts: list[Path], path: Path, total: int) -> None:
@@ -126,7 +120,11 @@ def evaluate(
         Figure name -> {"value", "low", "high", "count", ...}, the same on every rank.
     """
     seen = language.sliding(rows, settings)
-    by_row = language.measured(model, seen, accelerator, settings, head)
+    answered = rows.task.predict is not None and predictions is not None
+    with (
+        writing(predictions, model, rows, accelerator, settings) if answered and predictions else nullcontext() as also
+    ):
+        by_row = language.measured(model, seen, accelerator, settings, head, also)
     counts = {f"{name}_loss": int(count.sum()) for name, (_, count) in by_row.items()}
     figures: dict[str, Any] = {
         name: {"value": value, "count": counts.get(name, sum(counts.values())), "direction": "lower"}
@@ -143,9 +141,7 @@ def evaluate(
         figures.update({own if name == "loss" else name: figure for name, figure in found.items()})
         if predictions is not None and rows.task.predict is None and accelerator.is_main_process:
             language.write(predictions, tables, rows)
-    if rows.task.predict is not None and predictions is not None:
-        limit = language.first_rows(rows, settings.limit)
-        stream_predictions(model, rows, accelerator, predictions, budget=settings.batch_tokens, limit=limit)
+    if answered and predictions:
         names = of_answers(settings.metrics if settings.metrics is not None else rows.task.metrics(rows.options))
         figures.update(score_file(predictions, names, settings, intervals))
         if intervals and accelerator.is_main_process:

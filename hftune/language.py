@@ -21,10 +21,12 @@ def first_rows(rows: Rows, limit: int | None) -> int | None:
     return None if limit is None else int(np.searchsorted(rows.data.documents, limit))
 
 
-def measured(model: Any, rows: Rows, accelerator: Any, settings: Eval, head: str) -> dict[str, tuple[Any, Any]]:
+def measured(
+    model: Any, rows: Rows, accelerator: Any, settings: Eval, head: str, also: loop.Also | None = None
+) -> dict[str, tuple[Any, Any]]:
     """As loop.evaluate_rows, of the rows of the first `settings.limit` texts."""
-    limit = first_rows(rows, settings.limit)
-    return loop.evaluate_rows(model, rows, accelerator, budget=settings.batch_tokens, head=head, limit=limit)
+    limit, budget = first_rows(rows, settings.limit), settings.batch_tokens
+    return loop.evaluate_rows(model, rows, accelerator, budget=budget, head=head, limit=limit, also=also)
 
 
 def sliding(rows: Rows, settings: Eval) -> Rows:

@@ -24,6 +24,7 @@ from .schema import Train
 from .task import IGNORE, Task
 
 Batch = dict[str, Tensor]
+Also = Callable[[Any, Batch], None]
 
 
 @dataclass
@@ -363,7 +364,14 @@ def seed_chance(seed: int, device: torch.device) -> None:
 
 @torch.no_grad()
 def evaluate_rows(
-    model: torch.nn.Module, rows: Rows, accelerator: Any, *, budget: int, head: str = "full", limit: int | None = None
+    model: torch.nn.Module,
+    rows: Rows,
+    accelerator: Any,
+    *,
+    budget: int,
+    head: str = "full",
+    limit: int | None = None,
+    also: Also | None = None,
 ) -> dict[str, tuple[Any, Any]]:
     """Each row's loss: the figures are the same at any batch size and number of processes.
 
@@ -374,6 +382,7 @@ def evaluate_rows(
         budget: padded tokens at once.
         head: see heads.choose_head.
         limit: only the first encoded rows.
+        also: called with the row numbers and the batch, on its device, after the losses of each.
 
     Returns:
         By term, (sums float64 [rows], counts int64 [rows]).
@@ -398,6 +407,9 @@ def evaluate_rows(
             labels = batch[term.labels]
             figures[2 * i, where] = found[term.name].rows  # type: ignore[assignment]
             figures[2 * i + 1, where] = (labels != IGNORE).reshape(len(labels), -1).sum(1).double()
+        if also is not None:
+            with accelerator.autocast():
+                also(chosen, batch)
     model.train(was)
     gathered = accelerator.reduce(figures, "sum").cpu().numpy()
     return {t.name: (gathered[2 * i], gathered[2 * i + 1].astype(np.int64)) for i, t in enumerate(terms)}

@@ -5,7 +5,13 @@ import tiny
 import torch
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hftune import batching, heads, loop
 from hftune import task as all_tasks
@@ -116,3 +122,20 @@ def test_the_head_in_chunks_is_the_head_whole(monkeypatch):
             torch.testing.assert_close(
                 found.grad.double(), true.grad, rtol=1e-4, atol=1e-6 * float(true.grad.abs().max())
             )
+
+
+def test_losses_and_answers_of_a_batch_take_one_forward():
+    """But where a vocabulary head computes what it is asked for, each call is computed."""
+    config = BertConfig(hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=VOCABULARY)  # fmt: skip
+    for model, forwards in ((BertForSequenceClassification(config), 2), (BertForMaskedLM(config), 4)):
+        calls = []
+        model.bert.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        one, two = ({"input_ids": torch.full((2, 5), token)} for token in (5, 6))
+        model.eval()
+        with heads.once(model):
+            first, again, other, _ = (model(**batch).logits for batch in (one, dict(one), two, two))
+        assert len(calls) == forwards
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+        assert torch.equal(model(**one).logits, first)
+        assert len(calls) == forwards + 1
