@@ -79,7 +79,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "electra": Architecture(token_type_ids=True, options={"discriminator_head": "pretraining"}, ia3=BERT_IA3),
     "deberta-v2": Architecture(token_type_ids=True, config=DEBERTA, prefix=False),
     "modernbert": Architecture(lora=("Wqkv",), ia3=("Wqkv", "mlp.Wo"), prefix=False),
-    # without segment ids some of XLNet's parameters get no gradient, and DDP averages wrongly;
+    # without segment ids some of XLNet's parameters get no gradient;
     # its attention keeps its weights in no modules, so adapters change the feed-forward layers
     "xlnet": Architecture(
         padding_side="left",

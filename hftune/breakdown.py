@@ -6,7 +6,8 @@ import signal
 
 from .errors import Breakdown, Lost, UserError
 from .files import disk_is_full, mebibytes
-from .loop import NotFinite, memory_ran_out
+from .loop import NotFinite
+from .together import NoMemory, memory_ran_out
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "recv failed")
 AGAIN = "the same command goes on from the last checkpoint"
@@ -39,6 +40,11 @@ def explain(error: Exception, folder: str, last: str | None, needs: int = 0) -> 
         return UserError(f"no space left on the disk; {kept}", hint=f"{room}; {AGAIN}", where=_path(error) or folder)
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO):
         return UserError(f"{error.strerror}; {kept}", hint=AGAIN, where=_path(error) or folder)
+    if isinstance(error, NoMemory):
+        return Breakdown(
+            f"{error}; {kept}",
+            hint="a shorter task.max_length, train.gradient_checkpointing=true or train.precision=bf16 need less",
+        )
     if memory_ran_out(error):
         return Breakdown(
             f"memory ran out; {kept}",

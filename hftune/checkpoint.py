@@ -7,13 +7,14 @@ functions of the step and need no state.
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -183,8 +184,8 @@ def ensure_space(folder: Path, wanted: int, what: str = "a checkpoint takes") ->
         )
 
 
-def examine(path: Path) -> Checkpoint | str:
-    """The checkpoint, or in words why it is not whole."""
+def examine(path: Path, weights: Collection[str] = ()) -> Checkpoint | str:
+    """The checkpoint, or in words why it is not whole, or which of these weights is not finite."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
@@ -196,6 +197,10 @@ def examine(path: Path) -> Checkpoint | str:
             return f"{name} is missing or cut short"
         if _hash(file) != facts["xxh3"]:
             return f"{name} has other content than was written"
+    with safe_open(path / "model.safetensors", "pt") as file:
+        for name in sorted(set(weights) & set(file.keys())):
+            if not torch.isfinite(file.get_tensor(name)).all():
+                return f"the weight {name} is not finite"
     return Checkpoint(path, manifest)
 
 
@@ -204,11 +209,11 @@ def _numbered(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(number), path) for number, path in found if number.isdigit())
 
 
-def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint, and a line for each newer one that was passed over."""
+def newest(folder: Path, weights: Collection[str] = ()) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, these weights finite, and a line for each newer one that was passed over."""
     passed: list[str] = []
     for _, path in reversed(_numbered(folder)):
-        found = examine(path)
+        found = examine(path, weights)
         if isinstance(found, Checkpoint):
             return found, passed
         passed.append(f"passed over {path.name}: {found}")

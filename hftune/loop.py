@@ -8,7 +8,6 @@ save: a run that was killed goes on bit for bit.
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +16,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from . import batching, heads
+from . import batching, heads, together
 from .arrays import width
 from .batching import Plan
 from .schema import Train
 from .task import IGNORE, Task
+from .together import NoMemory
 
 Batch = dict[str, Tensor]
 Also = Callable[[Any, Batch], None]
+Found = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]  # sums by term, their counts, gradient norm
 
 
 @dataclass
@@ -107,6 +108,7 @@ class Progress:
     best_step: int | None = None
     worse: int = 0  # evaluations since the best
     skipped: int = 0  # steps whose loss or gradient was not finite
+    scaler: dict[str, float] | None = None  # state of fp16's gradient scaler
 
     def is_best(self) -> bool:
         """Whether no evaluation was better than that of this step."""
@@ -128,11 +130,11 @@ def train_step(
     head: str = "full",
     max_norm: float = 0.0,
     smoothing: float = 0.0,
-) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+) -> Found:
     """One optimizer step: the same gradients however its rows were cut into micro-batches and dealt to ranks.
 
     Args:
-        model: prepared by the accelerator.
+        model: on the accelerator's device, with the same weights on every rank.
         batches: this rank's micro-batches.
         accelerator: accelerate's Accelerator.
         optimizer: prepared by the accelerator.
@@ -145,25 +147,27 @@ def train_step(
     Returns:
         By term the sum of the losses over all ranks and the number of targets, and the gradient norm (scalar tensors).
         If gradient or loss is not finite, the norm is not, and the optimizer has not moved.
+
+    Raises:
+        NoMemory: memory ran out on some rank; raised on all, and the optimizer has not moved.
     """
-    device, world = accelerator.device, accelerator.num_processes
-    batches = [{k: v.to(device, non_blocking=True) for k, v in batch.items()} for batch in batches]
+    device = accelerator.device
     counts = torch.stack([torch.stack([(b[t.labels] != IGNORE).sum() for b in batches]).sum() for t in task.terms])
     counts = accelerator.reduce(counts.to(device), "sum").clamp(min=1)
-    # DDP averages gradients over ranks; the loss is a sum over them
-    factors = {t.name: t.weight * world / n for t, n in zip(task.terms, counts.float(), strict=True)}
+    factors = {t.name: t.weight / n for t, n in zip(task.terms, counts.float(), strict=True)}
     criterion = heads.Criterion(factors, smoothing, head=head)
     totals = {term.name: torch.zeros((), device=device) for term in task.terms}
     # ------------------------------------------------------------------ the training step
-    for batch in batches:
-        last = batch is batches[-1]
-        with nullcontext() if last else accelerator.no_sync(model):
+    with together.attempted(accelerator):
+        for batch in batches:
+            batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
             with accelerator.autocast():
                 found = heads.losses(model, batch, task, options, criterion)
                 loss = sum(part.total for part in found.values())
             accelerator.backward(loss)
-        for name, part in found.items():
-            totals[name] += part.total.detach()
+            for name, part in found.items():
+                totals[name] += part.total.detach()
+    together.add_gradients(model.parameters(), accelerator)
     sums = accelerator.reduce(torch.stack([totals[t.name] / factors[t.name] for t in task.terms]), "sum")
     # a loss that is not finite makes the norm so, on every rank alike
     norm = accelerator.clip_grad_norm_(model.parameters(), max_norm or torch.inf) + 0 * sums.sum()
@@ -211,25 +215,46 @@ class Job:
         )
         return iter(loader)
 
-    def attempt(self, step: Step) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """One step, its chance a function of its number: see train_step."""
-        # dropout follows from the step too: nothing of it needs saving, and evaluation cannot disturb it
-        seed_chance(step_seed(self.recipe.seed, step.number, self.steps.rank), self.accelerator.device)
-        self.before(step.number)
-        return train_step(
-            self.model, step.batches, self.accelerator, self.optimizer, self.steps.rows.task, self.steps.rows.options,
-            head=self.head, max_norm=self.recipe.max_grad_norm, smoothing=self.recipe.label_smoothing_factor,
-        )  # fmt: skip
+    def attempt(self, step: Step) -> Found | None:
+        """One step, its chance a function of its number: see train_step. None where memory ran out."""
+        while True:
+            # dropout follows from the step too: nothing of it needs saving, and evaluation cannot disturb it
+            seed_chance(step_seed(self.recipe.seed, step.number, self.steps.rank), self.accelerator.device)
+            self.before(step.number)
+            try:
+                found = train_step(
+                    self.model, step.batches, self.accelerator, self.optimizer, self.steps.rows.task, self.steps.rows.options,
+                    head=self.head, max_norm=self.recipe.max_grad_norm, smoothing=self.recipe.label_smoothing_factor,
+                )  # fmt: skip
+            except NoMemory:
+                return None  # with the error goes what it holds: the activations of the step
+            if not self.overflowed(step, found):
+                return found
 
-    def halve(self, error: Exception, step: Step) -> None:
-        """Memory ran out: the same rows, in more pieces. The mathematics stays.
+    def overflowed(self, step: Step, found: Found) -> bool:
+        """Whether gradients only were too large for half precision: they are scaled less from now on.
+
+        A loss that is not finite is so at any scale, and so are gradients at scale 1.
+        """
+        sums, _, norm = found
+        scaler = self.accelerator.scaler
+        if scaler is None or bool(torch.isfinite(norm)):
+            return False
+        scale = scaler.get_scale()
+        scaler.update(max(1.0, scale / 2))
+        if scale <= 1 or not bool(torch.isfinite(sum(sums.values()))):  # type: ignore[arg-type]
+            return False
+        self.log({"event": "overflow", "step": step.number + 1, "scale": scale / 2})
+        return True
+
+    def halve(self, step: Step) -> None:
+        """Memory ran out, on whatever rank: on all of them the same rows, in more pieces. The mathematics stays.
 
         Raises:
-            Exception: the error itself, where it says something else, one row is too much already, or other ranks wait
-                in the middle of the step.
+            NoMemory: one row is too much already.
         """
-        if not memory_ran_out(error) or self.steps.ranks > 1 or self.steps.budget <= int(self.steps.plan.lengths.max()):
-            raise error
+        if self.steps.budget <= int(self.steps.plan.lengths.max()):
+            raise NoMemory(f"step {step.number + 1}: memory ran out, and the rows are computed one by one already")
         self.optimizer.zero_grad()
         self.steps.budget //= 2
         torch.cuda.empty_cache()
@@ -252,12 +277,6 @@ def _deaf(worker: int) -> None:
     """A signal to the whole group of processes is for the run itself to answer; it needs its workers until it has."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-
-
-def memory_ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on an accelerator or on the machine."""
-    said = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return said or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 @dataclass
@@ -305,12 +324,12 @@ def train(job: Job, progress: Progress) -> str:
     while progress.step < job.total:
         begin = time.perf_counter()
         step, rate = next(source), job.schedule.get_last_lr()[0]
-        try:
-            sums, counts, norm = job.attempt(step)
-        except (RuntimeError, MemoryError) as error:
-            job.halve(error, step)
+        found = job.attempt(step)
+        if found is None:
+            job.halve(step)
             source = job.batches(progress.step)
             continue
+        sums, counts, norm = found
         job.schedule.step()
         if bool(torch.isfinite(norm)):
             window.add(step, sums, counts)
@@ -322,12 +341,12 @@ def train(job: Job, progress: Progress) -> str:
         progress.seconds += time.perf_counter() - begin
         last = progress.step == job.total
         if (progress.step % job.recipe.logging_steps == 0 or last) and window.sums:
-            found = {
+            entry = {
                 "step": progress.step,
                 "epoch": job.steps.plan.done(step.number),
                 **window.entry(job.steps.rows.task),
             }
-            job.log({**found, "learning_rate": rate, "grad_norm": float(norm), "tokens": progress.tokens})
+            job.log({**entry, "learning_rate": rate, "grad_norm": float(norm), "tokens": progress.tokens})
             window = Window()
         enough = False
         if job.evaluate_every and (progress.step % job.evaluate_every == 0 or last):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from . import together
 from .errors import Interrupted, UserError
 from .schema import Train
 
@@ -25,7 +26,7 @@ def accelerator(recipe: Train | None = None) -> Any:
     """accelerate's Accelerator for this process, with the world that the launcher asked for.
 
     Raises:
-        UserError: the process group has another size than the launcher asked for.
+        UserError: the process group has another size than the launcher asked for, or is to cut the model up.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
     from transformers.utils import logging
@@ -40,6 +41,7 @@ def accelerator(recipe: Train | None = None) -> Any:
             f"{wanted} processes were asked for, {made.num_processes} came together",
             hint="start with hftune ... --processes N",
         )
+    together.check(made)
     return made
 
 

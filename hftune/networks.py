@@ -1,4 +1,4 @@
-"""Several networks that are trained as one module: one forward of all, as DDP and torch.compile need it."""
+"""Several networks that are trained as one module: one forward of all, as torch.compile needs it."""
 
 from collections.abc import Callable
 from pathlib import Path

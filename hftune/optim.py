@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import heads
 from .errors import UserError
 from .schema import Train
-from .task import Task
 
 NO_DECAY = re.compile(r"(bias|\.b)$|norm|\bln_|ia3_l", re.IGNORECASE)  # IA3's factors start at one, not at nothing
 
@@ -79,15 +77,6 @@ def groups(model: nn.Module, recipe: Train) -> list[dict[str, Any]]:
         }
         for (decays, layer), parameters in sorted(found.items(), key=lambda item: item[0])
     ]
-
-
-def all_reached(model: nn.Module, batch: dict[str, Any], task: Task, options: Any, head: str) -> bool:
-    """Whether the loss of a batch gives every parameter that is to be trained a gradient."""
-    found = heads.losses(model.train(), batch, task, options, heads.Criterion(head=head))
-    torch.autograd.backward([part.total for part in found.values()])
-    reached = all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    model.zero_grad()
-    return reached
 
 
 def optimizer(parameters: Iterable[Any], recipe: Train) -> torch.optim.Optimizer:

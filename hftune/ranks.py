@@ -19,11 +19,13 @@ class Ranks:
         self.config = model.active_peft_config
 
     def before(self, step: int) -> None:
-        """Gradients of the regularization, the same on every rank, to which those of the loss are added."""
+        """Gradients of the regularization, from each rank its share, to which those of the loss are added."""
         named = list(self.model.named_parameters())
         products = [p @ p.T for n, p in named if ".lora_A." in n] + [p.T @ p for n, p in named if ".lora_B." in n]
         away = [torch.linalg.matrix_norm(found - torch.eye(len(found), device=found.device)) for found in products]
-        self.accelerator.backward(self.config.orth_reg_weight * torch.stack(away).mean())
+        self.accelerator.backward(
+            self.config.orth_reg_weight * torch.stack(away).mean() / self.accelerator.num_processes
+        )
 
     def after(self, step: int) -> None:
         """Importances from the step's gradients, and the ranks that they leave."""

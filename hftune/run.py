@@ -11,7 +11,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from accelerate import DistributedDataParallelKwargs
 
 from . import (
     breakdown,
@@ -27,6 +26,7 @@ from . import (
     optim,
     page,
     prepare,
+    together,
     tokenizer,
 )
 from . import task as tasks
@@ -189,12 +189,12 @@ class Run:
         sample = {name: value.to(self.accelerator.device) for name, value in rows.items()}
         with self.accelerator.autocast():
             self.head = heads.choose_head(model, sample, task, options)
-            reached = self.accelerator.num_processes == 1 or optim.all_reached(model, sample, task, options, self.head)
-        if not reached or train.gradual_unfreezing:  # DDP would wait for their gradients
-            self.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
         self.core = model
-        made, self.optimizer = self.accelerator.prepare(torch.compile(model) if train.compile else model, optimizer)
-        return made, self.optimizer
+        together.begin_alike(model, self.accelerator)
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        made = torch.compile(model) if train.compile else model
+        # evaluation mode leaves out DDP: see together
+        return self.accelerator.prepare_model(made, evaluation_mode=True), self.optimizer
 
     def _compute_features(self) -> None:
         """What a frozen body makes of each row, once, where rows are the same in every epoch."""
@@ -215,7 +215,8 @@ class Run:
 
     def _resume(self) -> None:
         checkpoint.sweep(self.folder.checkpoints) if self.folder.main else None
-        found, passed = checkpoint.newest(self.folder.checkpoints)
+        weights = [name for name, _ in self.core.named_parameters(remove_duplicate=False)]
+        found, passed = checkpoint.newest(self.folder.checkpoints, weights)
         for line in passed:
             self.reporter.warn(line)
         if found is None:
@@ -231,6 +232,8 @@ class Run:
             return
         self._same_mathematics(found)
         self.progress = Progress(**found.load(self.core, self.optimizer.optimizer))
+        if self.progress.scaler and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(self.progress.scaler)
         self.method.resume(found.carried())
         self.folder.forget_after(found.step)
         self.reporter.say(f"going on from step {found.step} of {self.total}")
@@ -338,6 +341,7 @@ class Run:
     def _save(self, progress: Progress) -> None:
         if not all(bool(torch.isfinite(p).all()) for p in self.core.parameters() if p.requires_grad):
             raise loop.NotFinite(f"step {progress.step}: the optimizer made a weight that is not finite")
+        progress.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
         if self.folder.main:
             checkpoint.ensure_space(self.folder.checkpoints, self.folder.needs)
             checkpoint.save(

@@ -1,12 +1,14 @@
 """What befalls a run: numbers that are not finite, memory, disks, workers, ranks; each told in one line, nothing lost."""
 
 import copy
+import gc
 import json
 import os
 import shutil
 import signal
 import subprocess
 import time
+import weakref
 
 import children
 import kills
@@ -16,7 +18,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from hftune import breakdown, checkpoint, heads, loop, machine, optim, prepare, recipe
+from hftune import breakdown, checkpoint, heads, loop, machine, optim, prepare, recipe, together
 from hftune.batching import Plan, generator
 from hftune.errors import Breakdown, Interrupted, UserError
 from hftune.loop import Job, Progress, Steps
@@ -42,18 +44,23 @@ def made(tmp_path_factory, tokenizer_folder):
     return prepared, model
 
 
-def work(made, total=4, budget=400, workers=0, **train):
+def work(made, total=4, budget=400, workers=0, accelerator=None, **train):
     """A job of a few steps, and what it logs."""
+    accelerator = accelerator or Accelerator(cpu=True)
     prepared, model = made
     model, data = copy.deepcopy(model), prepared.rows["train"]
     block = recipe.from_dict(
         {**tiny_source(prepared), "train": {"batch_size": 8, "learning_rate": 1e-3, "logging_steps": 1, **train}}
     ).train
     optimizer = optim.optimizer(optim.groups(model, block), block)
-    steps = Steps(data, Plan(data.data.lengths, 0, 8), 0, budget, overhead=1 if budget < 10**6 else budget)
+    steps = Steps(
+        data, Plan(data.data.lengths, 0, 8), 0, budget, overhead=1 if budget < 10**6 else budget,
+        rank=accelerator.process_index, ranks=accelerator.num_processes,
+    )  # fmt: skip
     head = heads.choose_head(model, data.batch([0], [generator(0, 0)]), prepared.task, prepared.options)
     log = []
-    return Job(Accelerator(cpu=True), model, optimizer, optim.schedule(optimizer, block, total), steps, block, total,
+    prepared_optimizer = accelerator.prepare_optimizer(optimizer)
+    return Job(accelerator, model, prepared_optimizer, optim.schedule(optimizer, block, total), steps, block, total,
                head=head, workers=workers, log=log.append), log  # fmt: skip
 
 
@@ -61,44 +68,205 @@ def tiny_source(prepared):
     return {"task": {"name": "mlm"}, "model": {"init": "bert"}, "data": {"train": "x"}, "output": {"dir": "x"}}
 
 
-def fail_once(monkeypatch, error, at):
-    """The step of that number fails the first time."""
-    step, seen = loop.train_step, []
+def fail(monkeypatch, error, at, backward=None):
+    """Micro-batch number `at`, from 1, fails: in its forward, or as its backward has come to a parameter."""
+    losses, seen = heads.losses, []
 
-    def broken(*args, **more):
+    def broken(model, batch, *args, **more):
         seen.append(None)
+        found = losses(model, batch, *args, **more)
         if len(seen) == at:
-            raise error
-        return step(*args, **more)
+            if backward is None:
+                raise error
+            handle = model.get_parameter(backward).register_hook(lambda gradient: (handle.remove(), failed())[1])
+        return found
 
-    monkeypatch.setattr(loop, "train_step", broken)
+    def failed():
+        raise error
+
+    monkeypatch.setattr(heads, "losses", broken)
+
+
+LOW = "bert.encoder.layer.0.attention.self.query.weight"  # late in the backward: most gradients are there already
+
+
+def events(log):
+    return [entry for entry in log if "event" in entry]
+
+
+def assert_close(job, other, exactly=False):
+    for (name, one), two in zip(job.model.named_parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(
+            two, one, atol=0 if exactly else 2e-6, rtol=0, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 @pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
-def test_memory_running_out_halves_the_micro_batch_and_nothing_else(made, monkeypatch, error):
+@pytest.mark.parametrize("backward", [None, LOW])
+def test_memory_running_out_halves_the_micro_batch_and_nothing_else(made, monkeypatch, error, backward):
     straight, _ = work(made)
     assert loop.train(straight, Progress()) == "finished"
     job, log = work(made)
-    fail_once(monkeypatch, error, 3)
+    before = sum(len(job.steps[number].batches) for number in range(2))
+    fail(monkeypatch, error, before + 1, backward)
     assert loop.train(job, Progress()) == "finished"
     assert job.steps.budget == 200
-    assert [e for e in log if "event" in e] == [{"event": "out of memory", "step": 3, "micro_batch_tokens": 200}]
-    for one, other in zip(straight.model.parameters(), job.model.parameters(), strict=True):
-        torch.testing.assert_close(other, one, atol=2e-6, rtol=0)
+    assert events(log) == [{"event": "out of memory", "step": 3, "micro_batch_tokens": 200}]
+    assert_close(straight, job)
+
+
+def test_what_a_failed_step_held_is_free_before_it_is_tried_again(made, monkeypatch):
+    job, _ = work(made)
+    losses, held, log = heads.losses, [], job.log
+
+    def large(*args, **more):
+        if held:
+            return losses(*args, **more)
+        found = losses(*args, **more)
+        held.append(weakref.ref(next(iter(found.values())).total))
+        activations = torch.zeros(10)
+        held.append(weakref.ref(activations))
+        raise MemoryError
+
+    freed = []
+    job.log = lambda entry: (freed.extend(ref() is None for ref in held) if "event" in entry else None, log(entry))
+    monkeypatch.setattr(heads, "losses", large)
+    gc.disable()
+    try:
+        loop.train(job, Progress())
+    finally:
+        gc.enable()
+    assert freed == [True, True]
 
 
 def test_what_is_not_memory_is_not_hidden(made, monkeypatch):
     job, _ = work(made)
-    fail_once(monkeypatch, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 2)
+    fail(monkeypatch, RuntimeError("mat1 and mat2 shapes cannot be multiplied"), 2)
     with pytest.raises(RuntimeError, match="mat1"):
         loop.train(job, Progress())
 
 
 def test_memory_for_one_row_is_needed(made, monkeypatch):
     job, _ = work(made, budget=8)
-    fail_once(monkeypatch, MemoryError(), 1)
-    with pytest.raises(MemoryError):
+    fail(monkeypatch, MemoryError(), 1)
+    with pytest.raises(together.NoMemory) as caught:
         loop.train(job, Progress())
+    told = breakdown.explain(caught.value, "run", "step-4")
+    assert isinstance(told, Breakdown)
+    assert str(told).startswith("step 1: memory ran out, and the rows are computed one by one already; step-4 is kept")
+    assert "task.max_length" in told.hint
+
+
+def lose_memory_on_one_rank(made, budget, at, backward):
+    """Rank 1 fails in a micro-batch of the second step; both go on, to the bits of a run that was cut so from there on."""
+    accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
+    straight, cut, job = (work(made, budget=budget, accelerator=accelerator)[0] for _ in range(3))
+    longest = int(job.steps.plan.lengths.max())
+    sizes = [len(job.steps[number].batches) for number in range(2)]
+    assert sizes[1] == 1 if budget == 10**6 else sizes[1] >= 3
+    assert budget // 2 > longest
+    loop.train(straight, Progress())
+
+    def smaller(progress):
+        if progress.step == 1:
+            cut.steps.budget //= 2
+
+    cut.stop = smaller
+    loop.train(cut, Progress())
+    log = []
+    job.log = log.append
+    with pytest.MonkeyPatch.context() as patch:
+        if accelerator.process_index == 1:
+            fail(patch, torch.OutOfMemoryError("CUDA out of memory"), sizes[0] + (at if at > 0 else sizes[1]), backward)
+        progress = Progress()
+        assert loop.train(job, progress) == "finished"
+    assert progress.step == 4
+    assert events(log) == [{"event": "out of memory", "step": 2, "micro_batch_tokens": budget // 2}]
+    assert_close(straight, job)
+    assert_close(cut, job, exactly=True)
+    for parameter in job.model.parameters():
+        first = parameter.detach().clone()
+        torch.distributed.broadcast(first, 0)
+        assert torch.equal(first, parameter), "ranks went apart"
+
+
+def lose_memory_anywhere(made):
+    for budget, at in ((100, 1), (100, 2), (100, -1), (10**6, 1)):
+        for backward in (None, LOW):
+            lose_memory_on_one_rank(made, budget, at, backward)
+
+
+def test_memory_running_out_on_one_rank_halves_the_micro_batch_on_all(made):
+    """In the first, a middle, the last and the only micro-batch of a step, in its forward and in its backward."""
+    assert children.ranks(2, lose_memory_anywhere, made) == [0, 0]
+
+
+def lose_memory_for_one_row(made):
+    job, log = work(made, budget=8)
+    with pytest.MonkeyPatch.context() as patch:
+        if job.steps.rank == 1:
+            fail(patch, MemoryError(), 1)
+        with pytest.raises(together.NoMemory):
+            loop.train(job, Progress())
+    assert not log
+
+
+def test_memory_for_one_row_is_needed_on_every_rank(made):
+    assert children.ranks(2, lose_memory_for_one_row, made) == [0, 0]
+
+
+def half_precision(scale):
+    """An accelerator as on a GPU in fp16, with the scaler that torch has for a CPU."""
+    accelerator = Accelerator(cpu=True)
+    accelerator.state._mixed_precision = "fp16"
+    accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu", init_scale=scale)
+    return accelerator
+
+
+def overflow(made):
+    """Too large a scale costs no step: it is halved until the gradients fit, and then all is as if it had begun so."""
+    job, log = work(made, accelerator=half_precision(2.0**40))
+    progress = Progress()
+    assert loop.train(job, progress) == "finished"
+    assert (progress.step, progress.skipped) == (4, 0)
+    scales = [entry["scale"] for entry in events(log)]
+    assert scales[:3] == [2.0**39, 2.0**38, 2.0**37]
+    assert job.accelerator.scaler.get_scale() == scales[-1] > 1
+    again, log = work(made, accelerator=half_precision(scales[-1]))
+    loop.train(again, Progress())
+    assert not events(log)
+    assert_close(job, again, exactly=True)
+
+
+def endless(made):
+    """Gradients that are infinite at any scale, or a loss that is, are no overflow."""
+    for option in ("stop", "skip"):
+        job, log = work(made, accelerator=half_precision(2.0**4), on_nonfinite=option, budget=10**6)
+        word = job.model.get_parameter(LOW)
+        handle = word.register_hook(lambda gradient: gradient * torch.inf)
+        progress = Progress()
+        if option == "stop":
+            with pytest.raises(loop.NotFinite, match="step 1"):
+                loop.train(job, progress)
+            assert [entry["scale"] for entry in events(log)] == [8, 4, 2, 1]
+            continue
+        job.stop = lambda progress, handle=handle: handle.remove()
+        assert loop.train(job, progress) == "finished"
+        assert (progress.step, progress.skipped) == (4, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        job, log = work(made, accelerator=half_precision(2.0**4), on_nonfinite="skip", budget=10**6)
+        poison(patch, 2, infinite_loss=True)
+        progress = Progress()
+        assert loop.train(job, progress) == "finished"
+        assert (progress.step, progress.skipped) == (4, 1)
+        assert [entry["event"] for entry in events(log)] == ["skipped"]
+
+
+@pytest.mark.parametrize("what", [overflow, endless])
+def test_gradients_too_large_for_half_precision_are_scaled_less(made, what):
+    """In a child: accelerate keeps the precision for the whole process."""
+    assert children.child(what, made) == 0
 
 
 def poison(monkeypatch, at, infinite_loss=False):
@@ -236,6 +404,18 @@ def test_rotation_counts_no_broken_checkpoint(tmp_path):
     checkpoint.save(tmp_path, 5, model, optimizer, {}, {})
     checkpoint.rotate(tmp_path, 1, None, 5)
     assert left(tmp_path) == ["step-5"]
+
+
+def test_a_checkpoint_whose_weights_are_not_finite_is_passed_over(tmp_path):
+    model, optimizer = some_checkpoints(tmp_path, 2)
+    model.register_buffer("mask", torch.full((2,), -torch.inf))
+    checkpoint.save(tmp_path, 4, model, optimizer, {}, {})
+    with torch.no_grad():
+        model.bias[1] = torch.nan
+    checkpoint.save(tmp_path, 6, model, optimizer, {}, {})
+    found, passed = checkpoint.newest(tmp_path, ["weight", "bias"])
+    assert found.step == 4, "a buffer may be what it likes"
+    assert passed == ["passed over step-6: the weight bias is not finite"]
 
 
 def test_rotation_keeps_the_best_and_the_newest(tmp_path):
@@ -516,3 +696,44 @@ def test_a_killed_run_with_workers_leaves_its_folder_free(source, tmp_path):
     again["data"] = {**source["data"], "num_workers": 1}
     assert kills.start(again, kills.Point("step", nth=2), 1) == [-signal.SIGKILL]
     assert told(again) == (0, "")
+
+
+def test_another_number_of_threads_is_told(source, tmp_path):
+    again = at(source, tmp_path / "run")
+    assert told(again, interrupt(signal.SIGTERM, kills.Point("step", nth=2))) == (143, "")
+    (saved,) = (tmp_path / "run" / "checkpoints").glob("*/manifest.json")
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "threads": 64}))
+
+    def work():
+        said = []
+        Reporter.warn = lambda self, text: said.append(text)
+        children.train(again)
+        here = torch.get_num_threads()
+        assert said == [f"threads 64 -> {here} since step 2: the run goes on, but no longer bit for bit"]
+
+    assert children.child(work) == 0
+
+
+def test_a_run_in_half_precision_goes_on_to_the_same_bits(source, tmp_path):
+    """The scale of gradients is part of what a checkpoint keeps."""
+    make = machine.accelerator
+
+    def half(recipe=None):
+        made, other = make(recipe), half_precision(2.0**30)
+        made.native_amp, made.scaler = other.native_amp, other.scaler
+        return made
+
+    def before(stop=lambda: None):
+        machine.accelerator = half
+        stop()
+
+    straight, again = (at(source, tmp_path / name) for name in ("straight", "again"))
+    assert told(straight, before) == (0, "")
+    assert told(again, lambda: before(interrupt(signal.SIGTERM, kills.Point("step", nth=3)))) == (143, "")
+    (saved,) = (tmp_path / "again" / "checkpoints").glob("step-3/state.json")
+    assert 1 < json.loads(saved.read_text())["scaler"]["scale"] < 2.0**30
+    assert told(again, before) == (0, "")
+    assert_same(tmp_path / "straight", tmp_path / "again")
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("straight", "again")]
+    one, other = ([line for line in log if "overflow" in line] for log in logs)
+    assert one == other, "what was learned once is not learned again"
