@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 import weakref
+from types import SimpleNamespace
 
 import children
 import kills
@@ -16,6 +17,7 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from hftune import breakdown, checkpoint, heads, loop, machine, optim, prepare, recipe, together
@@ -214,6 +216,33 @@ def lose_memory_for_one_row(made):
 
 def test_memory_for_one_row_is_needed_on_every_rank(made):
     assert children.ranks(2, lose_memory_for_one_row, made) == [0, 0]
+
+
+def sum_up():
+    rank = Accelerator(cpu=True).process_index
+    together.PIECE = 3
+    both, one, none, fixed = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (2,), (1,), (3,)))
+    both.grad = torch.full((2, 2), 1.0 + rank).t()
+    one.grad = torch.full((2,), 5.0) if rank == 1 else None
+    fixed.requires_grad_(False)
+    together.add_gradients([both, one, none, fixed], Accelerator(cpu=True))
+    assert both.grad.tolist() == [[3, 3], [3, 3]]
+    assert one.grad.tolist() == [5, 5]
+    assert none.grad is None, "an optimizer must not move what no rank's loss has reached"
+    assert fixed.grad is None
+    layer = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(layer.weight, rank + 1.0)
+    together.begin_alike(layer, Accelerator(cpu=True))
+    assert layer.weight.tolist() == [[1, 1], [1, 1]]
+
+
+def test_gradients_add_up_over_ranks_which_begin_alike():
+    assert children.ranks(2, sum_up) == [0, 0]
+
+
+def test_a_model_in_parts_is_refused():
+    with pytest.raises(UserError, match="FSDP cuts a model up"):
+        together.check(SimpleNamespace(distributed_type=DistributedType.FSDP))
 
 
 def half_precision(scale):

@@ -16,7 +16,7 @@ import zoo
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from hftune import heads, hub, loop, models, preflight, prepare, recipe, run, task, tokenizer
+from hftune import heads, hub, loop, models, preflight, prepare, recipe, run, task, together, tokenizer
 from hftune.batching import Plan, generator
 from hftune.errors import UserError
 from hftune.loop import Steps
@@ -298,6 +298,7 @@ def every_head(jobs):
         rows = prepared.rows["train"]
         accelerator = Accelerator(cpu=True)
         assert accelerator.num_processes == 2
+        together.PIECE = 1000
         steps = Steps(rows, plan, 0, 10**6, rank=accelerator.process_index, ranks=2)
         found, _ = gradients(prepared, model, head, accelerator, steps)
         assert_close(found, wanted)
