@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import width
+
 Indices = npt.NDArray[np.int64]
 
 ORDER, CHANCE, EVALUATION, DROPOUT, SAMPLING = range(5)  # streams of random numbers that must never meet
@@ -163,12 +165,16 @@ def micro_batches(lengths: Indices, budget: int, rank: int = 0, ranks: int = 1, 
 
 
 def evaluation_batches(lengths: Indices, budget: int, rank: int = 0, ranks: int = 1) -> list[Indices]:
-    """Row numbers of this rank's evaluation batches: longest first, so that memory runs out at once or never."""
+    """Row numbers of this rank's evaluation batches: longest first, so that memory runs out at once or never.
+
+    As many rows as the budget holds at the batch's padded width: so a width has one shape, and matrix libraries keep code
+    for few.
+    """
     groups: list[Any] = []
     order = np.argsort(-lengths, kind="stable")
     at = 0
     while at < len(order):
-        to = at + max(1, int(budget // max(1, lengths[order[at]])))
+        to = at + max(1, budget // max(1, width(int(lengths[order[at]]))))
         groups.append(order[at:to])
         at = to
     groups += [np.zeros(0, np.int64)] * (-len(groups) % ranks)

@@ -264,13 +264,14 @@ def _behind_prompt(hidden: Tensor, keep: Tensor) -> Tensor:
 
 
 def _token_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-    """Cross-entropy of each row [N], a chunk of logits at a time; no gradient."""
-    step = max(1, CHUNK // len(weight))
+    """Cross-entropy of each row [N], a chunk of logits at a time, of few shapes; no gradient."""
+    extra, step = -len(hidden) % SHAPES, max(1, CHUNK // len(weight) // SHAPES) * SHAPES
+    rows, wanted = F.pad(hidden, (0, 0, 0, extra)), F.pad(labels, (0, extra))[:, None]
     parts = [
-        _cross_entropy(F.linear(hidden[at : at + step], weight, bias), labels[at : at + step, None], 0.0)[0]
-        for at in range(0, len(hidden), step)
+        _cross_entropy(F.linear(rows[at : at + step], weight, bias), wanted[at : at + step], 0.0)[0]
+        for at in range(0, len(rows), step)
     ]
-    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+    return torch.cat(parts)[: len(hidden)] if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
 @contextmanager

@@ -59,14 +59,14 @@ def precision(recipe: Train | None) -> str:
     return "no" if asked == "fp32" else asked
 
 
-def choose_kernels(asked: str, length: int, kept: dict[str, Any], acc: Any) -> dict[str, Any]:
+def choose_kernels(asked: str, length: int, kept: dict[str, Any], acc: Any = None) -> dict[str, Any]:
     """The kernels of a run: by a probe of the first rank at the first start, then kept, since others give other bits.
 
     Args:
         asked: train.matmul.
         length: longest row.
         kept: what an earlier start chose, or nothing.
-        acc: accelerate's Accelerator.
+        acc: accelerate's Accelerator, where there may be several ranks.
     """
 
     def choose(kept: dict[str, Any]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def choose_kernels(asked: str, length: int, kept: dict[str, Any], acc: Any) -> d
         return threads | choose_matmul(asked, kept.get("matmul")) | choose_attention(length, kept.get("attention"))
 
     chosen = [choose(kept)]
-    if acc.num_processes > 1:
+    if acc is not None and acc.num_processes > 1:
         from accelerate.utils import broadcast_object_list
 
         broadcast_object_list(chosen)

@@ -34,8 +34,8 @@ from . import (
 from . import subject as subjects
 from . import task as tasks
 from .errors import Faults, UserError
-from .files import write_json
-from .folder import METRICS, RECIPE
+from .files import read_json, write_json
+from .folder import METRICS, RECIPE, STATE
 from .loop import Rows
 from .recipe import Recipe, dump
 from .report import Reporter
@@ -79,7 +79,6 @@ def evaluate(
     if baseline:
         _check_baseline(subject.recipe, task)
     accelerator = machine.accelerator(own.train)
-    machine.choose_matmul(own.train.matmul)
     prepared = []
     for rows in subject.rows():
         one = own.model_copy(update={"data": rows.data})
@@ -87,6 +86,8 @@ def evaluate(
             (rows, prepare.prepare(one, [rows.split], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code))
         )  # fmt: skip
     _, first = prepared[0]
+    longest = max(int(ready.rows[rows.split].data.lengths.max()) for rows, ready in prepared)
+    machine.choose_kernels(own.train.matmul, longest, {} if subject.plain else _kept(subject.path), accelerator)
     built = prepare.build_model(first, trust_remote_code=trust_remote_code)
     if subject.plain:
         _check_trained(subject.path, built, own.task.name)
@@ -101,6 +102,11 @@ def evaluate(
     if subject.place is not None and accelerator.is_main_process:
         _keep(subject, subject.place, figures, first)
     return figures
+
+
+def _kept(path: str | Path) -> dict[str, Any]:
+    """What a run noted, its kernels among it: with the same ones its figures have the bits that they had at its end."""
+    return read_json(Path(path) / STATE)
 
 
 def _scratch(accelerator: Any, stack: ExitStack) -> Path:
@@ -262,7 +268,7 @@ def ready(path: Path, recipe: Recipe, *, trust_remote_code: bool = False) -> tup
     prepared = _pieces(path, recipe, cast(Options, recipe.task.options).predicting(), trust_remote_code)
     if prepared.task.predict is None:
         raise UserError(f"the task {recipe.task.name} predicts nothing by itself", where="task.name")
-    machine.choose_matmul(recipe.train.matmul)
+    machine.choose_kernels(recipe.train.matmul, getattr(prepared.options, "max_length", 512), _kept(path))
     model = prepare.build_model(prepared, trust_remote_code=trust_remote_code).model.eval()
     return prepared, model.cuda() if torch.cuda.is_available() else model
 

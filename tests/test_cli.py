@@ -57,7 +57,7 @@ def test_a_second_check_does_not_load_torch(tmp_path):
 
 def hftune(*words, cwd=None, stdin=None):
     """(exit status, standard output, standard error) of a command in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(tiny.ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "hftune", *map(str, words)],
         capture_output=True,

@@ -178,6 +178,17 @@ def test_a_person_sees_the_ends_and_what_leaked(run):
     assert "worst" not in told(run, "--json")
 
 
+def test_a_run_is_measured_with_the_kernels_that_it_trained_with(run):
+    import torch
+
+    state = json.loads((run / "run.json").read_text())
+    for kept in ("flash", "math"):
+        (run / "run.json").write_text(json.dumps({**state, "attention": kept}))
+        told(run, "eval.resamples=0")
+        assert torch.backends.cuda.flash_sdp_enabled() == (kept == "flash")
+    (run / "run.json").write_text(json.dumps(state))
+
+
 def test_what_is_shown_of_a_row_obeys_nothing(tmp_path, capsys):
     evil = "\x1b[2J[bold]x\u202e\n" + "y" * 500
     rows = [{"text": evil, "prediction": evil, "reference": "a", "score": {"chrf": float(i)}} for i in range(9)]
@@ -267,7 +278,7 @@ def test_wrong_words_are_told_before_weights_are_read(words, said, run, place, m
 def child(*words, **environment):
     """A command in a process of its own: (status, standard output, standard error)."""
     plain = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    settings = {"PYTHONPATH": f"{tiny.ROOT}:{plain.get('PYTHONPATH', '')}", "OMP_NUM_THREADS": "1", **environment}
+    settings = {"OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(
         [sys.executable, "-m", "hftune", "eval", *map(str, words)],
         capture_output=True, text=True, env={**plain, **settings}, check=False,
@@ -307,3 +318,18 @@ def test_rows_that_do_not_divide_come_back_in_order_from_two_ranks(place, tmp_pa
     rows = [(path / "predictions" / "test.jsonl").read_bytes() for path in (tmp_path / "one", tmp_path / "two")]
     assert rows[0] == rows[1]
     assert [path.name for path in (tmp_path / "two" / "predictions").iterdir()] == ["test.jsonl"]
+
+
+def test_sliding_windows_on_two_ranks_give_the_figures_of_one(place):
+    words = (place / "gpt", "--task", "clm", "--data", place / "text.jsonl", "task.max_length=24", "eval.stride=8")
+    words += ("--limit", 7, "eval.resamples=20", "--json")
+    one = json.loads(told(*words))
+    status, out, err = child(*words, "--processes", 2, HF_HUB_OFFLINE="1")
+    assert status == 0, err
+    two = json.loads(out)
+    assert one["loss"]["signature"].startswith("max_length:24|stride:8|")
+    assert [(figure["count"], figure["tokens"]) for figure in two.values()] == [
+        (f["count"], f["tokens"]) for f in one.values()
+    ]
+    for key in ("value", "low", "high"):
+        assert [two[n][key] for n in one] == pytest.approx([figure[key] for figure in one.values()], rel=1e-6)

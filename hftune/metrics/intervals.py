@@ -13,7 +13,7 @@ import numpy as np
 
 from .base import Figures, Scorer, stack
 
-CELLS = 2_000_000
+CELLS = 500_000
 
 
 def resamples(rows: int, number: int, seed: int) -> Iterator[np.ndarray]:

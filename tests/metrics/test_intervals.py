@@ -104,7 +104,7 @@ def test_memory_does_not_grow_with_the_rows():
         tracemalloc.stop()
         return size
 
-    assert peak(1_000_000) < 1.5 * peak(100_000)
+    assert peak(400_000) < 1.5 * peak(40_000)
 
 
 def test_intervals_are_the_percentiles_of_resampled_figures():
