@@ -16,20 +16,23 @@ SHOWN = 3  # rows at either end
 WIDTH = 60  # characters of a text
 
 
-def add(path: Path, names: Sequence[str]) -> None:
-    """Put the figures that a row can have by itself into each line of a predictions file, as `score`."""
-    lines = list(read_lines(path))
-    if not lines or "reference" not in lines[0] or not names:
+def add(path: Path, columns: Any, names: Sequence[str]) -> None:
+    """Put the figures that a row can have by itself into each line of a predictions file, as `score`.
+
+    Args:
+        path: the file.
+        columns: what is scored of it, see evaluation.read_columns.
+        names: of metrics.
+    """
+    if columns is None or not names:
         return
-    scores = [line["scores"] for line in lines] if "scores" in lines[0] else None
-    found = metrics.row_scores(
-        names, [line["prediction"] for line in lines], [line["reference"] for line in lines], scores=scores
-    )
+    predictions, references, scores = columns
+    found = metrics.row_scores(names, predictions, references, scores=scores)
     if not found:
         return
     aside = path.with_name(f".{path.name}.scored")
     with aside.open("w", encoding="utf-8") as out:
-        for line, values in zip(lines, zip(*found.values(), strict=True), strict=True):
+        for line, values in zip(read_lines(path), zip(*found.values(), strict=True), strict=True):
             out.write(json.dumps({**line, "score": dict(zip(found, values, strict=True))}, ensure_ascii=False) + "\n")
     os.replace(aside, path)
 

@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,8 @@ from .files import read_lines
 from .loop import Rows
 from .schema import Eval
 from .task import Task
+
+Columns = tuple[list[Any], list[Any], list[Any] | None]  # predictions, references and class scores, one a row
 
 
 @contextmanager
@@ -143,9 +144,10 @@ def evaluate(
             language.write(predictions, tables, rows)
     if answered and predictions:
         names = of_answers(settings.metrics if settings.metrics is not None else rows.task.metrics(rows.options))
-        figures.update(score_file(predictions, names, settings, intervals))
+        columns = read_columns(predictions)
+        figures.update(score(columns, names, settings, intervals))
         if intervals and accelerator.is_main_process:
-            byrow.add(predictions, names)
+            byrow.add(predictions, columns, names)
     return figures
 
 
@@ -154,45 +156,47 @@ def of_answers(names: Iterable[str]) -> list[str]:
     return [name for name in names if "nll" not in metrics.describe(name)["inputs"]]
 
 
-def score_file(
-    path: Path, names: list[str], settings: Eval, intervals: bool, baseline: list[Any] | None = None
-) -> dict[str, Any]:
-    """Metrics of a predictions file, or of other predictions for its rows."""
-    lines = list(read_lines(path))
-    if not names or not lines or "reference" not in lines[0]:
+def read_columns(path: Path) -> Columns | None:
+    """What is scored of a predictions file, and nothing else of it; None: it has nothing to score."""
+    predictions, references, scores = [], [], []
+    for line in read_lines(path):
+        if "reference" not in line:
+            return None
+        predictions.append(line["prediction"])
+        references.append(line["reference"])
+        if "scores" in line:
+            scores.append(line["scores"])
+    return (predictions, references, scores or None) if predictions else None
+
+
+def score(columns: Columns | None, names: list[str], settings: Eval, intervals: bool) -> dict[str, Any]:
+    """Metrics of the columns of a predictions file."""
+    if not names or columns is None:
         return {}
-    scores = [line["scores"] for line in lines] if "scores" in lines[0] and baseline is None else None
-    if baseline is not None:
-        names = [name for name in names if metrics.describe(name)["inputs"] != ("scores",)]
-    predictions = [line["prediction"] for line in lines] if baseline is None else baseline
+    predictions, references, scores = columns
     found: dict[str, Any] = metrics.score(
-        names, predictions, [line["reference"] for line in lines],
+        names, predictions, references,
         confidence=settings.confidence, resamples=settings.resamples if intervals else 0, scores=scores,
     )  # fmt: skip
     return found
 
 
 def add_baseline(
-    figures: dict[str, Any], task: Task, options: Any, settings: Eval, path: Path, sources: Any, rows: Any
-) -> str:
-    """Put beside the figures of a predictions file those of the task's trivial method, as `baseline`.
+    figures: dict[str, Any], answers: list[Any], task: Task, options: Any, settings: Eval, path: Path
+) -> None:
+    """Put beside the figures of a predictions file those of a trivial method, as `baseline`.
 
     Args:
         figures: of a split, see `evaluate`.
-        task: with a baseline.
+        answers: the method's, one a line of the file.
+        task: whose metrics they are scored by, where the recipe names none.
         options: the task's options.
         settings: the recipe's block `eval`.
         path: the predictions file of the split.
-        sources: the training rows, not encoded.
-        rows: the rows of the split, not encoded.
-
-    Returns:
-        What the method is.
     """
-    assert task.baseline is not None
     names = of_answers(settings.metrics if settings.metrics is not None else task.metrics(options))
-    answers = task.baseline(sources, list(islice(rows, settings.limit)), options)
-    for name, figure in score_file(path, names, settings, True, answers).items():
+    names = [name for name in names if metrics.describe(name)["inputs"] != ("scores",)]
+    columns = read_columns(path)
+    for name, figure in score(columns and (answers, columns[1], None), names, settings, True).items():
         if name in figures:
             figures[name]["baseline"] = {key: figure[key] for key in ("value", "low", "high")}
-    return (task.baseline.__doc__ or "").split("\n")[0]

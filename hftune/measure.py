@@ -34,7 +34,7 @@ from . import (
 from . import subject as subjects
 from . import task as tasks
 from .errors import Faults, UserError
-from .files import read_json, write_json
+from .files import read_json, read_lines, write_json
 from .folder import METRICS, RECIPE, STATE
 from .loop import Rows
 from .recipe import Recipe, dump
@@ -210,7 +210,9 @@ def _baseline(
     recipe = prepared.recipe.model_copy(update={"data": subject.recipe.data})
     if task.baseline is not None:
         train = _training_rows(prepare.open_split(recipe, task, options, "train"))
-        return evaluation.add_baseline(figures, task, options, settings, file, train, prepared.sources[rows.split])
+        answers = task.baseline(train, list(islice(prepared.sources[rows.split], settings.limit)), options)
+        evaluation.add_baseline(figures, answers, task, options, settings, file)
+        return (task.baseline.__doc__ or "").split("\n")[0]
     seen = prepare.prepare(recipe, ["train"], reporter).rows["train"]
     found = floors.language(figures, seen, prepared.rows[rows.split], prepared.sources[rows.split], settings.limit)
     loss = found["unigram_loss"]["value"]
@@ -220,7 +222,13 @@ def _baseline(
     for name, value in beside.items():
         figures[name]["baseline"] = {"value": value}
     figures |= {name: figure for name, figure in found.items() if not name.startswith("unigram")}
-    return "the training targets' own frequencies"
+    told = "the training targets' own frequencies"
+    if task.guess is None:
+        return told
+    answer = task.guess(seen.data, options)
+    count = sum(1 for _ in read_lines(file))
+    evaluation.add_baseline(figures, [answer] * count, task, options, settings, file)
+    return f"{told}; always {answer!r}"
 
 
 def _check_baseline(recipe: Recipe, task: tasks.Task) -> None:

@@ -117,6 +117,8 @@ class Task:
         baseline: `(train, rows, options) -> predictions`, one a row: the answers of a trivial method that has seen the
             training rows, scored by the same metrics. Both are iterables of rows, not yet encoded. Its docstring's
             first line says what the method is.
+        guess: `(data, options) -> prediction`; the one answer that a trivial method gives to every encoded row, having
+            seen the encoded training rows: for tasks whose rows to be answered are made in encoding.
     """
 
     head: str
@@ -144,6 +146,7 @@ class Task:
     slide: Callable[[Any, Any, int], Any] | None = None
     alone: Callable[[Any, Any], Any] | None = None
     baseline: Callable[..., list[Any]] | None = None
+    guess: Callable[[Any, Any], Any] | None = None
 
     def under(self, options: Any) -> "Task":
         """The task as these options make it."""

@@ -106,3 +106,28 @@ def test_masked_models_are_compared_by_what_they_predict_alike(tmp_path):
     (tmp_path / "b" / "predictions" / "test.jsonl").write_text(lines.replace('"bytes": 40', '"bytes": 39'))
     with pytest.raises(UserError, match="different rows"):
         judging.compare(runs, None, "test", SILENT)
+
+
+def answered(folder, answers, prompts, **more):
+    """A folder as `hftune eval` leaves it for a model that writes."""
+    (folder / "predictions").mkdir(parents=True)
+    source = {**tiny.mlm(folder.parent), "task": {"name": "clm", "kind": "prompt"}}
+    (folder / "recipe.yaml").write_text(recipe.dump(recipe.from_dict(source)), encoding="utf-8")
+    references = ["a b c", "d e", "f"]
+    rows = [
+        {"prompt": prompt, "reference": reference, "prediction": answer, **more}
+        for prompt, reference, answer in zip(prompts, references, answers, strict=True)
+    ]
+    tiny.write_rows(folder / "predictions" / "test.jsonl", rows)
+    return str(folder)
+
+
+def test_how_a_run_puts_a_row_to_its_model_is_its_own_affair(tmp_path):
+    """Two templates of the same rows are compared; other references, or another source, are other rows."""
+    plain = answered(tmp_path / "a", ["a b", "d", "x"], ["Q1\n", "Q2\n", "Q3\n"])
+    templated = answered(tmp_path / "b", ["a b c", "d e", "f"], ["<user>Q1", "<user>Q2", "<user>Q3"])
+    found = judging.compare([plain, templated], ["exact_match"], "test", SILENT)
+    assert found["exact_match"]["systems"][templated]["difference"] == pytest.approx(1)
+    sourced = answered(tmp_path / "c", ["a", "b", "c"], ["Q1\n", "Q2\n", "Q3\n"], source="Q1")
+    with pytest.raises(UserError, match="different rows"):
+        judging.compare([plain, sourced], None, "test", SILENT)

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from hftune import cli, evaluation, measure, recipe, run
+from hftune import cli, evaluation, measure, prepare, recipe, run
 from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.report import Reporter
@@ -111,6 +111,13 @@ def test_the_floor_of_several_losses_is_that_of_the_one_over_the_vocabulary(tmp_
     found = measure.evaluate_run(tmp_path / "run", made, "validation", QUIET, baseline=True)
     assert "baseline" not in found["loss"]
     assert found["mlm_loss"]["baseline"]["value"] == pytest.approx(math.log(found["perplexity"]["baseline"]["value"]))
+    lines = list(evaluation.read_lines(tmp_path / "run" / "predictions" / "validation.jsonl"))
+    told = CliRunner().invoke(cli.app, ["eval", str(tmp_path / "run"), "--split", "validation", "--baseline"]).stdout
+    always = told.partition("baseline: the training targets' own frequencies; always '")[2].partition("'")[0]
+    encoded = prepare.prepare(made, ["train"], QUIET).rows["train"].data
+    assert always == ("random" if encoded.column("unrelated").mean() > 0.5 else "next")
+    share = sum(line["reference"] == always for line in lines) / len(lines)
+    assert found["accuracy"]["baseline"]["value"] == pytest.approx(share)
 
 
 def lines(task, text, monkeypatch, limit=None, **options):

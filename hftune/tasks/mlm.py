@@ -255,6 +255,11 @@ def predict(
     ]
 
 
+def guess(data: Any, options: MlmOptions) -> str:
+    """The commoner answer among the training pairs; which of sop's are swapped is a coin's to say."""
+    return NAMES[options.next_sentence or "nsp"][int(data.column("unrelated").mean() > 0.5)]
+
+
 def varies(options: MlmOptions) -> dict[str, Any]:
     """With pairs there is a second head, a second term and something to predict; without, a row is one text.
 
@@ -270,6 +275,7 @@ def varies(options: MlmOptions) -> dict[str, Any]:
         "loss": pair_loss,
         "predict": predict,
         "verify": verify,
+        "guess": guess,
     } | asked
 
 
