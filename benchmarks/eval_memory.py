@@ -1,7 +1,9 @@
 """Peak memory of `hftune eval` on a masked LM with a vocabulary of 30,522, by number of rows: it must stay flat.
 
 Each measurement is a process of its own with an empty cache, so that reading and encoding the rows count too. The rows are
-different pieces of 400 characters of data/docs-text, cut at drawn places; the model is a small BERT of new weights.
+different pieces of 400 characters of data/docs-text, cut at drawn places, and each file is the beginning of the next: the
+500 have rows of the full 128 tokens already, so that the largest batch is the same at every size. The model is a small BERT
+of new weights. The matrix product is said, since the clock would choose another one now and then.
 
     python benchmarks/eval_memory.py [ROWS ...]
 """
@@ -38,16 +40,16 @@ def prepare(folder: Path, sizes: list[int]) -> None:
     tokenizer.save(made, folder / "model")
     BertForMaskedLM(BertConfig(**CONFIG)).save_pretrained(folder / "model")
     rng, whole = random.Random(0), "\n".join(texts)
+    places = [rng.randrange(len(whole) - 400) for _ in range(max(sizes))]
     for size in sizes:
         with (folder / f"{size}.jsonl").open("w", encoding="utf-8") as out:
-            for _ in range(size):
-                at = rng.randrange(len(whole) - 400)
-                out.write(json.dumps({"text": whole[at : at + 400]}) + "\n")
+            out.writelines(json.dumps({"text": whole[at : at + 400]}) + "\n" for at in places[:size])
 
 
 def measure(folder: Path, size: int) -> tuple[float, float]:
     """Peak resident memory in MiB, and CPU-seconds."""
     words = ["eval", "model", "--task", "mlm", "--data", f"{size}.jsonl", "--json", "task.max_length=128"]
+    words.append("train.matmul=highest")
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HFTUNE_CACHE": str(folder / f"cache-{size}"),
         "PYTHONPATH": str(ROOT),

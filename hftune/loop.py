@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from . import batching, heads, together
+from . import batching, heads, memory, together
 from .arrays import width
 from .batching import Plan
 from .schema import Train
@@ -413,7 +413,8 @@ def evaluate_rows(
     was = model.training
     model.eval()
     lengths = rows.data.lengths[:total]
-    for chosen in batching.evaluation_batches(lengths, budget, accelerator.process_index, accelerator.num_processes):
+    share = batching.evaluation_batches(lengths, budget, accelerator.process_index, accelerator.num_processes)
+    for chosen in memory.returned(share):
         generators = [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen]
         batch = rows.batch(chosen, generators) if len(chosen) else rows.silent(0)
         batch = {k: v.to(device) for k, v in batch.items()}
