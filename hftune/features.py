@@ -21,14 +21,11 @@ from . import optim
 from .errors import UserError
 
 
-def freeze(model: Any, new: Iterable[str]) -> list[str]:
-    """Freeze all but the head and what no checkpoint gave, and keep what is frozen in eval mode.
-
-    Returns:
-        The names of the parameters that are trained.
+def trainable(model: Any, new: Iterable[str]) -> list[str]:
+    """Names of the parameters of the head, and of those that no checkpoint gave. The model may be on the meta device.
 
     Raises:
-        UserError: nothing is left to train.
+        UserError: there is none.
     """
     body = model.base_model if model.base_model is not model else model
     output = model.get_output_embeddings()
@@ -41,9 +38,19 @@ def freeze(model: Any, new: Iterable[str]) -> list[str]:
     if not trained:
         raise UserError(
             f"with its body frozen {model.config.model_type} has nothing to train: its head is its embedding",
-            hint="set train.freeze: none",
+            hint="train all of it (train.freeze: none), or a few weights beside it (peft: {method: lora})",
             where="train.freeze",
         )
+    return trained
+
+
+def freeze(model: Any, new: Iterable[str]) -> list[str]:
+    """Freeze all but what `trainable` names, and keep what is frozen in eval mode.
+
+    Returns:
+        The names of the parameters that are trained.
+    """
+    trained = trainable(model, new)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in set(trained))
     for module in _frozen(model):

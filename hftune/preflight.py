@@ -182,9 +182,28 @@ def _check_model(
         from .adapters import asked
 
         asked(model, recipe.peft.modules_to_save)
+    if recipe.train.freeze == "body":
+        _check_frozen(model, tokenizer, held.get("path"))
     if "path" in held:
         _check_weights(recipe, model, config, held["path"], settings, findings)
     return None
+
+
+def _check_frozen(model: Any, tokenizer: Any, held: weights.Shapes | None) -> None:
+    """That something is left to train: new are weights that no file holds, and embeddings that will be grown."""
+    from .features import trainable
+
+    embedding, prefix = model.get_input_embeddings().weight, f"{model.base_model_prefix}."
+    saved = {name.removeprefix(prefix) for name in held or ()}
+    trainable(
+        model,
+        [
+            name
+            for name, p in model.named_parameters()
+            if (saved and name.removeprefix(prefix) not in saved)
+            or (p is embedding and len(tokenizer) > embedding.shape[0])
+        ],
+    )
 
 
 def _check_save(config: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 import zoo
 from safetensors.torch import load_file
 
-from hftune import checkpoint, features, heads, models, optim, recipe, run
+from hftune import checkpoint, features, heads, inspection, models, optim, recipe, run, tokenizer
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.schema import Model, Train
@@ -170,14 +170,32 @@ def test_a_head_that_is_the_embedding_cannot_be_trained_alone():
         features.freeze(built("gpt2", zoo.CLM), ())
 
 
+@pytest.mark.parametrize("added", [(), ("<new>",)], ids=["as it is", "grown"])
+def test_check_refuses_such_a_head_before_weights_are_loaded(added, tmp_path, monkeypatch):
+    """Rows that are added to the embedding are new, and would be trained."""
+    path = tmp_path / "gpt2"
+    built("gpt2", zoo.CLM).save_pretrained(path)
+    monkeypatch.setattr(models, "build", None)
+    tokenizer.save(zoo.tok("gpt2"), path)
+    wanted = {
+        **tiny.mlm(tmp_path, freeze="body"),
+        "task": {"name": "clm", "max_length": 32, "add_tokens": list(added)},
+        "model": {"path": str(path)},
+        "tokenizer": {},
+    }
+    if added:
+        assert "warnings" in inspection.check(recipe.from_dict(wanted))
+        return
+    with pytest.raises(UserError, match=r"its head is its embedding(.|\n)*peft: \{method: lora\}"):
+        inspection.check(recipe.from_dict(wanted))
+
+
 # ------------------------------------------------------------------ whole runs
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, tokenizer_folder):
     """A pretrained model with its tokenizer."""
-    from hftune import tokenizer
-
     path = tmp_path_factory.mktemp("base")
     tok = models.prepare_tokenizer(tokenizer.load(str(tokenizer_folder)), "bert")
     models.build(Model.model_validate(tiny.MODEL), zoo.MLM, tok, settings={}, seed=3).model.save_pretrained(path)

@@ -8,6 +8,7 @@ import fine
 import numpy as np
 import pytest
 import test_loop
+import test_mlm
 import tiny
 import torch
 from hypothesis import given
@@ -95,6 +96,20 @@ def test_a_batch_holds_the_text_and_the_draws():
         alone = fine.batch(made, [row])
         kept, own = there[row], alone["attention_mask"][0].bool()
         assert all(torch.equal(batch[name][row][kept], alone[name][0][own]) for name in batch)
+
+
+@given(test_mlm.seeds, test_mlm.rates, test_mlm.ways)
+def test_nothing_depends_on_the_batch(seed, rate, way):
+    tok, rows = fine.tok("bert"), test_mlm.random_rows(seed, 12)
+    options = rtd.RtdOptions(mask_rate=rate, **way)
+    together = rtd.collate(rows, tok, options, rngs(12))
+    for number, row in enumerate(rows):
+        alone = rtd.collate([row], tok, options, [generator(0, 0, number)])
+        kept, own = (made["attention_mask"][at].astype(bool) for made, at in ((together, number), (alone, 0)))
+        assert together.keys() == alone.keys()
+        for name, values in together.items():
+            assert values[number][kept].tolist() == alone[name][0][own].tolist(), name
+        assert (together["original"][number][kept] == row["input_ids"]).all()
 
 
 def test_what_the_discriminator_sees(job):
