@@ -13,6 +13,7 @@ import torch
 from . import byrow, heads, language, loop, metrics
 from .files import read_lines
 from .loop import Rows
+from .metrics import intervals as resampling
 from .schema import Eval
 from .task import Task
 
@@ -126,11 +127,7 @@ def evaluate(
         writing(predictions, model, rows, accelerator, settings) if answered and predictions else nullcontext() as also
     ):
         by_row = language.measured(model, seen, accelerator, settings, head, also)
-    counts = {f"{name}_loss": int(count.sum()) for name, (_, count) in by_row.items()}
-    figures: dict[str, Any] = {
-        name: {"value": value, "count": counts.get(name, sum(counts.values())), "direction": "lower"}
-        for name, value in loop.mean_loss(by_row, rows.task).items()
-    }
+    figures = losses(by_row, seen, settings, intervals)
     if heads.unwrap(model).get_output_embeddings() is not None:
         first = rows.task.terms[0].name
         own = f"{first}_loss" if len(by_row) > 1 else "loss"
@@ -148,6 +145,38 @@ def evaluate(
         figures.update(score(columns, names, settings, intervals))
         if intervals and accelerator.is_main_process:
             byrow.add(predictions, columns, names)
+    return figures
+
+
+def losses(by_row: dict[str, Any], rows: Rows, settings: Eval, intervals: bool) -> dict[str, Any]:
+    """The loss, and where there are several terms that of each; `count` targets, resampled by row of text.
+
+    Args:
+        by_row: see loop.evaluate_rows.
+        rows: the rows.
+        settings: the recipe's block `eval`.
+        intervals: whether to give any.
+    """
+    counts = {f"{name}_loss": int(count.sum()) for name, (_, count) in by_row.items()}
+    figures: dict[str, Any] = {
+        name: {"value": value, "count": counts.get(name, sum(counts.values())), "direction": "lower"}
+        for name, value in loop.mean_loss(by_row, rows.task).items()
+    }
+    number = rows.data.documents[: len(next(iter(by_row.values()))[0])]
+    sums = {name: np.stack([np.bincount(number, part) for part in pair], 1) for name, pair in by_row.items()}
+    if not intervals or settings.resamples == 0 or number[-1] == 0:
+        return figures
+
+    def draw(weights: Any) -> dict[str, Any]:
+        drawn = {name: weights @ table for name, table in sums.items()}
+        terms = {f"{name}_loss": total[:, 0] / total[:, 1].clip(1) for name, total in drawn.items()}
+        return {"loss": sum(t.weight * terms[f"{t.name}_loss"] for t in rows.task.terms), **terms}
+
+    samples = resampling.sampled(draw, resampling.resamples(int(number[-1]) + 1, settings.resamples, seed=0))
+    signature = metrics.load("perplexity").signature([])
+    for name, figure in figures.items():
+        low, high = resampling.percentiles(samples[name], settings.confidence)
+        figure |= {"low": float(low), "high": float(high), "signature": signature}
     return figures
 
 

@@ -5,17 +5,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import children
 import fine
+import numpy as np
 import pytest
 import tiny
 from typer.testing import CliRunner
 
 from hftune import byrow, cli, evaluation, leaks, models, recipe, tokenizer
+from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.report import Reporter
-from hftune.schema import Model
+from hftune.schema import Eval, Model
 
 LABELS = ("positive", "neutral", "negative")  # not in the order in which the rows' own would be sorted
 ID2LABEL = {"id2label": dict(enumerate(LABELS)), "label2id": {name: i for i, name in enumerate(LABELS)}}
@@ -333,3 +336,25 @@ def test_sliding_windows_on_two_ranks_give_the_figures_of_one(place):
     ]
     for key in ("value", "low", "high"):
         assert [two[n][key] for n in one] == pytest.approx([figure[key] for figure in one.values()], rel=1e-6)
+
+
+def test_every_loss_has_the_interval_of_its_rows(run):
+    """Of one term as a mean over rows has it; of several terms the whole is as wide as its parts allow."""
+    from hftune.metrics import intervals
+
+    found = figures(run)["loss"]
+    assert found["low"] < found["value"] < found["high"]
+    assert found["signature"].startswith("version:hftune-")
+    table = {
+        "mlm": (np.array([3.0, 1, 4, 2]), np.array([2, 1, 2, 1])),
+        "nsp": (np.array([0.5, 0.9, 0.1, 0.3]), np.ones(4, int)),
+    }
+    task = tasks.load("mlm")
+    task = task.under(task.options(next_sentence="nsp"))
+    rows = SimpleNamespace(task=task, data=SimpleNamespace(documents=np.array([0, 0, 1, 2])))
+    told = evaluation.losses(table, rows, Eval(resamples=200), True)
+    drawn = np.concatenate(list(intervals.resamples(3, 200, 0)))[:, [0, 0, 1, 2]]
+    each = {name: drawn @ sums / (drawn @ counts) for name, (sums, counts) in table.items()}
+    for name, samples in {"loss": each["mlm"] + each["nsp"], "mlm_loss": each["mlm"], "nsp_loss": each["nsp"]}.items():
+        assert [told[name]["low"], told[name]["high"]] == pytest.approx(np.quantile(samples, [0.025, 0.975]))
+    assert "low" not in evaluation.losses(table, rows, Eval(resamples=0), True)["loss"]
