@@ -55,8 +55,11 @@ def unigram_loss(train: Rows, rows: Rows, *, targets: int = 2_000_000, limit: in
 
 def xz_bits_per_byte(texts: Iterable[str]) -> float:
     """Bits a byte that `xz -9` needs for the texts one after the other, in UTF-8."""
-    whole = "".join(texts).encode()
-    return 8 * len(lzma.compress(whole, preset=PRESET)) / len(whole)
+    packer, size, packed = lzma.LZMACompressor(preset=PRESET), 0, 0
+    for text in texts:
+        part = text.encode()
+        size, packed = size + len(part), packed + len(packer.compress(part))
+    return 8 * (packed + len(packer.flush())) / size
 
 
 def language(figures: dict[str, Any], train: Rows, rows: Rows, texts: Any, limit: int | None) -> dict[str, Any]:

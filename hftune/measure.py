@@ -25,6 +25,7 @@ from . import (
     hub,
     leaks,
     machine,
+    memory,
     models,
     page,
     prepare,
@@ -73,6 +74,7 @@ def evaluate(
     own = _told_by_model(subject, trust_remote_code) if subject.plain else subject.own
     if subject.place is not None:
         _check_writable(subject.place)
+    memory.steady()
     task = tasks.load(own.task.name).under(own.task.options)
     if faults := consistency.measuring(own, task):
         raise faults[0] if len(faults) == 1 else Faults(faults)

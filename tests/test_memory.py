@@ -1,11 +1,14 @@
 """The memory of a run does not grow."""
 
+import ctypes
 import json
 import os
 
 import children
 import pytest
 import tiny
+
+from hftune import memory
 
 
 def resident():
@@ -28,6 +31,16 @@ def watch(source, path):
     folder.RunFolder.log = noted
     children.train(source)
     path.write_text(json.dumps(seen))
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="not of glibc")
+def test_memory_without_a_use_goes_back_between_batches():
+    blocks = [bytearray(100_000) for _ in range(1000)]
+    before = resident()
+    del blocks[:-1]  # the last one holds the end of the heap
+    assert list(memory.returned("abc")) == ["a", "b", "c"]
+    assert before - resident() > 50e6
+    assert len(blocks[0]) == 100_000
 
 
 @pytest.mark.slow
