@@ -22,7 +22,13 @@ def settings(name: str) -> dict[str, Any]:
     return {
         "model": {"config": dict.fromkeys(jobs.JOBS[name].dropouts, 0.0)},
         "data": {"validation": None},
-        "train": {"max_steps": STEPS, "logging_steps": 1, "learning_rate": 1e-4, "save_steps": 10**6},
+        "train": {
+            "batch_size": min(8, jobs.JOBS[name].batch),
+            "max_steps": STEPS,
+            "logging_steps": 1,
+            "learning_rate": 1e-4,
+            "save_steps": 10**6,
+        },
     }
 
 

@@ -66,7 +66,7 @@ FULL: dict[str, Job] = {
         "AutoModelForMaskedLM", BERT, 3.0, TEXT, memory=32,
     ),
     "causal_lm": Job(
-        "clm", "docs-text", (8, 3), 8, ("bpe", 50257),
+        "clm", "docs-text", (6, 2), 8, ("bpe", 50257),
         ("gpt2", {"n_embd": 384, "n_layer": 6, "n_head": 6, "vocab_size": 50257}),
         "AutoModelForCausalLM", ("resid_pdrop", "embd_pdrop", "attn_pdrop"), 1.9, TEXT, memory=32,
     ),
@@ -118,7 +118,7 @@ def quick(job: Job) -> Job:
     kind, config = job.model
     return replace(
         job, rows=(job.rows[0], min(job.rows[1], 32)), vocabulary=(job.vocabulary[0], min(job.vocabulary[1], 8000)),
-        model=(kind, {**{k: v for k, v in config.items() if k != "vocab_size"}, **SMALL[kind]}), memory=0, limit=300,
+        model=(kind, {**{k: v for k, v in config.items() if k != "vocab_size"}, **SMALL[kind]}), memory=0, limit=max(300, 3 * job.rows[0]),
         warm={**job.warm, "train": {**job.warm["train"], "max_steps": 60}} if job.warm else {},
     )  # fmt: skip
 

@@ -17,7 +17,8 @@ from .clock import Clock
 def imports(name: str) -> None:
     """Import what a run would only meet on its way: imports are measured by themselves, see startup.py."""
     jobs.import_model(name)
-    importlib.import_module("transformers.optimization")
+    for library in ("transformers.optimization", "seqeval.metrics", "sacrebleu", "rouge_score.rouge_scorer"):
+        importlib.import_module(library)
     for module in pkgutil.walk_packages(hftune.__path__, "hftune."):
         if not any(part in module.name for part in ("__main__", "_shipped", ".metrics.")):
             importlib.import_module(module.name)
