@@ -158,7 +158,13 @@ def evaluate(
     ] = None,
     limit: Limit = None,
     metric: Annotated[
-        list[str] | None, typer.Option("--metric", "-m", help="metric to report; may be repeated", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            "-m",
+            help="metric to report, with options as in bleu:lang=zh; may be repeated",
+            show_default=False,
+        ),
     ] = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="beside each figure that of a trivial method")] = False,
     num_beams: Annotated[
@@ -216,7 +222,12 @@ def compare(
     runs: Annotated[list[str], typer.Argument(help="run folders; each is set against the first")],
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", "-m", help="metric to compare by; may be repeated", show_default=False),
+        typer.Option(
+            "--metric",
+            "-m",
+            help="metric to compare by, with options as in bleu:lang=zh; may be repeated",
+            show_default=False,
+        ),
     ] = None,
     split: Annotated[str, typer.Option("--split", help="rows that all were scored on")] = "test",
     as_json: Json = False,

@@ -51,7 +51,7 @@ def _metrics(recipe: Recipe, task: Task) -> Iterator[UserError]:
     kind = task.inputs(recipe.task.options)
     for name in recipe.eval.metrics or []:
         try:
-            metric = metrics.load(metrics.find(name))
+            metric = metrics.load(name)
         except UserError as error:
             yield UserError(error.message, hint=error.hint, where="eval.metrics")
             continue
@@ -84,7 +84,8 @@ def figures(recipe: Recipe, task: Task) -> set[str]:
     found = {"loss", *(f"{term.name}_loss" for term in task.terms if len(task.terms) > 1)}
     wanted = recipe.eval.metrics if recipe.eval.metrics is not None else task.metrics(recipe.task.options)
     for name in [*wanted, *([] if task.inputs(recipe.task.options) == "label" else ["perplexity"])]:
-        found |= {name} if name not in metrics.names() else set(metrics.describe(name)["figures"])
+        base, _ = metrics.split(name)
+        found |= {base} if base not in metrics.names() else set(metrics.describe(base)["figures"])
     return found
 
 

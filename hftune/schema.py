@@ -310,7 +310,9 @@ class Train(Block):
 class Eval(Block):
     """How the model is measured."""
 
-    metrics: list[str] | None = Field(None, description="metrics; default: those of the task")
+    metrics: list[str] | None = Field(
+        None, description="metrics, with options as in `bleu:lang=zh`; default: those of the task"
+    )
     batch_tokens: Positive = Field(
         4096, description="padded tokens evaluated at once; changes speed and memory only", json_schema_extra=FREE
     )

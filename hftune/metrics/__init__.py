@@ -7,6 +7,7 @@ module loads the standard library only.
 
 import difflib
 import importlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -37,12 +38,34 @@ def _class(name: str) -> Any:
     )
 
 
+def split(name: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of what may be written in one word: `bleu`, or `bleu:lang=zh,lowercase=true`.
+
+    Raises:
+        UserError: an option without a value.
+    """
+    base, colon, written = name.partition(":")
+    if not colon or "[" in base:
+        return name, {}
+    options = {}
+    for part in written.split(","):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise UserError(f"{name!r}: {part!r} is not of the form OPTION=VALUE", hint="e.g. bleu:lang=zh")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    return base, options
+
+
 def find(name: str) -> str:
-    """The metric of that name, or the one that reports a figure of that name.
+    """The metric of that name, or the one that reports a figure of that name; see `split`.
 
     Raises:
         UserError: there is none; the hint names the nearest, or all.
     """
+    name, _ = split(name)
     if name in names():
         return name
     figures = {figure: metric for metric in names() for figure in _class(metric).reports}
@@ -86,7 +109,7 @@ def load(name: str, **options: Any) -> "Scorer":
     Raises:
         UserError: no such metric, no such option, or a value that an option does not take.
     """
-    metric: Scorer = _class(find(name))(**options)
+    metric: Scorer = _class(find(name))(**{**split(name)[1], **options})
     return metric
 
 
@@ -103,7 +126,8 @@ def score(
     """Figures of predictions against references, each with its bootstrap interval.
 
     Args:
-        metrics: names of metrics or of single figures; or a mapping of names to options.
+        metrics: names of metrics or of single figures, where there are options as in `bleu:lang=zh`; or a mapping of names
+            to options.
         predictions: one a row, see `describe(name)["inputs"]`.
         references: one a row; of texts one or a list of several, not the same number in each row.
         confidence: of the intervals.
@@ -186,4 +210,4 @@ def _chosen(metrics: Names) -> "list[tuple[Scorer, str | None]]":
     if isinstance(metrics, str):
         metrics = [metrics]
     named = metrics.items() if isinstance(metrics, Mapping) else [(name, {}) for name in metrics]
-    return [(load(name, **options), None if name in names() else name) for name, options in named]
+    return [(load(name, **options), None if split(name)[0] in names() else split(name)[0]) for name, options in named]

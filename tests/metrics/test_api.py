@@ -139,3 +139,24 @@ except Exception as fault:
     print(fault)
 """
     assert "chrf has no option 'wordorder'" in python(code)
+
+
+def test_options_stand_behind_the_name():
+    texts, golden = ["我喜欢吃苹果", "running dogs"], ["我喜欢吃苹果派", "run dog"]
+    found = metrics.score(["bleu:lang=zh", "rouge1:stem=true", "chrf:word_order=2,beta=3"], texts, golden, resamples=0)
+    assert set(found) == {"bleu", "rouge1", "chrf"}
+    for name, options in {
+        "bleu": {"lang": "zh"},
+        "rouge": {"stem": True},
+        "chrf": {"word_order": 2, "beta": 3},
+    }.items():
+        asked = metrics.score({name: options}, texts, golden, resamples=0)
+        figure = "rouge1" if name == "rouge" else name
+        assert found[figure] == asked[figure]
+        assert found[figure] != metrics.score(name, texts, golden, resamples=0)[figure]
+    assert metrics.describe("bleu:lang=zh")["name"] == metrics.find("bleu:lang=zh") == "bleu"
+    with pytest.raises(UserError, match="no option 'languages'"):
+        metrics.load("bleu:languages=zh")
+    with pytest.raises(UserError, match="not of the form OPTION=VALUE"):
+        metrics.load("bleu:zh")
+    assert metrics.split("f1[a:b=c]") == ("f1[a:b=c]", {}), "the label of a class"
