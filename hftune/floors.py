@@ -16,7 +16,7 @@ from .task import IGNORE
 PRESET = 9  # of xz
 
 
-def unigram_loss(train: Rows, rows: Rows, *, targets: int = 2_000_000, limit: int | None = None) -> float:
+def unigram_loss(train: Rows, rows: Rows, *, targets: int = 500_000, limit: int | None = None) -> float:
     """Cross-entropy in nats of the same targets under the training targets' own frequencies (add-one smoothed).
 
     The floor for any model over a vocabulary: what knowing the word frequencies alone would score. `limit`: only the
