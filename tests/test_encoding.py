@@ -70,11 +70,11 @@ def corpus():
 @cache
 def real():
     """Real text: prose, code, tweets, two more languages."""
-    out = [row["text"] for row in lines("docs-text", "validation")] + [
-        row["document"] for row in lines("code-summary", limit=200)
+    out = [row["text"] for row in lines("docs-text", "validation", limit=12)] + [
+        row["document"] for row in lines("code-summary", limit=60)
     ]
-    out += [row["text"] for row in lines("sentiment-tweets", limit=200)]
-    return out + [text for row in lines("translation-ui-en-de", limit=200) for text in row["translation"].values()]
+    out += [row["text"] for row in lines("sentiment-tweets", limit=60)]
+    return out + [text for row in lines("translation-ui-en-de", limit=60) for text in row["translation"].values()]
 
 
 def pipeline_of(base, normalizer=None, pre_tokenizer=None):
