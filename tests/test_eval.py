@@ -300,7 +300,10 @@ def test_a_hub_id_is_read_from_the_cache_where_the_network_fails(place, tmp_path
     words = ("--task", "clm", "--data", place / "text.jsonl", "--json")
     status, out, err = child("someone/gpt", *words, **shut)
     assert status == 0, err
-    assert json.loads(out) == figures(place / "gpt", *words[:-1])
+    found, expected = json.loads(out), figures(place / "gpt", *words[:-1])
+    assert {name: figure["count"] for name, figure in found.items()} == {n: f["count"] for n, f in expected.items()}
+    # a process of its own chooses its kernels by the clock, so the last bits may differ
+    assert [found[n]["value"] for n in expected] == pytest.approx([f["value"] for f in expected.values()], rel=1e-6)
     status, out, err = child("someone/else", *words, **shut)
     assert (status, out) == (2, "")
     assert "not in the local cache, and the Hub cannot be reached" in err
