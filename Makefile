@@ -7,9 +7,10 @@ RUN := $(VENV)/bin
 
 setup: $(VENV)/.done
 
+# most of what is installed is never imported, so Python compiles what is, when it is
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(RUN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 # The main job on real text: pretrain, fine-tune, measure.

@@ -44,6 +44,10 @@ Allow = Annotated[
 Dry = Annotated[bool, typer.Option("--dry-run", help="check everything, train nothing")]
 Json = Annotated[bool, typer.Option("--json", help="answer in JSON on standard output")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="let code that comes with a model run")]
+Metric = Annotated[
+    list[str] | None,
+    typer.Option("--metric", "-m", help="metric, with options as in bleu:lang=zh; may be repeated", show_default=False),
+]
 Limit = Annotated[int | None, typer.Option("--limit", help="only the first rows", show_default=False)]
 
 
@@ -157,15 +161,7 @@ def evaluate(
         typer.Option("--split", help="test, validation or train; default: test where there is one", show_default=False),
     ] = None,
     limit: Limit = None,
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metric",
-            "-m",
-            help="metric to report, with options as in bleu:lang=zh; may be repeated",
-            show_default=False,
-        ),
-    ] = None,
+    metric: Metric = None,
     baseline: Annotated[bool, typer.Option("--baseline", help="beside each figure that of a trivial method")] = False,
     num_beams: Annotated[
         int | None, typer.Option("--num-beams", help="decode by beam search; 1: greedily", show_default=False)
@@ -220,15 +216,7 @@ def evaluate(
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(help="run folders; each is set against the first")],
-    metric: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--metric",
-            "-m",
-            help="metric to compare by, with options as in bleu:lang=zh; may be repeated",
-            show_default=False,
-        ),
-    ] = None,
+    metric: Metric = None,
     split: Annotated[str, typer.Option("--split", help="rows that all were scored on")] = "test",
     as_json: Json = False,
 ) -> None:

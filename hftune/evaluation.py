@@ -122,10 +122,8 @@ def evaluate(
         Figure name -> {"value", "low", "high", "count", ...}, the same on every rank.
     """
     seen = language.sliding(rows, settings)
-    answered = rows.task.predict is not None and predictions is not None
-    with (
-        writing(predictions, model, rows, accelerator, settings) if answered and predictions else nullcontext() as also
-    ):
+    answers = predictions if rows.task.predict is not None else None
+    with writing(answers, model, rows, accelerator, settings) if answers else nullcontext() as also:
         by_row = language.measured(model, seen, accelerator, settings, head, also)
     figures = losses(by_row, seen, settings, intervals)
     if heads.unwrap(model).get_output_embeddings() is not None:
@@ -139,12 +137,12 @@ def evaluate(
         figures.update({own if name == "loss" else name: figure for name, figure in found.items()})
         if predictions is not None and rows.task.predict is None and accelerator.is_main_process:
             language.write(predictions, tables, rows)
-    if answered and predictions:
+    if answers:
         names = of_answers(settings.metrics if settings.metrics is not None else rows.task.metrics(rows.options))
-        columns = read_columns(predictions)
+        columns = read_columns(answers)
         figures.update(score(columns, names, settings, intervals))
         if intervals and accelerator.is_main_process:
-            byrow.add(predictions, columns, names)
+            byrow.add(answers, columns, names)
     return figures
 
 
