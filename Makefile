@@ -7,10 +7,11 @@ RUN := $(VENV)/bin
 
 setup: $(VENV)/.done
 
-# most of what is installed is never imported, so Python compiles what is, when it is
+# pip compiles what it installs on one core; here all do (some files are templates, or for a later Python: hence the dash)
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	-@$(RUN)/python -m compileall -qq -j 0 $(VENV)/lib
 	touch $@
 
 # The main job on real text: pretrain, fine-tune, measure.
