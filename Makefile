@@ -7,11 +7,11 @@ RUN := $(VENV)/bin
 
 setup: $(VENV)/.done
 
-# pip compiles what it installs on one core; here all do (some files are templates, or for a later Python: hence the dash)
+# pip compiles what it installs on one core; here all do (a few files are templates, which do not compile)
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
-	-@$(RUN)/python -m compileall -qq -j 0 $(VENV)/lib
+	@$(RUN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 # The main job on real text: pretrain, fine-tune, measure.
