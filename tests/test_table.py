@@ -81,8 +81,8 @@ MORE = [
     ("summarize", "bert warm"),
 ]
 PAIRS = [(kind, name) for kind, names in TABLE.items() for name in names if (kind, name) not in WITHOUT_MARKS] + MORE
-# killed in `make test`: each task and each architecture once or more; in `make test-slow` all are
-KILLED = {
+# in `make test`: each task and each architecture once or more; in `make test-slow` all the others
+QUICK = {
     *(("mlm", name) for name in ("bert", "distilbert", "deberta-v2", "modernbert")),
     *(("clm", name) for name in ("gpt2", "gpt_neox", "qwen3")),
     *(("plm", "xlnet"), ("rtd", "electra"), ("span", "t5"), ("span", "longt5"), ("denoise", "bart")),
@@ -91,6 +91,7 @@ KILLED = {
     *(("translate", name) for name in ("marian", "mbart", "m2m_100", "llama", "bert warm")),
     ("summarize", "pegasus"),
 }
+MARKED = [pytest.param(*pair, marks=[] if pair in QUICK else [pytest.mark.slow]) for pair in PAIRS]
 SPECIAL = {
     "decoder": {"model": {"is_decoder": True}},
     "whole": {"task": {"generator_size": 1, "generator_layers": 0.5}},
@@ -211,7 +212,7 @@ def losses_of(prepared, model, head):
     return {name: sums for name, (sums, _) in rows.items()}
 
 
-@pytest.mark.parametrize(("kind", "name"), PAIRS)
+@pytest.mark.parametrize(("kind", "name"), MARKED)
 def test_gradients_are_the_same_at_every_split_and_it_learns_and_reloads(kind, name, tmp_path, home):
     prepared, model, head = pieces(kind, name, tmp_path, home)
     rows = prepared.rows["train"]
@@ -244,10 +245,7 @@ def test_gradients_are_the_same_at_every_split_and_it_learns_and_reloads(kind, n
     assert all((before[name] == after[name]).all() for name in before)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [pytest.param(*pair, marks=[] if pair in KILLED else [pytest.mark.slow]) for pair in PAIRS],
-)
+@pytest.mark.parametrize(("kind", "name"), MARKED)
 def test_a_killed_run_ends_with_the_same_bits(kind, name, tmp_path, home):
     straight, killed = (source(kind, name, tmp_path / part, home) for part in ("straight", "killed"))
     run.train(recipe.from_dict(straight), Reporter(silent=True))
