@@ -21,6 +21,8 @@ PROBE = 32.0  # hidden states are magnified so while a head is tried: a cap on i
 SHAPES = 32  # rows of a chunk come in multiples of this: see arrays.width
 WRAPPED = ("module", "_orig_mod")  # where DDP and its like, and torch.compile, keep what they wrap
 CHUNK = 2**23  # logits held at once (32 MB in float32); no figure depends on it
+BLOCK = 1024  # entries of the vocabulary multiplied at once: their weights stay in the cache
+ALIGNED = 64  # numbers: rows of logits begin at multiples of this
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -55,7 +57,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             real = len(hidden)
             if extra := -real % SHAPES:
                 hidden, labels = F.pad(hidden, (0, 0, 0, extra)), F.pad(labels, (0, 0, 0, extra))
-            logits = F.linear(hidden, weight_VH, bias_V)
+            logits = _logits(hidden, weight_VH, bias_V)
             losses, probabilities = _cross_entropy(logits, labels, smoothing)
             total += losses[:real].sum(dtype=total.dtype)
             if not (need_hidden or need_weight or need_bias):
@@ -98,19 +100,51 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (*scaled, None, None, None)
 
 
+def _logits(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
+    """Logits [N, V] of a chunk; no gradient.
+
+    On a CPU their rows begin at multiples of 64 numbers: matrix products into and from rows that lie askew are up to twice
+    as slow (docs/speed.md). What lies between is -inf.
+    """
+    if hidden_NH.device.type != "cpu" or not hidden_NH.dtype == weight_VH.dtype == torch.float32:
+        return F.linear(hidden_NH, weight_VH, bias_V)
+    if torch.is_autocast_enabled("cpu"):
+        return F.linear(hidden_NH, weight_VH, bias_V)
+    vocabulary = len(weight_VH)
+    room = hidden_NH.new_empty(len(hidden_NH), -(-vocabulary // ALIGNED) * ALIGNED)
+    room[:, vocabulary:] = -torch.inf
+    logits = room[:, :vocabulary]
+    with torch.no_grad():
+        for at in range(0, vocabulary, BLOCK):
+            part = slice(at, at + BLOCK)
+            if bias_V is None:
+                torch.mm(hidden_NH, weight_VH[part].T, out=logits[:, part])
+            else:
+                torch.addmm(bias_V[part], hidden_NH, weight_VH[part].T, out=logits[:, part])
+    return logits
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Probabilities in the place of the logits; of rows with room behind them, the whole, which are one block."""
+    if logits.device.type != "cpu":
+        return logits.softmax(1)
+    whole = logits.as_strided((len(logits), logits.stride(0)), logits.stride())
+    return torch.softmax(whole, 1, out=whole)[:, : logits.shape[1]]
+
+
 def _cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """Per-row losses [N] and probabilities [N, V], in float32 at least, the latter in the place of the logits; labels [N, 1].
 
     The norm is the largest logit less its log-probability: one pass of softmax gives both, and no exponential is computed
-    twice.
+    twice. (To ask where the largest stands takes longer than to look for it twice.)
     """
     logits = _precise(logits)
-    top, where = logits.max(1, keepdim=True)
+    top = logits.amax(1, keepdim=True)
     target = logits.gather(1, labels)
     if smoothing:
         target = (1 - smoothing) * target + smoothing * logits.mean(1, keepdim=True)
-    probabilities = torch.softmax(logits, 1, out=logits) if logits.device.type == "cpu" else logits.softmax(1)
-    log_norm = top - probabilities.gather(1, where).log()
+    probabilities = _softmax(logits)
+    log_norm = top - probabilities.amax(1, keepdim=True).log()
     return (log_norm - target).squeeze(1), probabilities
 
 
@@ -268,7 +302,7 @@ def _token_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: T
     extra, step = -len(hidden) % SHAPES, max(1, CHUNK // len(weight) // SHAPES) * SHAPES
     rows, wanted = F.pad(hidden, (0, 0, 0, extra)), F.pad(labels, (0, extra))[:, None]
     parts = [
-        _cross_entropy(F.linear(rows[at : at + step], weight, bias), wanted[at : at + step], 0.0)[0]
+        _cross_entropy(_logits(rows[at : at + step], weight, bias), wanted[at : at + step], 0.0)[0]
         for at in range(0, len(rows), step)
     ]
     return torch.cat(parts)[: len(hidden)] if parts else hidden.new_zeros(0, dtype=torch.float32)

@@ -110,8 +110,9 @@ def test_the_head_in_chunks_is_the_head_whole(monkeypatch):
     drawn = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(size, 16, generator=drawn) for size in (150, 50))
     bias, labels = torch.randn(50, generator=drawn), torch.randint(50, (150,), generator=drawn)
-    for chunk, smoothing in ((2**22, 0.0), (50 * 32, 0.0), (50 * 64, 0.2)):
+    for chunk, block, smoothing in ((2**22, 1024, 0.0), (50 * 32, 16, 0.0), (50 * 64, 32, 0.2)):
         monkeypatch.setattr(heads, "CHUNK", chunk)
+        monkeypatch.setattr(heads, "BLOCK", block)
         leaves = [value.clone().requires_grad_() for value in (hidden, weight, bias)]
         inputs = (leaves[0] * 8, leaves[1] + 0, leaves[2])  # large logits: probabilities that are nothing but one
         heads._LinearCrossEntropy.apply(*inputs, labels, smoothing, torch.tensor(1 / 150)).backward()
