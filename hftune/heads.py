@@ -106,9 +106,8 @@ def _logits(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tens
     On a CPU their rows begin at multiples of 64 numbers: matrix products into and from rows that lie askew are up to twice
     as slow (docs/speed.md). What lies between is -inf.
     """
-    if hidden_NH.device.type != "cpu" or not hidden_NH.dtype == weight_VH.dtype == torch.float32:
-        return F.linear(hidden_NH, weight_VH, bias_V)
-    if torch.is_autocast_enabled("cpu"):
+    plain = hidden_NH.dtype == weight_VH.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if hidden_NH.device.type != "cpu" or not plain:
         return F.linear(hidden_NH, weight_VH, bias_V)
     vocabulary = len(weight_VH)
     room = hidden_NH.new_empty(len(hidden_NH), -(-vocabulary // ALIGNED) * ALIGNED)

@@ -207,11 +207,7 @@ def micro_batch_overhead(model: torch.nn.Module) -> int:
     return int(min(2048, max(16, fixed * FLOPS / (6 * max(1, body)))))
 
 
-LAYER, PARAMETER, FLOPS = (
-    2e-3,
-    6e-9,
-    4e10,
-)  # seconds a layer, seconds a parameter, operations a second, all of small pieces
+LAYER, PARAMETER, FLOPS = 2e-3, 6e-9, 4e10  # seconds a layer, seconds a parameter, operations a second (docs/speed.md)
 
 
 PREPARING = timedelta(days=1)  # ranks wait so long for the first one to encode; in training the watchdog is shorter
