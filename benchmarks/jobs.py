@@ -66,7 +66,7 @@ FULL: dict[str, Job] = {
         "AutoModelForMaskedLM", BERT, 3.0, TEXT, memory=32,
     ),
     "causal_lm": Job(
-        "clm", "docs-text", (6, 2), 8, ("bpe", 50257),
+        "clm", "docs-text", (16, 2), 8, ("bpe", 50257),
         ("gpt2", {"n_embd": 384, "n_layer": 6, "n_head": 6, "vocab_size": 50257}),
         "AutoModelForCausalLM", ("resid_pdrop", "embd_pdrop", "attn_pdrop"), 1.9, TEXT, memory=32,
     ),
@@ -76,7 +76,7 @@ FULL: dict[str, Job] = {
         "AutoModelForCausalLM", ("dropout",), 1.5, TEXT,
     ),
     "t5_spans": Job(
-        "span", "docs-text", (8, 3), 8, ("unigram", 32000),
+        "span", "docs-text", (16, 3), 8, ("unigram", 32000),
         ("t5", {"d_model": 384, "d_kv": 64, "num_heads": 6, "d_ff": 1536, "num_layers": 6, "vocab_size": 32128}),
         "AutoModelForSeq2SeqLM", ("dropout_rate",), 2.2, TEXT,
     ),

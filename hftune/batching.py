@@ -16,6 +16,7 @@ from .arrays import width
 Indices = npt.NDArray[np.int64]
 
 ORDER, CHANCE, EVALUATION, DROPOUT, SAMPLING = range(5)  # streams of random numbers that must never meet
+WORTH = 512  # padded tokens from which an evaluation batch may end before its budget
 GROUP = 50  # batches among which group_by_length sorts, as transformers' own length grouping does
 
 
@@ -167,14 +168,17 @@ def micro_batches(lengths: Indices, budget: int, rank: int = 0, ranks: int = 1, 
 def evaluation_batches(lengths: Indices, budget: int, rank: int = 0, ranks: int = 1) -> list[Indices]:
     """Row numbers of this rank's evaluation batches: longest first, so that memory runs out at once or never.
 
-    As many rows as the budget holds at the batch's padded width: so a width has one shape, and matrix libraries keep code
-    for few.
+    As many rows as the budget holds at the batch's padded width, so that a width has few shapes, and matrix libraries keep
+    code for few; but a batch that is worth its calls ends where rows become a quarter shorter.
     """
     groups: list[Any] = []
     order = np.argsort(-lengths, kind="stable")
     at = 0
     while at < len(order):
-        to = at + max(1, budget // max(1, width(int(lengths[order[at]]))))
+        padded = max(1, width(int(lengths[order[at]])))
+        most, enough = max(1, budget // padded), -(-WORTH // padded)
+        alike = int((lengths[order[at : at + most]] * 4 >= padded * 3).sum())
+        to = min(len(order), at + max(alike, min(enough, most)))
         groups.append(order[at:to])
         at = to
     groups += [np.zeros(0, np.int64)] * (-len(groups) % ranks)

@@ -52,12 +52,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             (), dtype=torch.float64 if hidden_NH.device.type != "mps" else torch.float32, device=hidden_NH.device
         )
         step = max(1, CHUNK // vocabulary // SHAPES) * SHAPES
+        room = _room(hidden_NH, weight_VH, min(step, rows))
         for at in range(0, rows, step):
             hidden, labels = hidden_NH[at : at + step], labels_N[at : at + step, None]
             real = len(hidden)
             if extra := -real % SHAPES:
                 hidden, labels = F.pad(hidden, (0, 0, 0, extra)), F.pad(labels, (0, 0, 0, extra))
-            logits = _logits(hidden, weight_VH, bias_V)
+            logits = _logits(hidden, weight_VH, bias_V, room)
             losses, probabilities = _cross_entropy(logits, labels, smoothing)
             total += losses[:real].sum(dtype=total.dtype)
             if not (need_hidden or need_weight or need_bias):
@@ -100,19 +101,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (*scaled, None, None, None)
 
 
-def _logits(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None) -> Tensor:
-    """Logits [N, V] of a chunk; no gradient.
+def _room(hidden_NH: Tensor, weight_VH: Tensor, rows: int) -> Tensor | None:
+    """Where the logits of each chunk are written, one after the other: fresh memory costs as much as a pass over it.
 
-    On a CPU their rows begin at multiples of 64 numbers: matrix products into and from rows that lie askew are up to twice
-    as slow (docs/speed.md). What lies between is -inf.
+    On a CPU rows begin at multiples of 64 numbers: matrix products into and from rows that lie askew are up to twice as
+    slow (docs/speed.md). None: wherever the product puts them.
     """
     plain = hidden_NH.dtype == weight_VH.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if hidden_NH.device.type != "cpu" or not plain:
+        return None
+    return hidden_NH.new_empty(-(-rows // SHAPES) * SHAPES, -(-len(weight_VH) // ALIGNED) * ALIGNED)
+
+
+def _logits(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, room: Tensor | None) -> Tensor:
+    """Logits [N, V] of a chunk, in the room if there is one, with -inf behind each row; no gradient."""
+    if room is None:
         return F.linear(hidden_NH, weight_VH, bias_V)
     vocabulary = len(weight_VH)
-    room = hidden_NH.new_empty(len(hidden_NH), -(-vocabulary // ALIGNED) * ALIGNED)
     room[:, vocabulary:] = -torch.inf
-    logits = room[:, :vocabulary]
+    logits = room[: len(hidden_NH), :vocabulary]
     with torch.no_grad():
         for at in range(0, vocabulary, BLOCK):
             part = slice(at, at + BLOCK)
@@ -300,8 +307,9 @@ def _token_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: T
     """Cross-entropy of each row [N], a chunk of logits at a time, of few shapes; no gradient."""
     extra, step = -len(hidden) % SHAPES, max(1, CHUNK // len(weight) // SHAPES) * SHAPES
     rows, wanted = F.pad(hidden, (0, 0, 0, extra)), F.pad(labels, (0, extra))[:, None]
+    room = _room(rows, weight, min(step, len(rows)))
     parts = [
-        _cross_entropy(_logits(rows[at : at + step], weight, bias), wanted[at : at + step], 0.0)[0]
+        _cross_entropy(_logits(rows[at : at + step], weight, bias, room), wanted[at : at + step], 0.0)[0]
         for at in range(0, len(rows), step)
     ]
     return torch.cat(parts)[: len(hidden)] if parts else hidden.new_zeros(0, dtype=torch.float32)

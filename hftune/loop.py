@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from . import batching, heads, memory, together
+from . import batching, heads, kernels, memory, together
 from .arrays import width
 from .batching import Plan
 from .schema import Train
@@ -158,7 +158,7 @@ def train_step(
     criterion = heads.Criterion(factors, smoothing, head=head)
     totals = {term.name: torch.zeros((), device=device) for term in task.terms}
     # ------------------------------------------------------------------ the training step
-    with together.attempted(accelerator):
+    with together.attempted(accelerator), kernels.faster():
         for batch in batches:
             batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
             with accelerator.autocast():
@@ -418,7 +418,7 @@ def evaluate_rows(
         generators = [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen]
         batch = rows.batch(chosen, generators) if len(chosen) else rows.silent(0)
         batch = {k: v.to(device) for k, v in batch.items()}
-        with accelerator.autocast():
+        with accelerator.autocast(), kernels.faster():
             found = heads.losses(model, batch, rows.task, rows.options, criterion)
         if not len(chosen):
             continue

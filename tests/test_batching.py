@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hftune import batching
+from hftune.arrays import width
 from hftune.batching import Plan
 
 lengths = st.lists(st.integers(1, 90), min_size=1, max_size=60).map(lambda v: np.array(v, np.int64))
@@ -94,6 +95,15 @@ def test_evaluation_takes_every_row_once(sizes, budget, ranks):
     shares = [batching.evaluation_batches(sizes, budget, rank, ranks) for rank in range(ranks)]
     assert sorted(itertools.chain(*(cut.tolist() for share in shares for cut in share))) == list(range(len(sizes)))
     assert len({len(share) for share in shares}) == 1
+
+
+def test_evaluation_pads_little_where_a_batch_is_worth_it():
+    sizes = np.random.default_rng(0).integers(5, 120, 400)
+    cuts = batching.evaluation_batches(sizes, 4096)
+    padded = sum(len(cut) * width(int(sizes[cut].max())) for cut in cuts)
+    assert 1 - sizes.sum() / padded < 0.15
+    assert all(len(cut) * width(int(sizes[cut].max())) >= batching.WORTH for cut in cuts[:-1])
+    assert len(cuts) <= 16
 
 
 def test_row_generators_are_independent_and_repeatable():
