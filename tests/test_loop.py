@@ -79,6 +79,19 @@ def test_a_step_divides_by_its_targets_not_by_its_micro_batches(job):
         torch.testing.assert_close(split[name], parameter.grad, atol=1e-6, rtol=0)
 
 
+def test_a_step_is_pinned_whole(job, monkeypatch):
+    """What a GPU's loader asks of a step; no GPU needed."""
+    data = job[0].rows["train"]
+    step = Steps(data, Plan(data.data.lengths, 0, 8), 0, 64)[0]
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 0)
+    pinned = step.pin_memory()
+    assert pinned.number == step.number
+    assert len(pinned.batches) == len(step.batches) > 1
+    for one, other in zip(step.batches, pinned.batches, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[k], other[k]) and one[k] is not other[k] for k in one)
+
+
 def test_evaluation_is_the_same_at_any_batch(job):
     prepared, model = job
     rows = prepared.rows["validation"]
