@@ -91,10 +91,10 @@ FULL: dict[str, Job] = {
     "translation": Job(
         "translate", "translation-ui-en-de", (256, 32), 64, ("unigram", 8000),
         ("marian", {"d_model": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 1024,
-                    "max_position_embeddings": 1024, "dropout": 0.1}),
+                    "max_position_embeddings": 1024, "dropout": 0.1, "init_std": 0.06, "scale_embedding": True}),
         "AutoModelForSeq2SeqLM", ("dropout", "attention_dropout", "activation_dropout"), 2.5, WRITTEN,
         {"source": "translation.en", "target": "translation.de"},
-        {"task": {"max_length": 32, "max_target_length": 32}, "train": {"max_steps": 300, "batch_size": 32, **WARM}},
+        {"task": {"max_length": 32, "max_target_length": 32}, "train": {"max_steps": 400, "batch_size": 32, **WARM}},
     ),
     "summarization": Job(
         "summarize", "code-summary", (64, 24), 32, ("unigram", 8000),

@@ -65,20 +65,49 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool 
     return cast(Tensor, _Dropout.apply(input, dropped))  # type: ignore[no-untyped-call]
 
 
+def _kept(x: Tensor, dropped: int) -> Tensor:
+    """int16, of the shape of x: 1 where an element is kept, 0 where not."""
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    # in the place of each draw: comparisons that write bools are five times as slow
+    return draws.view(torch.int16)[: x.numel()].ge_(dropped - DRAWS // 2).view(x.shape)
+
+
+def _applied(kept: Tensor, x: Tensor, dropped: int) -> Tensor:
+    return kept.to(x.dtype).mul_(x).mul_(DRAWS / (DRAWS - dropped))
+
+
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
-        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        # 1 or 0 in the place of each draw: comparisons that write bools are five times as slow
-        kept = draws.view(torch.int16)[: x.numel()].ge_(dropped - DRAWS // 2).view(x.shape)
+        kept = _kept(x, dropped)
+        ctx.dropped = dropped
         ctx.save_for_backward(kept)
-        ctx.scale = DRAWS / (DRAWS - dropped)
-        return kept.to(x.dtype).mul_(x).mul_(ctx.scale)
+        return _applied(kept, x, dropped)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        (gradient,), (kept,) = grads, ctx.saved_tensors
-        return kept.to(gradient.dtype).mul_(gradient).mul_(ctx.scale), None
+        return _applied(ctx.saved_tensors[0], grads[0], ctx.dropped), None
+
+
+class _Weighed(torch.autograd.Function):
+    """dropout(softmax(scores)) @ value, which keeps no dropped weights: one product by element gives them again."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, value: Tensor, dropped: int) -> Tensor:
+        weights = scores.softmax(-1).to(value.dtype)  # autocast makes it float32
+        kept = _kept(weights, dropped).to(torch.int8)
+        ctx.dropped = dropped
+        ctx.save_for_backward(weights, kept, value)
+        return _applied(kept, weights, dropped) @ value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (gradient,), (weights, kept, value) = grads, ctx.saved_tensors
+        d_value = _applied(kept, weights, ctx.dropped).transpose(-2, -1) @ gradient
+        d_weights = _applied(kept, gradient @ value.transpose(-2, -1), ctx.dropped)
+        # of softmax: what lies along the row's own direction is taken out
+        d_scores = d_weights.sub_((d_weights * weights).sum(-1, keepdim=True)).mul_(weights)
+        return d_scores, d_value, None
 
 
 def embedding(
@@ -148,7 +177,7 @@ def attention(
     """torch's, but with `dropout` where there is dropout.
 
     For that torch has nothing fused on a CPU: it computes the same products, and keeps three matrices of T x S where
-    this keeps two and a half.
+    this keeps one and a quarter.
 
     Args:
         query: [..., T, E].
@@ -163,7 +192,8 @@ def attention(
     Returns:
         [..., T, E].
     """
-    if not dropout_p or enable_gqa or not _ours(query):
+    dropped = round(dropout_p * DRAWS)
+    if not 0 < dropped < DRAWS or enable_gqa or not _ours(query):
         return _attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if is_causal:
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
@@ -172,4 +202,4 @@ def attention(
         scores = scores.masked_fill_(~attn_mask, torch.finfo(scores.dtype).min)
     elif attn_mask is not None:
         scores = scores + attn_mask
-    return dropout(scores.softmax(-1), dropout_p) @ value
+    return cast(Tensor, _Weighed.apply(scores, value, dropped))  # type: ignore[no-untyped-call]

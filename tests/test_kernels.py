@@ -22,13 +22,13 @@ def settings(config):
     return [
         key
         for key, value in config.to_dict().items()
-        if ("drop" in key or key.endswith("_pdrop")) and "layer" not in key and isinstance(value, float)
+        if "drop" in key and isinstance(value, float)
     ]
 
 
 def built(name, head, rate):
-    """A tiny model whose dropouts all have a rate."""
-    config = dict.fromkeys(settings(zoo.build(name, head).model.config), rate)
+    """A tiny model whose dropouts all have a rate, and which leaves out no layer."""
+    config = {key: 0.0 if "layer" in key else rate for key in settings(zoo.build(name, head).model.config)}
     return zoo.build(name, head, init=name, config={**zoo.SIZE, **config}).model
 
 
@@ -71,7 +71,7 @@ def test_without_dropout_losses_and_gradients_are_those_of_the_plain_model(name,
 def test_what_is_around_dropout_is_that_of_the_plain_model(name, head, monkeypatch):
     """With dropout that drops nothing, though asked to: attention and all else are exchanged, and nothing changes."""
     asked = []
-    monkeypatch.setattr(kernels, "dropout", lambda input, p=0.5, *_, **__: asked.append(p) or input)
+    monkeypatch.setattr(kernels, "_applied", lambda kept, x, dropped: asked.append(dropped / kernels.DRAWS) or x)
     plain = step(built(name, head, 0.0), name, head)
     with kernels.faster():
         same(plain, step(built(name, head, RATE), name, head))
@@ -105,6 +105,31 @@ def test_dropout_at_its_ends(p, training):
     y = kernels.dropout(x, p, training)
     dropped = int((y == 0).sum())
     assert dropped == {0.0: 0, 1.0: 1600, 1e-9: 0, 0.1: dropped}[p] if training else dropped == 0
+
+
+def test_the_gradients_of_attention_with_dropout_are_those_of_its_numbers():
+    query, key, value = (torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    bias = torch.randn(1, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+
+    def seeded(*given):
+        torch.manual_seed(0)
+        return kernels.attention(*given, dropout_p=0.3)
+
+    assert torch.autograd.gradcheck(seeded, (query, key, value, bias))
+
+
+def test_attention_with_dropout_is_that_without_on_average():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 1, 6, 8) for _ in range(3))
+    mean = kernels.attention(*(x.expand(20000, 1, 6, 8) for x in (query, key, value)), dropout_p=0.2).mean(0)
+    torch.testing.assert_close(mean, kernels.attention(query, key, value)[0], atol=0.02, rtol=0)
+
+
+def test_attention_with_dropout_under_autocast():
+    model = built("bert", zoo.MLM, RATE)
+    with kernels.faster(), torch.autocast("cpu", torch.bfloat16):
+        _, gradients = step(model, "bert", zoo.MLM)
+    assert all(bool(torch.isfinite(g).all()) for g in gradients.values() if g is not None)
 
 
 def test_halves_stay_halves():
