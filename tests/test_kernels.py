@@ -19,11 +19,7 @@ RATE = 0.25
 
 def settings(config):
     """The dropouts of a configuration that are numbers."""
-    return [
-        key
-        for key, value in config.to_dict().items()
-        if "drop" in key and isinstance(value, float)
-    ]
+    return [key for key, value in config.to_dict().items() if "drop" in key and isinstance(value, float)]
 
 
 def built(name, head, rate):
