@@ -1,6 +1,6 @@
 """The same mathematics in fewer passes over memory: what transformers' models call, exchanged while one is trained.
 
-On a CPU a small model otherwise spends a sixth of its training here (docs/speed.md). Within `faster` some functions of
+docs/speed.md says what each brings on a CPU. Within `faster` some functions of
 torch.nn.functional are ours, whatever model calls them; weights, modules and what is saved are untouched. Other devices and
 compiled models, which have better ways, and all that is not said below get torch's own.
 """
@@ -51,7 +51,7 @@ def _tanh_gelu(_: Any, x: Tensor) -> Tensor:
 def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Dropout (Srivastava et al. 2014, section 4), scaled in training, by draws of 16 bits that become the mask.
 
-    torch draws 32 bits and more an element, one by one, and keeps float32.
+    torch draws for one element after the other, and keeps a mask of the type of the input.
 
     Args:
         input: any shape and floating-point type.
@@ -134,6 +134,7 @@ def embedding(
         [..., H].
     """
     wanted = torch.is_grad_enabled() and weight.requires_grad and weight.is_leaf and weight.numel() >= LARGE
+    wanted = wanted and not weight._backward_hooks  # a hook is to see the gradient
     if max_norm is not None or scale_grad_by_freq or sparse or not wanted or not _ours(weight):
         return _embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
     return cast(Tensor, _Lookup.apply(weight, input, padding_idx))  # type: ignore[no-untyped-call]

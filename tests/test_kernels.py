@@ -153,6 +153,15 @@ def test_the_gradient_of_padding_is_none(monkeypatch):
     assert table.weight.grad.sum(1).tolist() == [0, 6, 0, 0, 0]
 
 
+def test_a_hook_sees_the_gradient(monkeypatch):
+    monkeypatch.setattr(kernels, "LARGE", 1)
+    table = nn.Embedding(5, 3)
+    table.weight.register_hook(lambda gradient: gradient * 0)
+    with kernels.faster():
+        table(torch.tensor([1, 2])).sum().backward()
+    assert not table.weight.grad.any()
+
+
 def test_afterwards_everything_is_as_before():
     before = nn.functional.dropout, nn.functional.embedding, nn.functional.scaled_dot_product_attention
     with pytest.raises(KeyError), kernels.faster():
