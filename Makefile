@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test test-slow check bench bench-quick bench-check clean
+.PHONY: setup demo test test-slow check bench bench-quick bench-others bench-check clean
 
 setup: $(VENV)/.done
 
@@ -40,6 +40,10 @@ bench: setup
 
 bench-quick: setup
 	$(RUN)/python -m benchmarks.bench --quick
+
+# Against other tools, each in an environment of its own, which is installed first.
+bench-others: setup
+	$(RUN)/python -m benchmarks.bench others --pairs $(PAIRS)
 
 bench-check: setup
 	$(RUN)/python -m benchmarks.bench equality

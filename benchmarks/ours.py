@@ -40,6 +40,6 @@ def train(name: str, where: Path, clock: Clock, matmul: str = "auto", **changes:
     trained = [line for line in log if "loss" in line][-1]
     told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     return {
-        "train_loss": trained["loss"], "loss": figures.get("loss", {}).get("value"), "steps": trained["step"], "tokens": trained["tokens"],
+        "train_loss": trained["loss"], "loss": figures.get("loss", {}).get("value"), "accuracy": figures.get("accuracy", {}).get("value"), "steps": trained["step"], "tokens": trained["tokens"],
         "padding": trained["padding_fraction"], "matmul": told["matmul"], "head": told["head"],
     }  # fmt: skip

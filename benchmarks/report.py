@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .jobs import JOBS
+from .tools import TOOLS
 
 PHASES = ("prepare", "train", "evaluate")
 Runs = list[dict[str, Any]]
@@ -67,10 +68,11 @@ def by_ratio(found: dict[str, Any]) -> Iterable[list[str]]:
             / middle(one["auto"], lambda run, p=phase: cost(run, True, [p]))
             for phase in PHASES
         ]
-        reached = statistics.median(whole[0]) >= JOBS[name].target
+        target = JOBS[name].target
+        missed = [word for word, found in (("CPU", whole[0]), ("wall", wall)) if statistics.median(found) < target]
         yield [
             name, f"**{spread(whole[0])}**", spread(whole[1]), spread(wall), *(f"{part:.2f}" for part in parts),
-            f"{JOBS[name].target}{'' if reached else ' (missed)'}", str(len(one["auto"])),
+            f"{target}{' (missed: ' + ', '.join(missed) + ')' if missed else ''}", str(len(one["auto"])),
         ]  # fmt: skip
 
 
@@ -126,6 +128,31 @@ def by_decoding(found: dict[str, Any]) -> Iterable[list[str]]:
             f"{middle(one['1']['auto'], lambda run: cost(run, True, ['decode'])):.1f}",
             f"{one['differ']} of {one['rows']}", str(one["kinds"]),
         ]  # fmt: skip
+
+
+def by_tool(found: dict[str, Any]) -> Iterable[list[str]]:
+    """One row a tool and job; phases that the tool does not come through count on neither side."""
+    for tool, done in found.items():
+        for job, runs in done.items():
+            both = [runs["theirs"], runs["ours"]]
+            phases = [phase for phase in PHASES if phase in both[0][0]["phases"]]
+            times = [
+                " + ".join(f"{middle(side, lambda run, p=phase: cost(run, True, [p])):.1f}" for phase in phases)
+                for side in both
+            ]
+            last = [side[-1] for side in both]
+            figures = [
+                f"accuracy {run['accuracy']:.3f}"
+                if "accuracy" in last[0]
+                else f"{run['loss']:.3f}"
+                if last[0]["loss"]
+                else "-"
+                for run in last
+            ]
+            yield [
+                TOOLS[tool].package, job, f"**{spread(ratios(*both, lambda run, p=phases: cost(run, True, p)))}**", *times,
+                *(f"{middle(side, lambda run: run['peak']) / 2**20:.0f}" for side in both), *figures, str(len(both[0])),
+            ]  # fmt: skip
 
 
 def packing(found: dict[str, Any]) -> str:
@@ -214,6 +241,17 @@ def write(results: dict[str, Any]) -> str:
         parts += ["## Decoding\n", table([*head, "rows that differ", "different texts"], by_decoding(decoded))]
     if packed := results.get("packing"):
         parts += ["## Preparing\n", packing(packed)]
+    if others := results.get("others"):
+        parts += [
+            "## Other tools\n",
+            "Each in an environment of its own, in turns with hftune: CPU-seconds on one thread, prepare + train + evaluate (without "
+            "evaluate where the tool has none that works here); tool ÷ hftune, median (least–most). The figures are those of the "
+            "validation rows, each side's own order and dropout.\n",
+            table(
+                ["tool", "job", "ratio", "tool, s", "hftune, s", "tool, MB", "hftune, MB", "tool's loss", "hftune's loss", "pairs"],
+                by_tool(others),
+            ),
+        ]  # fmt: skip
     if start := results.get("start"):
         parts += ["## Start\n", starting(start)]
     return "\n".join(parts)

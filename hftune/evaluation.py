@@ -122,7 +122,7 @@ def evaluate(
         Figure name -> {"value", "low", "high", "count", ...}, the same on every rank.
     """
     seen = language.sliding(rows, settings)
-    answers = predictions if rows.task.predict is not None else None
+    answers = predictions if rows.task.predict is not None and not settings.losses_only else None
     with writing(answers, model, rows, accelerator, settings) if answers else nullcontext() as also:
         by_row = language.measured(model, seen, accelerator, settings, head, also)
     figures = losses(by_row, seen, settings, intervals)
@@ -223,6 +223,8 @@ def add_baseline(
     """
     names = of_answers(settings.metrics if settings.metrics is not None else task.metrics(options))
     names = [name for name in names if metrics.describe(name)["inputs"] != ("scores",)]
+    if not names:
+        return
     columns = read_columns(path)
     for name, figure in score(columns and (answers, columns[1], None), names, settings, True).items():
         if name in figures:

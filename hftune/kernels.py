@@ -79,7 +79,7 @@ def _applied(kept: Tensor, x: Tensor, dropped: int) -> Tensor:
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
-        kept = _kept(x, dropped)
+        kept = _kept(x, dropped).to(torch.int8)
         ctx.dropped = dropped
         ctx.save_for_backward(kept)
         return _applied(kept, x, dropped)

@@ -311,7 +311,9 @@ class Eval(Block):
     """How the model is measured."""
 
     metrics: list[str] | None = Field(
-        None, description="metrics, with options as in `bleu:lang=zh`; default: those of the task"
+        None,
+        description="metrics, with options as in `bleu:lang=zh`; default: those of the task; []: losses alone, so that nothing is "
+        "answered or generated",
     )
     batch_tokens: Positive = Field(
         4096, description="padded tokens evaluated at once; changes speed and memory only", json_schema_extra=FREE
@@ -332,6 +334,11 @@ class Eval(Block):
         0.95, description="level of the bootstrap intervals", json_schema_extra=FREE
     )
     resamples: Count = Field(1000, description="bootstrap resamples; 0: no intervals", json_schema_extra=FREE)
+
+    @property
+    def losses_only(self) -> bool:
+        """Whether the model is to answer nothing."""
+        return self.metrics == []
 
 
 class Output(Block):

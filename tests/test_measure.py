@@ -68,6 +68,16 @@ def test_eval_shows_the_baseline_and_keeps_it(tagger):
     assert f"baseline {told['tag_accuracy']['baseline']['value']:.4f}" in shown
 
 
+def test_without_metrics_nothing_is_answered(tagger, tmp_path):
+    folder, _ = tagger
+    shutil.copytree(folder / "run", tmp_path / "run", ignore=lambda *_: ["predictions"])
+    made = recipe.load(tmp_path / "run" / "recipe.yaml", ["eval.metrics=[]"])
+    whole = measure.evaluate_run(folder / "run", recipe.load(folder / "run" / "recipe.yaml"), None, QUIET)
+    found = measure.evaluate_run(tmp_path / "run", made, None, QUIET, baseline=True)
+    assert found == {"loss": whole["loss"]}
+    assert not list((tmp_path / "run").glob("predictions/*"))
+
+
 def test_the_baseline_of_a_language_model_is_the_unigram(tmp_path, tokenizer_folder):
     source = {**tiny.mlm(tmp_path, max_steps=1), "tokenizer": {"path": str(tokenizer_folder)}}
     figures = run.train(recipe.from_dict(source), QUIET)
@@ -118,6 +128,9 @@ def test_the_floor_of_several_losses_is_that_of_the_one_over_the_vocabulary(tmp_
     assert always == ("random" if encoded.column("unrelated").mean() > 0.5 else "next")
     share = sum(line["reference"] == always for line in lines) / len(lines)
     assert found["accuracy"]["baseline"]["value"] == pytest.approx(share)
+    made = recipe.load(tmp_path / "run" / "recipe.yaml", ["eval.metrics=[]"])
+    losses = measure.evaluate_run(tmp_path / "run", made, "validation", QUIET, baseline=True)
+    assert {name: one for name, one in found.items() if name != "accuracy"} == losses
 
 
 def lines(task, text, monkeypatch, limit=None, **options):
