@@ -99,7 +99,7 @@ FULL: dict[str, Job] = {
         "AutoModelForTokenClassification", BERT, 2.5, {"max_length": 512},
     ),
     "translation": Job(
-        "translate", "translation-ui-en-de", (256, 32), 64, ("unigram", 8000),
+        "translate", "translation-ui-en-de", (512, 32), 64, ("unigram", 8000),
         ("marian", {"d_model": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 1024,
                     "max_position_embeddings": 1024, "dropout": 0.1, "init_std": 0.06, "scale_embedding": True}),
         "AutoModelForSeq2SeqLM", ("dropout", "attention_dropout", "activation_dropout"), 2.5, WRITTEN,
@@ -107,7 +107,7 @@ FULL: dict[str, Job] = {
         {"task": {"max_length": 32, "max_target_length": 32}, "train": {"max_steps": 400, "batch_size": 32, **WARM}},
     ),
     "summarization": Job(
-        "summarize", "code-summary", (64, 24), 32, ("unigram", 8000),
+        "summarize", "code-summary", (96, 16), 32, ("unigram", 8000),
         ("t5", {"d_model": 256, "d_kv": 64, "num_heads": 4, "d_ff": 1024, "num_layers": 3}),
         "AutoModelForSeq2SeqLM", ("dropout_rate",), 2.3, WRITTEN, {},
         {"task": {"max_length": 64, "max_target_length": 32}, "train": {"max_steps": 300, "batch_size": 32, **WARM}},

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from . import configs, hub, models, prepare, store, weights
+from . import configs, hub, liger, models, prepare, store, weights
 from . import task as tasks
 from .errors import UserError
 from .findings import Findings
@@ -53,6 +53,8 @@ def preflight(
     before = len(findings.faults)
     with findings.collect():
         _check_together(recipe, task, options, config)
+    with findings.collect():
+        liger.check(recipe.train, config)
     if len(findings.faults) > before:
         return
     tokenizer = None

@@ -19,6 +19,7 @@ from . import (
     evaluation,
     floors,
     heads,
+    liger,
     loop,
     machine,
     methods,
@@ -65,6 +66,7 @@ def train(
     task = task.under(prepare.complete_options(task, recipe.task.options, config, None))
     models.check_head(config, task.head)
     methods.check(recipe, task, config)
+    liger.check(recipe.train, config)
     accelerator = machine.accelerator(recipe.train)
     folder = RunFolder.claim(recipe, fresh=fresh, allow=allow, main=accelerator.is_main_process)
     with machine.Signals() as signals, _ends(folder, reporter):
@@ -180,6 +182,8 @@ class Run:
     def _ready(self, model: Any) -> tuple[Any, Any]:
         """Model and optimizer as the accelerator wants them; `self.core` stays the model itself."""
         train, task, options = self.recipe.train, self.prepared.task, self.prepared.options
+        if train.use_liger_kernel:
+            liger.apply(model)
         if train.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model = model.to(self.accelerator.device)

@@ -287,6 +287,9 @@ class Train(Block):
         False, description="recompute activations instead of keeping them", json_schema_extra=FREE
     )
     compile: bool = Field(False, description="torch.compile the model")
+    use_liger_kernel: bool = Field(
+        False, description="Liger's kernels, which pip install liger-kernel brings, for decoders on a GPU"
+    )
     group_by_length: bool = Field(False, description="rows of like length share a step; changes which rows share one")
     seed: Count = Field(42, description="seed of order, masks, dropout and new weights")
     logging_steps: Positive = Field(10, description="steps between lines of log.jsonl", json_schema_extra=FREE)

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import sys
+from types import ModuleType
 
 import children
 import pytest
@@ -9,8 +11,9 @@ import tiny
 import torch
 import zoo
 from safetensors.torch import load_file
+from transformers import BertConfig
 
-from hftune import checkpoint, features, heads, inspection, models, optim, recipe, run, tokenizer
+from hftune import checkpoint, features, heads, inspection, liger, models, optim, recipe, run, tokenizer
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.schema import Model, Train
@@ -332,6 +335,37 @@ def test_fp16_without_a_gpu_is_refused(base, tmp_path):
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match=r"train\.precision: fp16 needs a GPU"):
         children.train(source(base, tmp_path, precision="fp16"))
+
+
+def test_kernels_of_liger_are_asked_for_what_they_need(monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    wanted, config = Train(use_liger_kernel=True), BertConfig()
+    with pytest.raises(UserError, match=r"train\.use_liger_kernel: Liger's kernels need a GPU"):
+        liger.check(wanted, config)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("transformers.utils.is_liger_kernel_available", lambda: False)
+    with pytest.raises(UserError, match=r"liger-kernel is not installed\n.*pip install liger-kernel"):
+        liger.check(wanted, config)
+    # its own table of architectures, which only the package has
+    table = ModuleType("liger_kernel.transformers.monkey_patch")
+    table.MODEL_TYPE_TO_APPLY_LIGER_FN = {"qwen3": None, "llama": None}
+    for name in ("liger_kernel", "liger_kernel.transformers"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, table.__name__, table)
+    monkeypatch.setattr("transformers.utils.is_liger_kernel_available", lambda: True)
+    with pytest.raises(UserError, match=r"no kernels for bert\n.*some for llama, qwen3"):
+        liger.check(wanted, config)
+
+
+def test_kernels_of_liger_leave_the_head_to_us(base, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(liger, "check", lambda _, config: seen.append(config.model_type))
+    monkeypatch.setattr(
+        "transformers.integrations.liger.apply_liger_kernel", lambda model, settings: seen.append(settings)
+    )
+    children.train(source(base, tmp_path, max_steps=1, use_liger_kernel=True))
+    assert seen == ["bert", {"cross_entropy": False, "fused_linear_cross_entropy": False}]
 
 
 @pytest.mark.slow
