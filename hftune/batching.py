@@ -165,11 +165,21 @@ def micro_batches(lengths: Indices, budget: int, rank: int = 0, ranks: int = 1, 
     return cuts[rank] + [np.zeros(0, np.int64)] * (most - len(cuts[rank]))
 
 
-def evaluation_batches(lengths: Indices, budget: int, rank: int = 0, ranks: int = 1) -> list[Indices]:
+def evaluation_batches(
+    lengths: Indices, budget: int, rank: int = 0, ranks: int = 1, writes: bool = False
+) -> list[Indices]:
     """Row numbers of this rank's evaluation batches: longest first, so that memory runs out at once or never.
 
     As many rows as the budget holds at the batch's padded width, so that a width has few shapes, and matrix libraries keep
     code for few; but a batch that is worth its calls ends where rows become a quarter shorter.
+
+    Args:
+        lengths: int64 [rows], tokens of each row.
+        budget: most padded tokens of a batch; one row alone may exceed it.
+        rank: this rank.
+        ranks: all of them.
+        writes: whether texts are written for the rows: each of their tokens takes a call, of a batch as of a row, which is
+            dearer than padding, so only the budget ends a batch.
     """
     groups: list[Any] = []
     order = np.argsort(-lengths, kind="stable")
@@ -177,7 +187,7 @@ def evaluation_batches(lengths: Indices, budget: int, rank: int = 0, ranks: int 
     while at < len(order):
         padded = max(1, width(int(lengths[order[at]])))
         most, enough = max(1, budget // padded), -(-WORTH // padded)
-        alike = int((lengths[order[at : at + most]] * 4 >= padded * 3).sum())
+        alike = most if writes else int((lengths[order[at : at + most]] * 4 >= padded * 3).sum())
         to = min(len(order), at + max(alike, min(enough, most)))
         groups.append(order[at:to])
         at = to

@@ -8,7 +8,7 @@ draws from its own generator, so that a text never depends on the batch that its
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -32,6 +32,7 @@ _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 class Decoding(Options):
     """What a recipe may say under `task:` about generated text; the names are transformers' own."""
 
+    writes: ClassVar[bool] = True
     max_new_tokens: Positive = Field(128, description="most tokens of a generated text")
     num_beams: Positive = Field(1, description="hypotheses kept by beam search; 1: greedy, or sampling")
     length_penalty: float = Field(1.0, description="beams: log-probabilities are divided by length to this power")

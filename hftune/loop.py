@@ -417,7 +417,10 @@ def evaluate_rows(
     was = model.training
     model.eval()
     lengths = rows.data.lengths[:total]
-    share = batching.evaluation_batches(lengths, budget, accelerator.process_index, accelerator.num_processes)
+    share = batching.evaluation_batches(
+        lengths, budget, accelerator.process_index, accelerator.num_processes,
+        writes=also is not None and rows.options.writes,
+    )  # fmt: skip
     for chosen in memory.returned(share):
         generators = [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen]
         batch = rows.batch(chosen, generators) if len(chosen) else rows.silent(0)

@@ -9,9 +9,10 @@ import subprocess
 import fine
 import pytest
 import tiny
+from accelerate import Accelerator
 from typer.testing import CliRunner
 
-from hftune import cli, evaluation, measure, prepare, recipe, run
+from hftune import batching, cli, evaluation, loop, measure, prepare, recipe, run
 from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.report import Reporter
@@ -76,6 +77,22 @@ def test_without_metrics_nothing_is_answered(tagger, tmp_path):
     found = measure.evaluate_run(tmp_path / "run", made, None, QUIET, baseline=True)
     assert found == {"loss": whole["loss"]}
     assert not list((tmp_path / "run").glob("predictions/*"))
+
+
+@pytest.mark.parametrize(("name", "kind", "batches"), [("summarize", "t5", 1), ("classify", "bert", 2)])
+def test_rows_that_texts_are_written_for_are_kept_together(name, kind, batches):
+    texts = ["a word " * count for count in (60, 60, 60, 4, 4, 4)]
+    values = [{"document": text, "summary": "word", "text": text, "label": "x"} for text in texts]
+    task = tasks.load(name)
+    given = {"max_target_length": 8} if name == "summarize" else {"label_names": ["x", "y"]}
+    options = task.options(max_length=200, **given)
+    task = task.under(options)
+    data, seen = fine.encoded(task, kind, options, values), []
+    assert data.data.lengths.max() * 3 >= batching.WORTH
+    model = fine.model(task, data, kind)
+    loop.evaluate_rows(model, data, Accelerator(cpu=True), budget=4096, also=lambda chosen, _: seen.append(len(chosen)))
+    assert len(seen) == batches
+    assert sum(seen) == len(values)
 
 
 def test_the_baseline_of_a_language_model_is_the_unigram(tmp_path, tokenizer_folder):
