@@ -166,7 +166,7 @@ def micro_batches(lengths: Indices, budget: int, rank: int = 0, ranks: int = 1, 
 
 
 def evaluation_batches(
-    lengths: Indices, budget: int, rank: int = 0, ranks: int = 1, writes: bool = False
+    lengths: Indices, budget: int, rank: int = 0, ranks: int = 1, shrinks: bool = False
 ) -> list[Indices]:
     """Row numbers of this rank's evaluation batches: longest first, so that memory runs out at once or never.
 
@@ -178,8 +178,8 @@ def evaluation_batches(
         budget: most padded tokens of a batch; one row alone may exceed it.
         rank: this rank.
         ranks: all of them.
-        writes: whether texts are written for the rows: each of their tokens takes a call, of a batch as of a row, which is
-            dearer than padding, so only the budget ends a batch.
+        shrinks: whether texts are written for the rows, and those that have ended leave the batch: a token takes a call, of a
+            batch as of a row, which is dearer than padding, so only the budget ends a batch. (Beams all wait for the last.)
     """
     groups: list[Any] = []
     order = np.argsort(-lengths, kind="stable")
@@ -187,7 +187,7 @@ def evaluation_batches(
     while at < len(order):
         padded = max(1, width(int(lengths[order[at]])))
         most, enough = max(1, budget // padded), -(-WORTH // padded)
-        alike = most if writes else int((lengths[order[at : at + most]] * 4 >= padded * 3).sum())
+        alike = most if shrinks else int((lengths[order[at : at + most]] * 4 >= padded * 3).sum())
         to = min(len(order), at + max(alike, min(enough, most)))
         groups.append(order[at:to])
         at = to

@@ -8,7 +8,7 @@ draws from its own generator, so that a text never depends on the batch that its
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -32,7 +32,6 @@ _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 class Decoding(Options):
     """What a recipe may say under `task:` about generated text; the names are transformers' own."""
 
-    writes: ClassVar[bool] = True
     max_new_tokens: Positive = Field(128, description="most tokens of a generated text")
     num_beams: Positive = Field(1, description="hypotheses kept by beam search; 1: greedy, or sampling")
     length_penalty: float = Field(1.0, description="beams: log-probabilities are divided by length to this power")
@@ -56,6 +55,11 @@ class Decoding(Options):
     )
     num_return_sequences: Positive = Field(1, description="texts of each row")
     seed: Count = Field(0, description="sampling: seed of the draws")
+
+    @property
+    def shrinks(self) -> bool:
+        """See Options; beams stay until the last has ended."""
+        return self.num_beams == 1
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> "Decoding":

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -30,7 +30,11 @@ class Options(BaseModel):
     """Base of every task's options: unknown keys are faults, and nothing changes after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    writes: ClassVar[bool] = False  # whether what a model answers is text, made token by token
+
+    @property
+    def shrinks(self) -> bool:
+        """Whether a batch being answered shrinks: texts are written token by token, and rows that have ended leave it."""
+        return False
 
     @model_validator(mode="after")
     def _lengths_are_of_this_world(self) -> Self:

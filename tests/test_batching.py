@@ -91,8 +91,8 @@ def test_no_cut_of_neighbours_is_cheaper(sizes, budget, overhead):
 
 
 @given(lengths, st.integers(1, 300), st.integers(1, 3), st.booleans())
-def test_evaluation_takes_every_row_once(sizes, budget, ranks, writes):
-    shares = [batching.evaluation_batches(sizes, budget, rank, ranks, writes) for rank in range(ranks)]
+def test_evaluation_takes_every_row_once(sizes, budget, ranks, shrinks):
+    shares = [batching.evaluation_batches(sizes, budget, rank, ranks, shrinks) for rank in range(ranks)]
     assert sorted(itertools.chain(*(cut.tolist() for share in shares for cut in share))) == list(range(len(sizes)))
     assert len({len(share) for share in shares}) == 1
 
@@ -108,7 +108,7 @@ def test_evaluation_pads_little_where_a_batch_is_worth_it():
 
 def test_texts_are_written_for_as_many_rows_at_once_as_the_budget_holds():
     sizes = np.random.default_rng(0).integers(5, 120, 400)
-    cuts = batching.evaluation_batches(sizes, 4096, writes=True)
+    cuts = batching.evaluation_batches(sizes, 4096, shrinks=True)
     widths = [width(int(sizes[cut].max())) for cut in cuts]
     assert [len(cut) for cut in cuts[:-1]] == [4096 // wide for wide in widths[:-1]]
 

@@ -79,12 +79,18 @@ def test_without_metrics_nothing_is_answered(tagger, tmp_path):
     assert not list((tmp_path / "run").glob("predictions/*"))
 
 
-@pytest.mark.parametrize(("name", "kind", "batches"), [("summarize", "t5", 1), ("classify", "bert", 2)])
-def test_rows_that_texts_are_written_for_are_kept_together(name, kind, batches):
+@pytest.mark.parametrize(
+    ("name", "kind", "given", "batches"),
+    [
+        ("summarize", "t5", {"max_target_length": 8}, 1),
+        ("summarize", "t5", {"max_target_length": 8, "num_beams": 2}, 2),
+        ("classify", "bert", {"label_names": ["x", "y"]}, 2),
+    ],
+)
+def test_rows_that_texts_are_written_for_are_kept_together(name, kind, given, batches):
     texts = ["a word " * count for count in (60, 60, 60, 4, 4, 4)]
     values = [{"document": text, "summary": "word", "text": text, "label": "x"} for text in texts]
     task = tasks.load(name)
-    given = {"max_target_length": 8} if name == "summarize" else {"label_names": ["x", "y"]}
     options = task.options(max_length=200, **given)
     task = task.under(options)
     data, seen = fine.encoded(task, kind, options, values), []
