@@ -50,11 +50,11 @@ def preflight(
     if options is None:
         return
     task = task.under(options)
+    with findings.collect():
+        liger.check(recipe.train, config)
     before = len(findings.faults)
     with findings.collect():
         _check_together(recipe, task, options, config)
-    with findings.collect():
-        liger.check(recipe.train, config)
     if len(findings.faults) > before:
         return
     tokenizer = None
