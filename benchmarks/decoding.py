@@ -57,7 +57,7 @@ def ours(name: str, beams: int, where: Path, matmul: str) -> tuple[Texts, dict[s
     clock = Clock("decode")
     machine.choose_matmul(matmul)
     with torch.no_grad():
-        for chosen in batching.evaluation_batches(rows.data.lengths, made.eval.batch_tokens, shrinks=decoding.shrinks):
+        for chosen in batching.evaluation_batches(rows.data.lengths, made.eval.batch_tokens, written=decoding.written):
             batch = rows.batch(chosen, [batching.generator(0, 0, int(row)) for row in chosen])
             for row, texts in zip(chosen, decode.generate(model, batch, rows.tokenizer, decoding), strict=True):
                 found[row] = texts[0]

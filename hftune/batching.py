@@ -165,9 +165,7 @@ def micro_batches(lengths: Indices, budget: int, rank: int = 0, ranks: int = 1, 
     return cuts[rank] + [np.zeros(0, np.int64)] * (most - len(cuts[rank]))
 
 
-def evaluation_batches(
-    lengths: Indices, budget: int, rank: int = 0, ranks: int = 1, shrinks: bool = False
-) -> list[Indices]:
+def evaluation_batches(lengths: Indices, budget: int, rank: int = 0, ranks: int = 1, written: int = 0) -> list[Indices]:
     """Row numbers of this rank's evaluation batches: longest first, so that memory runs out at once or never.
 
     As many rows as the budget holds at the batch's padded width, so that a width has few shapes, and matrix libraries keep
@@ -178,16 +176,17 @@ def evaluation_batches(
         budget: most padded tokens of a batch; one row alone may exceed it.
         rank: this rank.
         ranks: all of them.
-        shrinks: whether texts are written for the rows, and those that have ended leave the batch: a token takes a call, of a
-            batch as of a row, which is dearer than padding, so only the budget ends a batch. (Beams all wait for the last.)
+        written: texts that are written at once for each row, 0: none. Where there are some only the budget ends a batch, of
+            which each text takes a row's share: a token takes a call, of a batch as of a row, which is dearer than padding,
+            and rows leave as their texts end.
     """
     groups: list[Any] = []
     order = np.argsort(-lengths, kind="stable")
     at = 0
     while at < len(order):
         padded = max(1, width(int(lengths[order[at]])))
-        most, enough = max(1, budget // padded), -(-WORTH // padded)
-        alike = most if shrinks else int((lengths[order[at : at + most]] * 4 >= padded * 3).sum())
+        most, enough = max(1, budget // (padded * max(1, written))), -(-WORTH // padded)
+        alike = most if written else int((lengths[order[at : at + most]] * 4 >= padded * 3).sum())
         to = min(len(order), at + max(alike, min(enough, most)))
         groups.append(order[at:to])
         at = to

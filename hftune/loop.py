@@ -419,7 +419,7 @@ def evaluate_rows(
     lengths = rows.data.lengths[:total]
     share = batching.evaluation_batches(
         lengths, budget, accelerator.process_index, accelerator.num_processes,
-        shrinks=also is not None and rows.options.shrinks,
+        written=rows.options.written if also is not None else 0,
     )  # fmt: skip
     for chosen in memory.returned(share):
         generators = [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen]

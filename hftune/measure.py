@@ -362,7 +362,7 @@ def predict(
         prepared.options,
     )
     answers: list[Any] = [None] * len(found)
-    for chosen in batching.evaluation_batches(found.data.lengths, budget, shrinks=prepared.options.shrinks):
+    for chosen in batching.evaluation_batches(found.data.lengths, budget, written=prepared.options.written):
         batch = found.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])
         batch = {k: v.to(model.device) for k, v in batch.items()}
         raw = [{**found.data[int(row)], "row": first + int(row)} for row in chosen]

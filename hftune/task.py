@@ -32,9 +32,9 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @property
-    def shrinks(self) -> bool:
-        """Whether a batch being answered shrinks: texts are written token by token, and rows that have ended leave it."""
-        return False
+    def written(self) -> int:
+        """Texts written at once for a row, token by token, beams included; 0: the task writes none."""
+        return 0
 
     @model_validator(mode="after")
     def _lengths_are_of_this_world(self) -> Self:

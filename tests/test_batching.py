@@ -3,6 +3,7 @@
 import itertools
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,9 +91,9 @@ def test_no_cut_of_neighbours_is_cheaper(sizes, budget, overhead):
     assert cost(batching.split(sizes, budget, overhead)) == best
 
 
-@given(lengths, st.integers(1, 300), st.integers(1, 3), st.booleans())
-def test_evaluation_takes_every_row_once(sizes, budget, ranks, shrinks):
-    shares = [batching.evaluation_batches(sizes, budget, rank, ranks, shrinks) for rank in range(ranks)]
+@given(lengths, st.integers(1, 300), st.integers(1, 3), st.integers(0, 4))
+def test_evaluation_takes_every_row_once(sizes, budget, ranks, written):
+    shares = [batching.evaluation_batches(sizes, budget, rank, ranks, written) for rank in range(ranks)]
     assert sorted(itertools.chain(*(cut.tolist() for share in shares for cut in share))) == list(range(len(sizes)))
     assert len({len(share) for share in shares}) == 1
 
@@ -106,11 +107,12 @@ def test_evaluation_pads_little_where_a_batch_is_worth_it():
     assert len(cuts) <= 16
 
 
-def test_texts_are_written_for_as_many_rows_at_once_as_the_budget_holds():
+@pytest.mark.parametrize("written", [1, 4])
+def test_texts_are_written_for_as_many_rows_at_once_as_the_budget_holds(written):
     sizes = np.random.default_rng(0).integers(5, 120, 400)
-    cuts = batching.evaluation_batches(sizes, 4096, shrinks=True)
+    cuts = batching.evaluation_batches(sizes, 4096, written=written)
     widths = [width(int(sizes[cut].max())) for cut in cuts]
-    assert [len(cut) for cut in cuts[:-1]] == [4096 // wide for wide in widths[:-1]]
+    assert [len(cut) for cut in cuts[:-1]] == [4096 // (written * wide) for wide in widths[:-1]]
 
 
 def test_row_generators_are_independent_and_repeatable():

@@ -1,5 +1,7 @@
 """Generation: transformers' own tokens, whatever the batch; draws of a row that follow from the row alone."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,9 @@ def model(name):
             **small,
             **common,
         ),
+        "mamba": lambda: transformers.MambaConfig(
+            hidden_size=32, num_hidden_layers=2, state_size=8, initializer_range=0.5, **common
+        ),
         "t5": lambda: transformers.T5Config(
             d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, initializer_factor=4.0, **seq2seq
         ),
@@ -88,6 +93,21 @@ def end_of(made, inputs, **settings):
     return [max(sorted(when), key=lambda id: when[id])]
 
 
+def calls(made, monkeypatch):
+    """The number of texts in each call of a model, as they come."""
+    sizes, forward = [], made.forward
+
+    @functools.wraps(forward)  # what a model takes is read from its signature
+    def counted(**inputs):
+        given = inputs["decoder_input_ids"] if made.config.is_encoder_decoder else inputs["input_ids"]
+        sizes.append(len(given))
+        return forward(**inputs)
+
+    monkeypatch.setattr(made, "forward", counted)
+    return sizes
+
+
+ENDS = [2, 5, 7]
 ALL = ["gpt2", "llama", "mistral", "t5", "bart", "marian"]
 
 
@@ -109,13 +129,7 @@ def test_greedy_is_transformers_own(name, more):
 def test_rows_are_dropped_as_they_finish(name, monkeypatch):
     made = model(name)
     ends = end_of(made, batch(made), max_new_tokens=24, do_sample=False)
-    sizes, forward = [], made.forward
-
-    def counted(**inputs):
-        sizes.append(len(inputs.get("decoder_input_ids", inputs.get("input_ids"))))
-        return forward(**inputs)
-
-    monkeypatch.setattr(made, "forward", counted)
+    sizes = calls(made, monkeypatch)
     texts = decode.generate(made, batch(made), Tokenizer(), Decoding(max_new_tokens=24), eos_token_id=ends)
     assert sizes[0] == 9
     assert sizes == sorted(sizes, reverse=True)
@@ -123,24 +137,82 @@ def test_rows_are_dropped_as_they_finish(name, monkeypatch):
     assert len(sizes) == min(24, max(len(t[0]) for t in texts) + 1)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_beams_are_transformers_own(name):
+BEAMS = {
+    "first ends": {"num_return_sequences": 2, "length_penalty": 0.5, "early_stopping": True},
+    "by length": {"length_penalty": 2.0},
+    "never": {"length_penalty": 1.5, "early_stopping": "never", "num_return_sequences": 3},
+    "penalty": {"repetition_penalty": 1.3, "length_penalty": 0.0},
+    "ngrams": {"no_repeat_ngram_size": 2},
+}
+
+
+@pytest.mark.parametrize("name", [*ALL, "mamba"])
+@pytest.mark.parametrize("how", BEAMS)
+def test_beams_are_transformers_own(name, how, monkeypatch):
     made = model(name)
-    inputs = batch(made, rows=4)
-    settings = {
-        "max_new_tokens": 12,
-        "num_beams": 3,
-        "num_return_sequences": 2,
-        "length_penalty": 0.5,
-        "early_stopping": True,
-    }
-    ends = end_of(made, inputs, max_new_tokens=12, do_sample=False)
+    inputs, settings = batch(made), {"max_new_tokens": 24, "num_beams": 3, **BEAMS[how]}
+    ends = end_of(made, inputs, max_new_tokens=24, do_sample=False)
+    wanted = reference(made, inputs, ends, **settings)
+    sizes = calls(made, monkeypatch)
     found = decode.generate(made, inputs, Tokenizer(), Decoding(**settings), eos_token_id=ends)
-    assert [ids for texts in found for ids in texts] == reference(made, inputs, ends, **settings)
-    assert len({tuple(ids) for texts in found for ids in texts}) > 4
+    assert [ids for texts in found for ids in texts] == wanted
+    assert len({tuple(ids) for ids in wanted}) >= 4, "the rows must differ, or nothing is shown"
+    assert sizes[0] == 9, "a prompt is read once for all its beams"
+    assert sizes[1:] == sorted(sizes[1:], reverse=True)
 
 
-ENDS = [2, 5, 7]
+@pytest.mark.parametrize("name", ["gpt2", "bart"])
+def test_rows_leave_when_their_beams_have_ended(name, monkeypatch):
+    made = model(name)
+    inputs, settings = batch(made), {"max_new_tokens": 24, "num_beams": 3, "early_stopping": True}
+    ends = end_of(made, inputs, max_new_tokens=24, do_sample=False)
+    sizes = calls(made, monkeypatch)
+    decode.generate(made, inputs, Tokenizer(), Decoding(**settings), eos_token_id=ends)
+    assert sizes[1] == 27
+    assert sizes[-1] < 27
+
+
+def test_processors_that_know_rows_by_their_place_keep_them_there(monkeypatch):
+    """encoder_no_repeat_ngram_size forbids what a row's own prompt says: it finds the prompt by the row's place."""
+    made = model("bart")
+    inputs, own = batch(made), {"encoder_no_repeat_ngram_size": 1}
+    ends = end_of(made, inputs, max_new_tokens=24, do_sample=False, **own)
+    for beams in (1, 3):
+        settings = {"max_new_tokens": 24, "num_beams": beams}
+        wanted = reference(made, inputs, ends, **settings, **own)
+        sizes = calls(made, monkeypatch)
+        found = decode.generate(made, inputs, Tokenizer(), Decoding(**settings), eos_token_id=ends, **own)
+        assert [texts[0] for texts in found] == wanted
+        assert sizes[-1] == 9 * beams
+        assert len({len(texts[0]) for texts in found}) > 2
+        monkeypatch.undo()
+
+
+def test_more_beams_than_tokens_of_a_vocabulary():
+    made = model("llama")
+    inputs, settings = batch(made, rows=3), {"max_new_tokens": 5, "num_beams": VOCABULARY + 3}
+    found = decode.generate(made, inputs, Tokenizer(), Decoding(**settings), eos_token_id=ENDS)
+    assert [texts[0] for texts in found] == reference(made, inputs, ENDS, **settings)
+
+
+def test_a_model_whose_memory_cannot_be_moved_writes_one_text(monkeypatch):
+    made = transformers.RwkvForCausalLM(
+        transformers.RwkvConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2)
+    ).eval()
+    inputs = {"input_ids": torch.randint(20, VOCABULARY, (4, 7), generator=torch.Generator().manual_seed(0))}
+    first = decode.generate(made, inputs, Tokenizer(), Decoding(max_new_tokens=8), eos_token_id=[])
+    ends = [first[0][0][1], first[1][0][2]]  # rows end early, and stay: there is nothing to take them out of
+    found = decode.generate(made, inputs, Tokenizer(), Decoding(max_new_tokens=8), eos_token_id=ends)
+    assert [texts[0] for texts in found] == [decode_cut(texts[0], ends) for texts in first]
+    with pytest.raises(UserError, match="rwkv cannot write several texts"):
+        decode.generate(made, inputs, Tokenizer(), Decoding(max_new_tokens=8, num_beams=2))
+
+
+def decode_cut(ids, ends):
+    """A text up to its end."""
+    return ids[: next((at for at, id in enumerate(ids) if id in ends), len(ids))]
+
+
 SAMPLING = {"max_new_tokens": 16, "do_sample": True, "num_return_sequences": 2, "seed": 5, "temperature": 6.0}
 
 
@@ -159,6 +231,20 @@ def test_a_row_is_sampled_alike_in_any_batch(name, more):
     )
     assert again != together
     assert sum(texts[0] != texts[1] for texts in together) >= 3, "the texts of a row must have draws of their own"
+
+
+def test_texts_that_end_at_once_leave_the_others_to_their_rows():
+    """Half of the texts of a batch left at the first token: as many texts go on as there were prompts."""
+    made, halves = model("t5"), 0
+    inputs, ends = batch(made, rows=2), list(range(2, VOCABULARY, 2))
+    for seed in range(20):
+        decoding = Decoding(**{**SAMPLING, "seed": seed})
+        together = decode.generate(made, inputs, Tokenizer(), decoding, eos_token_id=ends)
+        for row in range(2):
+            alone = decode.generate(made, row_of(inputs, row), Tokenizer(), decoding, rows=[row], eos_token_id=ends)
+            assert alone[0] == together[row]
+        halves += sum(not ids for texts in together for ids in texts) == 2
+    assert halves > 2
 
 
 def test_greedy_rows_do_not_depend_on_their_batch():
