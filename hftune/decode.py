@@ -7,6 +7,7 @@ depends on the batch that its row lands in.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -15,6 +16,11 @@ from . import batching, search
 from .errors import UserError
 from .search import Watch
 from .task import Options
+
+# what is left of searching to transformers: one text of each prompt, in a cache whose rows can be moved
+SEARCHED = {
+    "num_beams": 1, "num_return_sequences": 1, "length_penalty": None, "early_stopping": None, "cache_implementation": None,
+}  # fmt: skip
 
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -112,7 +118,7 @@ def generate(
 
     def found(wanted: search.Search) -> list[list[list[int]]]:
         texts: list[list[list[int]]] = model.generate(
-            **inputs, generation_config=config, custom_generate=search.Loop(wanted).run
+            **inputs, generation_config=config, custom_generate=partial(search.run, wanted)
         )
         return texts
 
@@ -148,16 +154,13 @@ def _config(model: Any, tokenizer: Any, decoding: Decoding, settings: dict[str, 
     from transformers import GenerationConfig
 
     config = GenerationConfig.from_dict(model.generation_config.to_dict())
-    named = decoding.model_dump(include=set(Decoding.model_fields) - {"seed"})
+    named = decoding.model_dump(include=set(Decoding.model_fields) - {"seed", *SEARCHED})
     if not decoding.do_sample:
         named |= dict.fromkeys(("temperature", "top_k", "top_p", "min_p"))
-    named |= dict.fromkeys(("length_penalty", "early_stopping"))
     ends = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
     fill = next((i for i in (tokenizer.pad_token_id, config.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     named |= {"max_length": None, "use_cache": True, "eos_token_id": ends, "pad_token_id": fill}
-    # the search makes of a prompt the texts that it wants, in a cache whose rows can be moved
-    named |= {"num_beams": 1, "num_return_sequences": 1, "cache_implementation": None}
-    config.update(**{**named, **settings})
+    config.update(**{**named, **SEARCHED, **settings})
     return config
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from . import batching, heads, kernels, memory, together
+from . import batching, heads, kernels, memory, padding, together
 from .arrays import width
 from .batching import Plan
 from .schema import Train
@@ -64,7 +64,7 @@ class Step:
     rows: Any  # row numbers of the whole step, over all ranks
     batches: list[Batch]
     tokens: int  # of the whole step, over all ranks
-    padding: float  # share of padded positions in this rank's micro-batches
+    padding: float  # share of padding in the positions that this rank computes
 
     def pin_memory(self) -> "Step":
         """In memory from which a GPU copies while it computes; DataLoader calls this by its name."""
@@ -83,6 +83,7 @@ class Steps(Dataset[Step]):
     rank: int = 0
     ranks: int = 1
     total: int | None = None  # steps of the run
+    packed: bool = False  # padding is left out, see padding.py
 
     def __getitem__(self, number: int) -> Step:
         """The batches of step `number` (counted from 0) for this rank."""
@@ -96,9 +97,10 @@ class Steps(Dataset[Step]):
             else self.rows.silent(self.seed)
             for cut in cuts
         ]
-        padded = sum(len(cut) * width(int(lengths[cut].max())) for cut in cuts if len(cut))
-        own = sum(int(lengths[cut].sum()) for cut in cuts)
-        return Step(number, epoch, chosen, batches, int(lengths.sum()), 1 - own / max(1, padded))
+        sizes = [(int(lengths[cut].sum()), len(cut) * width(int(lengths[cut].max()))) for cut in cuts if len(cut)]
+        own = sum(real for real, _ in sizes)
+        computed = sum(padding.computed(*size) if self.packed else size[1] for size in sizes)
+        return Step(number, epoch, chosen, batches, int(lengths.sum()), 1 - own / max(1, computed))
 
 
 @dataclass
@@ -165,10 +167,11 @@ def train_step(
     with together.attempted(accelerator), kernels.faster():
         for batch in batches:
             batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-            with accelerator.autocast():
-                found = heads.losses(model, batch, task, options, criterion)
-                loss = sum(part.total for part in found.values())
-            accelerator.backward(loss)
+            with padding.left_out(model, batch):
+                with accelerator.autocast():
+                    found = heads.losses(model, batch, task, options, criterion)
+                    loss = sum(part.total for part in found.values())
+                accelerator.backward(loss)
             for name, part in found.items():
                 totals[name] += part.total.detach()
     together.add_gradients(model.parameters(), accelerator)
@@ -425,7 +428,7 @@ def evaluate_rows(
         generators = [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen]
         batch = rows.batch(chosen, generators) if len(chosen) else rows.silent(0)
         batch = {k: v.to(device) for k, v in batch.items()}
-        with accelerator.autocast(), kernels.faster():
+        with accelerator.autocast(), kernels.faster(), padding.left_out(model, batch):
             found = heads.losses(model, batch, rows.task, rows.options, criterion)
         if not len(chosen):
             continue

@@ -27,6 +27,7 @@ from . import (
     machine,
     memory,
     models,
+    padding,
     page,
     prepare,
     store,
@@ -366,7 +367,8 @@ def predict(
         batch = found.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])
         batch = {k: v.to(model.device) for k, v in batch.items()}
         raw = [{**found.data[int(row)], "row": first + int(row)} for row in chosen]
-        given = prepared.task.predict(model, batch, raw, prepared.tokenizer, prepared.options)  # type: ignore[misc]
+        with padding.left_out(model, batch):
+            given = prepared.task.predict(model, batch, raw, prepared.tokenizer, prepared.options)  # type: ignore[misc]
         for number, source, answer in zip(chosen, raw, given, strict=True):
             answers[int(number)] = {**{k: v for k, v in source.items() if isinstance(v, str)}, **answer}
     if prepared.task.combine is None:

@@ -25,6 +25,7 @@ from . import (
     methods,
     models,
     optim,
+    padding,
     page,
     prepare,
     together,
@@ -143,8 +144,9 @@ class Run:
         _advance(schedule, self.progress.step)
         budget = machine.micro_batch_tokens(train.micro_batch_tokens)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        overhead = machine.micro_batch_overhead(self.core)
-        steps = Steps(rows["train"], plan, train.seed, budget, overhead, rank=rank, ranks=ranks, total=self.total)
+        packed = padding.possible(model)
+        overhead = machine.micro_batch_overhead(self.core) * (padding.CUT if packed else 1)
+        steps = Steps(rows["train"], plan, train.seed, budget, overhead, rank, ranks, self.total, packed)
         per_epoch = len(plan.epoch(0))
         if self.method.fill and self.total > per_epoch:
             self._compute_features()

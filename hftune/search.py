@@ -1,7 +1,7 @@
 """How the tokens of a text are found: a loop over a batch whose rows leave as their texts end.
 
 transformers' `generate` prepares everything (the encoder, the cache, the processors of scores) and hands its inputs to
-`Loop.run`. Prompts are read once, whatever number of texts they get. Which texts go on, and with which token, is for a
+`run`. Prompts are read once, whatever number of texts they get. Which texts go on, and with which token, is for a
 search to say: `Texts` for greedy search and sampling, `Beams` for beam search.
 """
 
@@ -53,54 +53,48 @@ class Search(Protocol):
         ...
 
 
-class Loop:
-    """Runs a search; `run` is a decoding loop for transformers' `generate`."""
+def run(
+    search: Search, model: Any, input_ids: "Tensor", logits_processor: Any, stopping_criteria: Any, generation_config: Any,
+    **inputs: Any,
+) -> list[list[list[int]]]:  # fmt: skip
+    """What a search finds: a decoding loop for transformers' `generate`, which gives all but the first argument.
 
-    def __init__(self, search: Search):
-        self.search = search
+    Raises:
+        UserError: several texts of a row are wanted, and the model keeps what it has read where they cannot be moved.
+    """
+    import torch
 
-    def run(
-        self, model: Any, input_ids: "Tensor", logits_processor: Any, stopping_criteria: Any, generation_config: Any,
-        **inputs: Any,
-    ) -> list[list[list[int]]]:  # fmt: skip
-        """What the search found; the arguments are those that `generate` hands to such a loop.
-
-        Raises:
-            UserError: several texts of a row are wanted, and the model keeps what it has read where they cannot be moved.
-        """
-        import torch
-
-        search, ids, step = self.search, input_ids, None
-        movable = _movable(model, inputs)
-        if search.copies > 1 and not movable:
-            raise UserError(
-                f"{model.config.model_type} cannot write several texts for a row, nor search with beams",
-                hint="set num_beams and num_return_sequences to 1",
-                where="task.num_beams",
-            )
-        leave = movable and _forgetful(logits_processor)
-        most = generation_config.max_length - ids.shape[1]
-        for left in range(most, 0, -1):
-            asked = model.prepare_inputs_for_generation(
-                ids, next_sequence_length=step, is_first_iteration=step is None, **inputs
-            )
-            outputs = model(**asked, return_dict=True)
-            inputs = model._update_model_kwargs_for_generation(
-                outputs, inputs, is_encoder_decoder=model.config.is_encoder_decoder
-            )
-            step = 1 if inputs["use_cache"] else None
-            logits = outputs.logits[:, -1].to(torch.float32, copy=True)
-            del outputs  # the first holds the logits of whole prompts
-            parents, tokens = search.choose(ids, logits, logits_processor, left, leave)
-            if not len(tokens):
-                break
-            if parents is not None:
-                # as many texts as before: none left, only beams of a row changed places, and its prompt is theirs all
-                stay = left < most and len(parents) == len(ids)
-                inputs, ids = _select(model, inputs, parents, len(ids), stay), ids[parents]
-                _move(logits_processor, parents)
-            ids = torch.cat([ids, tokens[:, None]], 1)
-        return search.found
+    ids, step = input_ids, None
+    movable = _movable(model, inputs)
+    if search.copies > 1 and not movable:
+        raise UserError(
+            f"{model.config.model_type} cannot write several texts for a row, nor search with beams",
+            hint="set num_beams and num_return_sequences to 1",
+            where="task.num_beams",
+        )
+    leave = movable and _forgetful(logits_processor)
+    most = generation_config.max_length - ids.shape[1]
+    for left in range(most, 0, -1):
+        asked = model.prepare_inputs_for_generation(
+            ids, next_sequence_length=step, is_first_iteration=step is None, **inputs
+        )
+        outputs = model(**asked, return_dict=True)
+        inputs = model._update_model_kwargs_for_generation(
+            outputs, inputs, is_encoder_decoder=model.config.is_encoder_decoder
+        )
+        step = 1 if inputs["use_cache"] else None
+        logits = outputs.logits[:, -1].to(torch.float32, copy=True)
+        del outputs  # the first holds the logits of whole prompts
+        parents, tokens = search.choose(ids, logits, logits_processor, left, leave)
+        if not len(tokens):
+            break
+        if parents is not None:
+            # as many texts as before: none left, only beams of a row changed places, and its prompt is theirs all
+            stay = left < most and len(parents) == len(ids)
+            inputs, ids = _select(model, inputs, parents, len(ids), stay), ids[parents]
+            _move(logits_processor, parents)
+        ids = torch.cat([ids, tokens[:, None]], 1)
+    return search.found
 
 
 class Texts:
@@ -138,11 +132,10 @@ class Texts:
                 self.texts[self.alive[at]].append(id)
                 if self.watch is not None:
                     self.watch(*self.owners[self.alive[at]], id)
-        over = sum(self.done)
-        kept = [at for at, done in enumerate(self.done) if not (done and leave and over * SMALLER >= len(self.done))]
-        if over == len(self.done):
-            kept = []
-        if copies == 1 and len(kept) == len(self.done):
+        over, number = sum(self.done), len(self.done)
+        go = over == number or (leave and over * SMALLER >= number)
+        kept = [at for at, done in enumerate(self.done) if not (done and go)]
+        if copies == 1 and len(kept) == number:
             return None, tokens
         self.alive, self.done = [self.alive[at] for at in kept], [self.done[at] for at in kept]
         where = torch.tensor(kept, dtype=torch.int64, device=ids.device)

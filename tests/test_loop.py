@@ -8,7 +8,7 @@ import tiny
 import torch
 from accelerate import Accelerator
 
-from hftune import batching, heads, loop, machine, optim, prepare, recipe
+from hftune import batching, heads, loop, machine, optim, padding, prepare, recipe
 from hftune.batching import Plan, generator
 from hftune.loop import Steps
 from hftune.report import Reporter
@@ -188,6 +188,9 @@ def test_padding_and_operations_of_a_step(job):
     plan = Plan(data.data.lengths, 0, 16)
     whole, cut = (Steps(data, plan, 0, 10**6, overhead)[0] for overhead in (10**9, 0))
     assert cut.padding < whole.padding
+    packed = Steps(data, plan, 0, 10**6, 10**9, packed=True)[0]
+    assert packed.padding < whole.padding
+    assert packed.tokens / (1 - packed.padding) == pytest.approx(-(-packed.tokens // padding.STEP) * padding.STEP)
 
     def operations(step, head):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
