@@ -108,7 +108,7 @@ def generate(
         For each row `num_return_sequences` lists of new ids, up to but without the end of text.
 
     Raises:
-        UserError: prompt and text together need more positions than the model has.
+        UserError: prompt and text together need more positions than the model has, or see search.run.
     """
     config = _config(model, tokenizer, decoding, settings)
     inputs = {name: value for name, value in batch.items() if name != "labels"}
