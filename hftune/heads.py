@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .labelled import places, taken
 from .task import IGNORE, Task
 
 PROBE = 32.0  # hidden states are magnified so while a head is tried: a cap on its logits shows
@@ -196,21 +197,23 @@ class Criterion:
         """
         core = unwrap(model)
         decoder = core.get_output_embeddings()
-        keep = labels != IGNORE
-        targets = labels[keep]
+        targets = taken(labels, labels)
         if self.head == "full":
             outputs = model(**inputs)
-            return outputs, self._reduce(F.cross_entropy, _precise(vocabulary(outputs)[keep]), targets, keep, term)
+            logits = taken(vocabulary(outputs), labels)
+            return outputs, self._reduce(F.cross_entropy, _precise(logits), targets, labels, term)
         if self.head == "kept":
             extra = -len(targets) % SHAPES
-            with _before(decoder, lambda hidden: F.pad(_behind_prompt(hidden, keep)[keep], (0, 0, 0, extra))):
+            with _before(
+                decoder, lambda hidden: F.pad(taken(_behind_prompt(hidden, labels), labels), (0, 0, 0, extra))
+            ):
                 outputs = model(**inputs)
             logits = vocabulary(outputs)[: len(targets)]
-            return outputs, self._reduce(F.cross_entropy, _precise(logits), targets, keep, term)
+            return outputs, self._reduce(F.cross_entropy, _precise(logits), targets, labels, term)
         seen: list[Tensor] = []
 
         def take(hidden: Tensor) -> Tensor:
-            seen.append(_behind_prompt(hidden, keep)[keep])
+            seen.append(taken(_behind_prompt(hidden, labels), labels))
             return hidden[..., :0, :]  # the decoder still runs, on nothing
 
         with _before(decoder, take):
@@ -220,7 +223,7 @@ class Criterion:
         if offset is not None:
             bias = offset[0] if bias is None else bias + offset[0]
         if self.by_row:
-            return outputs, self._rows(_token_losses(seen[0], decoder.weight, bias, targets), keep)
+            return outputs, self._rows(_token_losses(seen[0], decoder.weight, bias, targets), labels)
         factor = self.factors.get(term, torch.ones((), device=targets.device))
         weight = decoder.weight
         if not torch.is_grad_enabled():  # a Function computes gradients for whatever may need some
@@ -243,24 +246,21 @@ class Criterion:
         floating point are targets: of binary cross-entropy if `problem` is "multi_label_classification", else of
         squared error. -100 is ignored throughout. A logit of -inf is a class that the row does not have.
         """
-        keep = labels != IGNORE
-        if not labels.is_floating_point():
-            chosen = logits[keep].float()
-            if self.smoothing and not self.by_row and bool(torch.isinf(chosen).any()):
-                return self._reduce(
-                    partial(_smoothed_over_some, smoothing=self.smoothing), chosen, labels[keep], keep, term
-                )
-            return self._reduce(F.cross_entropy, chosen, labels[keep], keep, term, weight)
-        function = F.binary_cross_entropy_with_logits if problem == "multi_label_classification" else F.mse_loss
-        outputs = logits.reshape(labels.shape)[keep].float()
-        return self._reduce(function, outputs, labels[keep].float(), keep, term)
+        if labels.is_floating_point():
+            function = F.binary_cross_entropy_with_logits if problem == "multi_label_classification" else F.mse_loss
+            outputs = taken(logits.reshape(labels.shape), labels).float()
+            return self._reduce(function, outputs, taken(labels, labels).float(), labels, term)
+        chosen, targets = taken(logits, labels).float(), taken(labels, labels)
+        if self.smoothing and not self.by_row and weight is None:  # torch's own smoothing knows of no absent class
+            return self._reduce(partial(_smoothed, smoothing=self.smoothing), chosen, targets, labels, term)
+        return self._reduce(F.cross_entropy, chosen, targets, labels, term, weight)
 
     def _reduce(
         self,
         function: Callable[..., Tensor],
         outputs: Tensor,
         targets: Tensor,
-        keep: Tensor,
+        labels: Tensor,
         term: str,
         weight: Tensor | None = None,
     ) -> Losses:
@@ -268,18 +268,18 @@ class Criterion:
         if function is F.cross_entropy:
             more = {"weight": weight, "label_smoothing": 0.0 if self.by_row else self.smoothing}
         losses = function(outputs, targets, reduction="none", **more)
-        return self._rows(losses, keep) if self.by_row else Losses(losses.sum() * self.factors.get(term, 1.0))
+        return self._rows(losses, labels) if self.by_row else Losses(losses.sum() * self.factors.get(term, 1.0))
 
     @staticmethod
-    def _rows(losses: Tensor, keep: Tensor) -> Losses:
-        row = keep.nonzero()[:, 0]
+    def _rows(losses: Tensor, labels: Tensor) -> Losses:
+        row = places(labels) // labels[0].numel()
         losses = losses.double()
         return Losses(
-            losses.sum(), torch.zeros(len(keep), dtype=losses.dtype, device=losses.device).index_add_(0, row, losses)
+            losses.sum(), torch.zeros(len(labels), dtype=losses.dtype, device=losses.device).index_add_(0, row, losses)
         )
 
 
-def _smoothed_over_some(logits: Tensor, labels: Tensor, *, smoothing: float, reduction: str) -> Tensor:
+def _smoothed(logits: Tensor, labels: Tensor, *, smoothing: float, reduction: str) -> Tensor:
     """Cross-entropy [N] with label smoothing over the classes whose logit is not -inf (torch's own would be infinite)."""
     log_probabilities = logits.log_softmax(-1)
     there = torch.isfinite(logits)
@@ -298,9 +298,9 @@ def _precise(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _behind_prompt(hidden: Tensor, keep: Tensor) -> Tensor:
+def _behind_prompt(hidden: Tensor, labels: Tensor) -> Tensor:
     """The text's own positions: virtual tokens, where an adapter puts some, stand before them."""
-    return hidden[:, -keep.shape[1] :] if keep.shape[1] else hidden
+    return hidden[:, -labels.shape[1] :] if labels.shape[1] else hidden
 
 
 def _token_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ all micro-batches and ranks. And everything random follows from (seed, step), so
 save: a run that was killed goes on bit for bit.
 """
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from . import batching, heads, kernels, memory, padding, together
+from . import batching, heads, kernels, labelled, memory, optim, padding, together
 from .arrays import width
 from .batching import Plan
 from .schema import Train
@@ -159,14 +160,14 @@ def train_step(
     """
     device = accelerator.device
     counts = torch.stack([torch.stack([(b[t.labels] != IGNORE).sum() for b in batches]).sum() for t in task.terms])
-    counts = accelerator.reduce(counts.to(device), "sum").clamp(min=1)
+    counts = accelerator.reduce(labelled.sent(counts, device), "sum").clamp(min=1)
     factors = {t.name: t.weight / n for t, n in zip(task.terms, counts.float(), strict=True)}
     criterion = heads.Criterion(factors, smoothing, head=head)
     totals = {term.name: torch.zeros((), device=device) for term in task.terms}
     # ------------------------------------------------------------------ the training step
     with together.attempted(accelerator), kernels.faster():
         for batch in batches:
-            batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+            batch = labelled.moved(batch, device, task)
             with padding.left_out(model, batch):
                 with accelerator.autocast():
                     found = heads.losses(model, batch, task, options, criterion)
@@ -178,8 +179,7 @@ def train_step(
     sums = accelerator.reduce(torch.stack([totals[t.name] / factors[t.name] for t in task.terms]), "sum")
     # a loss that is not finite makes the norm so, on every rank alike
     norm = accelerator.clip_grad_norm_(model.parameters(), max_norm or torch.inf) + 0 * sums.sum()
-    if bool(torch.isfinite(norm)):
-        optimizer.step()
+    optim.move(optimizer, norm, accelerator.scaler)
     optimizer.zero_grad()
     # -----------------------------------------------------------------------------------
     names = [term.name for term in task.terms]
@@ -267,13 +267,24 @@ class Job:
         torch.cuda.empty_cache()
         self.log({"event": "out of memory", "step": step.number + 1, "micro_batch_tokens": self.steps.budget})
 
-    def skip(self, step: Step, sums: dict[str, Tensor], norm: Tensor) -> None:
+    def skip(self, step: Step, sums: dict[str, Tensor], norm: float) -> None:
         """A step that is not finite: the run stops, or goes on without it, as the recipe says."""
         loss = float(sum(sums.values()))
         if self.recipe.on_nonfinite == "stop":
             rows = ", ".join(map(str, step.rows[:16])) + (" ..." if len(step.rows) > 16 else "")
-            raise NotFinite(f"step {step.number + 1}: loss {loss:.4g}, gradient norm {float(norm):.4g}; rows {rows}")
+            raise NotFinite(f"step {step.number + 1}: loss {loss:.4g}, gradient norm {norm:.4g}; rows {rows}")
         self.log({"event": "skipped", "step": step.number + 1, "rows": [int(row) for row in step.rows]})
+
+    def settle(self, window: "Window", progress: Progress) -> None:
+        """Hear from the device how the steps went since it was last asked; see `skip`."""
+        for step, sums, norm in window.settle():
+            self.skip(step, sums, norm)
+            progress.skipped += 1
+
+
+def at_hand(device: torch.device) -> bool:
+    """Whether a number is there when it is asked for; elsewhere the host waits, so it asks when it must write or save."""
+    return device.type == "cpu"
 
 
 def _as_is(step: Step) -> Step:
@@ -288,16 +299,26 @@ def _deaf(worker: int) -> None:
 
 @dataclass
 class Window:
-    """Sums since the last line of the log."""
+    """Sums since the last line of the log, and the steps of which it is not known yet whether they were finite."""
 
     sums: dict[str, Tensor] = field(default_factory=dict)
     counts: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
     padding: list[float] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
+    unknown: list[tuple[Step, Found]] = field(default_factory=list)
 
-    def add(self, step: Step, sums: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
-        """Take in one step, without asking the device for a number."""
+    def settle(self) -> Iterator[tuple[Step, dict[str, Tensor], float]]:
+        """Ask the device about all steps since it was last asked: the finite ones are taken in, the others come out."""
+        asked, self.unknown = self.unknown, []
+        norms = torch.stack([norm for _, (_, _, norm) in asked]).tolist() if asked else []
+        for (step, (sums, counts, _)), norm in zip(asked, norms, strict=True):
+            if math.isfinite(norm):
+                self._add(step, sums, counts)
+            else:
+                yield step, sums, norm
+
+    def _add(self, step: Step, sums: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
         for name in sums:
             self.sums[name] = self.sums.get(name, 0) + sums[name].double()
             self.counts[name] = self.counts.get(name, 0) + counts[name]
@@ -336,33 +357,34 @@ def train(job: Job, progress: Progress) -> str:
             job.halve(step)
             source = job.batches(progress.step)
             continue
-        sums, counts, norm = found
         job.schedule.step()
-        if bool(torch.isfinite(norm)):
-            window.add(step, sums, counts)
-        else:
-            job.skip(step, sums, norm)
-            progress.skipped += 1
-        progress.step += 1
+        done = progress.step + 1
+        last = done == job.total
+        logs = done % job.recipe.logging_steps == 0 or last
+        evaluates = bool(job.evaluate_every) and (done % job.evaluate_every == 0 or last)
+        window.unknown.append((replace(step, batches=[]), found))
+        if at_hand(job.accelerator.device) or logs or evaluates:
+            job.settle(window, progress)
+        progress.step = done
         progress.tokens += step.tokens
         progress.seconds += time.perf_counter() - begin
-        last = progress.step == job.total
-        if (progress.step % job.recipe.logging_steps == 0 or last) and window.sums:
+        if logs and window.sums:
             entry = {
                 "step": progress.step,
                 "epoch": job.steps.plan.done(step.number),
                 **window.entry(job.steps.rows.task),
             }
-            job.log({**entry, "learning_rate": rate, "grad_norm": float(norm), "tokens": progress.tokens})
+            job.log({**entry, "learning_rate": rate, "grad_norm": float(found[2]), "tokens": progress.tokens})
             window = Window()
         enough = False
-        if job.evaluate_every and (progress.step % job.evaluate_every == 0 or last):
+        if evaluates:
             enough = job.evaluate(progress)
             job.model.train()
             window.started = time.perf_counter()
         reason = job.stop(progress)
         due = job.save_every and progress.step % job.save_every == 0
         if reason or enough or last or due or (job.keep_best and progress.is_best()):
+            job.settle(window, progress)
             job.save(progress)
             window.started = time.perf_counter()
         if reason:
@@ -427,7 +449,7 @@ def evaluate_rows(
     for chosen in memory.returned(share):
         generators = [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen]
         batch = rows.batch(chosen, generators) if len(chosen) else rows.silent(0)
-        batch = {k: v.to(device) for k, v in batch.items()}
+        batch = labelled.moved(batch, device, rows.task)
         with accelerator.autocast(), kernels.faster(), padding.left_out(model, batch):
             found = heads.losses(model, batch, rows.task, rows.options, criterion)
         if not len(chosen):

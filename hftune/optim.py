@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .errors import UserError
 from .schema import Train
@@ -120,3 +120,21 @@ def schedule(optimizer: torch.optim.Optimizer, recipe: Train, steps: int) -> tor
         scheduler_specific_kwargs=dict(recipe.lr_scheduler_kwargs),
     )
     return made
+
+
+def move(optimizer: Any, norm: Tensor, scaler: Any = None) -> None:
+    """A step of the optimizer, unless the norm of the gradients is not finite.
+
+    torch's fused optimizers see for themselves, so that nobody waits until a GPU can say.
+
+    Args:
+        optimizer: as accelerate prepared it, or torch's own.
+        norm: scalar tensor.
+        scaler: of half precision, which asks anyway.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if scaler is None and all(group.get("fused") for group in inner.param_groups):
+        inner.found_inf = (~torch.isfinite(norm)).float()  # the name by which torch's own scaler says so
+        optimizer.step()
+    elif bool(torch.isfinite(norm)):
+        optimizer.step()

@@ -59,10 +59,12 @@ def loss(model: Any, batch: dict[str, Any], options: Weighted, criterion: Any) -
     """Cross-entropy in which each target counts as much as its label weighs."""
     import torch
 
+    from .labelled import sent
+
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     logits = model(**inputs).logits
     weights = None if criterion.by_row else options.weights()
-    weight = None if weights is None else torch.tensor(weights, device=logits.device)
+    weight = None if weights is None else sent(torch.tensor(weights), logits.device)
     return {"loss": criterion.logits(logits, batch["labels"], weight=weight)}
 
 

@@ -347,6 +347,38 @@ def test_or_the_step_is_skipped_and_counted(made, monkeypatch):
     assert all(torch.isfinite(p).all() for p in job.model.parameters())
 
 
+@pytest.mark.parametrize("option", ["stop", "skip"])
+def test_a_device_that_is_asked_seldom_tells_the_same(made, monkeypatch, option):
+    """As on a GPU: the steps are not waited for one by one, and of one that is not finite nothing is left but its line."""
+    found = []
+    for seldom in (False, True):
+        with monkeypatch.context() as patch:
+            job, log = work(made, total=6, budget=10**6, on_nonfinite=option, logging_steps=4)
+            poison(patch, 3)
+            patch.setattr(loop, "at_hand", lambda device, seldom=seldom: not seldom)
+            progress, error = Progress(), ""
+            try:
+                loop.train(job, progress)
+            except loop.NotFinite as raised:
+                error = str(raised)
+        entries = [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in log]
+        found.append((entries, error, progress.skipped))
+        if option == "skip":
+            found[-1] += ([w.tolist() for w in job.model.parameters()],)
+    assert found[0] == found[1]
+    assert ("step 3" in error) == (option == "stop")
+
+
+def test_what_is_not_finite_is_known_before_anything_is_saved(made, monkeypatch):
+    job, _ = work(made, total=6, budget=10**6, logging_steps=6)
+    poison(monkeypatch, 2)
+    monkeypatch.setattr(loop, "at_hand", lambda device: False)
+    job.stop = lambda progress: "a signal" if progress.step == 4 else None
+    job.save = lambda progress: pytest.fail("a checkpoint of a run that had broken down")
+    with pytest.raises(loop.NotFinite, match="step 2"):
+        loop.train(job, Progress())
+
+
 def lose_a_worker(made):
     job, _ = work(made, total=400, workers=1)
 

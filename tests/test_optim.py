@@ -324,6 +324,22 @@ def test_checkpointed_activations_give_the_same_weights(base, tmp_path):
         torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor"])
+def test_gradients_that_are_not_finite_move_nothing(name):
+    """Neither weights nor moments nor counts: what follows is as if that step had not been."""
+    ended = []
+    for broken in (False, True):
+        weight = torch.nn.Parameter(torch.arange(6.0).view(2, 3))
+        optimizer = optim.optimizer([weight], Train(batch_size=1, optim=name, learning_rate=0.1))
+        for step in range(4):
+            if step == 2 and not broken:
+                continue
+            weight.grad = torch.full_like(weight, torch.nan) if step == 2 else torch.ones_like(weight) * (step + 1)
+            optim.move(optimizer, torch.linalg.vector_norm(weight.grad))
+        ended.append((weight.tolist(), [value.tolist() for value in optimizer.state[weight].values()]))
+    assert ended[0] == ended[1]
+
+
 def test_unknown_arguments_of_a_schedule_are_refused():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     with pytest.raises(UserError, match="linear takes no min_lr"):

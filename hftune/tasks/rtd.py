@@ -110,14 +110,16 @@ def forward(networks: Any, input_ids: Any, labels: Any, original: Any, uniform: 
     """
     import torch
 
+    from ..labelled import know, places, taken
+
     logits = networks.generator(input_ids=input_ids, **inputs).logits
-    asked, there = labels != IGNORE, original != IGNORE
-    filled = input_ids.clone()  # but for the tokens asked for it is the text
-    wanted = uniform[asked]
-    filled[asked] = sample(logits[asked] if logits.dim() == 3 else logits[: len(wanted)], wanted)
+    wanted = taken(uniform, labels)
+    drawn = sample(taken(logits, labels) if logits.dim() == 3 else logits[: len(wanted)], wanted)
+    # but for the tokens asked for it is the text
+    filled = input_ids.flatten().index_copy(0, places(labels), drawn).view_as(input_ids)
     found = networks.main(input_ids=filled, **inputs).logits
-    replaced = torch.where(there, (filled != original).float(), IGNORE)
-    return SimpleNamespace(logits=logits, replaced_logits=found, replaced=replaced)
+    replaced = torch.where(original != IGNORE, (filled != original).float(), IGNORE)
+    return SimpleNamespace(logits=logits, replaced_logits=found, replaced=know(replaced, places(original)))
 
 
 def loss(model: Any, batch: dict[str, Any], options: RtdOptions, criterion: Any) -> dict[str, Any]:
