@@ -7,6 +7,7 @@ needs. Each side imports only its own, and does so before the clock runs.
 inherits is imports alone, and those took longer than most measurements.
 """
 
+import gc
 import json
 import os
 import sys
@@ -103,6 +104,8 @@ def serve(side: str) -> None:
         from . import ours
 
         ours.imports(next(iter(jobs.FULL)))
+    gc.collect()
+    gc.freeze()  # or each process would copy what it inherited at its first collection
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
