@@ -19,10 +19,8 @@ def moved(batch: dict[str, Tensor], device: torch.device, task: Task) -> dict[st
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """On a device; a GPU copies it when it comes to it, and the host goes on."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
+    """What is on the host, on a device; a GPU copies it when it comes to it, and the host goes on."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def places(labels: Tensor) -> Tensor:
