@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
-from . import check, corpus, jobs, report, startup, tools
+from . import check, corpus, jobs, report, startup, tools, windows
 from .one import DONE
 
 HERE = Path(__file__).parent
@@ -156,6 +156,12 @@ def decoding(pairs: int) -> dict[str, Any]:
     return found
 
 
+def sliding(pairs: int) -> dict[str, Any]:
+    """Perplexity by sliding windows."""
+    jobs.make(windows.NAME)
+    return turns("slide", plan(pairs))
+
+
 def packing(pairs: int) -> dict[str, Any]:
     """100 MB of text to rows of ids, two threads."""
     jobs.make(corpus.NAME)
@@ -188,7 +194,7 @@ def others(pairs: int) -> dict[str, Any]:
 
 
 MORE: dict[str, Callable[[int], dict[str, Any]]] = {
-    "equality": equality, "decoding": decoding, "packing": packing, "start": start, "others": others,
+    "equality": equality, "decoding": decoding, "windows": sliding, "packing": packing, "start": start, "others": others,
 }  # fmt: skip
 
 

@@ -68,6 +68,13 @@ def decode(where: Path, side: str, name: str, beams: int, matmul: str = "auto") 
     return {**found, "texts": texts}
 
 
+def slide(where: Path, side: str, matmul: str = "auto") -> dict[str, Any]:
+    """Perplexity by sliding windows."""
+    from . import windows
+
+    return windows.reference() if side == "reference" else windows.ours(where, matmul)
+
+
 def pack(where: Path, side: str, path: str) -> dict[str, Any]:
     """From text to rows of ids."""
     from . import corpus
@@ -82,7 +89,7 @@ def first_step(where: Path, folder: str) -> dict[str, float]:
     return startup.first_step(Path(folder))
 
 
-KINDS = {kind.__name__: kind for kind in (train, needed, peak, losses, decode, pack, first_step)}
+KINDS = {kind.__name__: kind for kind in (train, needed, peak, losses, decode, slide, pack, first_step)}
 
 
 def main(asked: str) -> None:

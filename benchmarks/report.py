@@ -9,6 +9,7 @@ from typing import Any
 
 from .jobs import JOBS
 from .tools import TOOLS
+from .windows import STRIDE, WINDOW
 
 PHASES = ("prepare", "train", "evaluate")
 Runs = list[dict[str, Any]]
@@ -155,6 +156,25 @@ def by_tool(found: dict[str, Any]) -> Iterable[list[str]]:
             ]  # fmt: skip
 
 
+def sliding(found: dict[str, Any]) -> str:
+    """The section on sliding windows."""
+    whole = [
+        spread(ratios(found[threads]["reference"], found[threads][side], lambda run: cost(run, cpu, ["evaluate"])))  # noqa: B023
+        for threads, side, cpu in (("1", "auto", True), ("1", "highest", True), ("2", "auto", False))
+    ]
+    both = [found["1"][side] for side in ("reference", "auto")]
+    seconds = [f"{middle(runs, lambda run: cost(run, True, ['evaluate'])):.1f}" for runs in both]
+    peak = [f"{middle(runs, lambda run: run['peak']) / 2**20:.0f}" for runs in both]
+    losses = [f"{runs[-1]['loss']:.4f} ({runs[-1]['targets']:,} targets)" for runs in both]
+    return (
+        f"Perplexity of a causal LM by windows of {WINDOW} tokens that move on by {STRIDE}, against one window at a time with all its "
+        "logits. Loss: " + " against ".join(losses) + ".\n\n"
+    ) + table(
+        ["CPU-seconds, one thread", "the same, matmul=highest", "wall, two threads", "reference, s", "hftune, s", "reference, MB", "hftune, MB"],
+        [[whole[0], whole[1], whole[2], *seconds, *peak]],
+    )  # fmt: skip
+
+
 def packing(found: dict[str, Any]) -> str:
     """The section on preparing text."""
     both = [found["reference"], found["auto"]]
@@ -239,6 +259,8 @@ def write(results: dict[str, Any]) -> str:
             "hftune, s",
         ]
         parts += ["## Decoding\n", table([*head, "rows that differ", "different texts"], by_decoding(decoded))]
+    if slid := results.get("windows"):
+        parts += ["## Sliding windows\n", sliding(slid)]
     if packed := results.get("packing"):
         parts += ["## Preparing\n", packing(packed)]
     if others := results.get("others"):
