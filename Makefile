@@ -21,10 +21,10 @@ demo: setup
 	$(RUN)/hftune eval runs/sentiment
 
 test: setup
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist worksteal
+	$(RUN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: setup
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n 2 --dist worksteal -m slow
+	$(RUN)/python -m pytest -n 2 --dist worksteal -m slow
 
 check: setup
 	$(RUN)/ruff format --check .

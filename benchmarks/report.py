@@ -236,7 +236,7 @@ def write(results: dict[str, Any]) -> str:
             ["job", "seconds", "side", *PHASES, "peak MB", "steps", "loss", "validation", "matmul"], by_phase(found)
         ),
         "## Distance to the limit\n",
-        "Operations that training needs (no padding, vocabulary head at the targets alone; three times the forward), the seconds "
+        "Operations that training needs (no padding, vocabulary head at the targets alone, an encoder's last layer where it is read; three times the forward), the seconds "
         "in which one core would do nothing else, and these as a share of what training took.\n",
         table(["job", "GFLOP", "least seconds", "reference", "hftune"], by_limit(found, best)),
     ]  # fmt: skip

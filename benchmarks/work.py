@@ -1,7 +1,8 @@
 """What a job needs at least: floating-point operations of its matrix products, and how fast this machine does those.
 
-Needed is what the mathematics needs: each row at its own length, the vocabulary head at the targets alone, three times
-the forward for training. Dropout, norms, the optimizer and everything else that is no matrix product count as nothing.
+Needed is what the mathematics needs: each row at its own length, the vocabulary head at the targets alone, of an encoder's
+last layer only what the loss reads, three times the forward for training. Dropout, norms, the optimizer and everything
+else that is no matrix product count as nothing.
 """
 
 import time
@@ -12,7 +13,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from hftune import optim, positions
+
 SIZES = (512, 1024, 2048)
+KEPT = positions.KEYS + positions.VALUES
 
 
 def needed(name: str, where: Path) -> dict[str, Any]:
@@ -44,10 +48,23 @@ def needed(name: str, where: Path) -> dict[str, Any]:
             with shapes_alone, FlopCounterMode(display=False) as counter, torch.no_grad():
                 model(**shaped(model, batch, *shape))
             found[shape] = counter.get_total_flops()
-        total, targets, tokens = total + found[shape], targets + labels, tokens + shape[0]
+        read = labels if batch["labels"].ndim > 1 else 1
+        total += found[shape] - (shape[0] - read) * unread(model, shape[0])
+        targets, tokens = targets + labels, tokens + shape[0]
     if decoder is not None:
         total += 2 * targets * decoder.weight.numel()
     return {"training": 3 * total, "targets": targets, "tokens": tokens, "rows": len(rows)}
+
+
+def unread(model: Any, tokens: int) -> int:
+    """Operations of the last layer at a position that no loss reads, in a row of so many: all but its key and value."""
+    if model.config.model_type not in positions.KNOWN:
+        return 0
+    last = optim.layers(model)[-1][-1].named_modules()
+    linear = [
+        module for name, module in last if type(module) is torch.nn.Linear and name.rpartition(".")[2] not in KEPT
+    ]
+    return 2 * sum(module.weight.numel() for module in linear) + 4 * tokens * model.config.hidden_size
 
 
 def kept(model: Any, batch: Any) -> bool:

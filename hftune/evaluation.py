@@ -15,6 +15,7 @@ from .files import read_lines
 from .loop import Rows
 from .metrics import intervals as resampling
 from .schema import Eval
+from .shortcuts import Shortcuts
 from .task import Task
 
 Columns = tuple[list[Any], list[Any], list[Any] | None]  # predictions, references and class scores, one a row
@@ -103,7 +104,7 @@ def evaluate(
     accelerator: Any,
     settings: Eval,
     *,
-    head: str,
+    shortcuts: Shortcuts,
     predictions: Path | None = None,
     intervals: bool = True,
 ) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def evaluate(
         rows: the split.
         accelerator: accelerate's Accelerator.
         settings: the recipe's block `eval`.
-        head: see heads.choose_head.
+        shortcuts: what need not be computed for the losses.
         predictions: where the predictions go; None: losses only.
         intervals: bootstrap intervals beside the figures.
 
@@ -124,7 +125,7 @@ def evaluate(
     seen = language.sliding(rows, settings)
     answers = predictions if rows.task.predict is not None and not settings.losses_only else None
     with writing(answers, model, rows, accelerator, settings) if answers else nullcontext() as also:
-        by_row = language.measured(model, seen, accelerator, settings, head, also)
+        by_row = language.measured(model, seen, accelerator, settings, shortcuts, also)
     figures = losses(by_row, seen, settings, intervals)
     if heads.unwrap(model).get_output_embeddings() is not None:
         first = rows.task.terms[0].name
@@ -132,7 +133,7 @@ def evaluate(
         tables = {"perplexity": language.documents(by_row[first], seen, rows)}
         if settings.pseudo_perplexity and intervals:
             count = len(tables["perplexity"])
-            tables["pseudo_perplexity"] = language.alone(model, rows, accelerator, settings, head, count)
+            tables["pseudo_perplexity"] = language.alone(model, rows, accelerator, settings, shortcuts, count)
         found = language.figures(tables, rows, settings, intervals)
         figures.update({own if name == "loss" else name: figure for name, figure in found.items()})
         if predictions is not None and rows.task.predict is None and accelerator.is_main_process:

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from .labelled import places, taken
 from .task import IGNORE, Task
 
-PROBE = 32.0  # hidden states are magnified so while a head is tried: a cap on its logits shows
 SHAPES = 32  # rows of a chunk come in multiples of this: see arrays.width
 WRAPPED = ("module", "_orig_mod")  # where DDP and its like, and torch.compile, keep what they wrap
 CHUNK = 2**23  # logits held at once (32 MB in float32); no figure depends on it
@@ -176,7 +175,7 @@ class Criterion:
         factors: term name -> scalar tensor, weight over the number of targets of the whole step.
         smoothing: label smoothing, training only.
         by_row: give each row's sum.
-        head: "fused", "kept" or "full", see `choose_head`.
+        head: "fused", "kept" or "full", see shortcuts.Shortcuts.
     """
 
     factors: dict[str, Tensor] = field(default_factory=dict)
@@ -200,23 +199,21 @@ class Criterion:
         targets = taken(labels, labels)
         if self.head == "full":
             outputs = model(**inputs)
-            logits = taken(vocabulary(outputs), labels)
+            logits = _at_labels(vocabulary(outputs), labels)
             return outputs, self._reduce(F.cross_entropy, _precise(logits), targets, labels, term)
         if self.head == "kept":
             extra = -len(targets) % SHAPES
-            with _before(
-                decoder, lambda hidden: F.pad(taken(_behind_prompt(hidden, labels), labels), (0, 0, 0, extra))
-            ):
+            with before(decoder, lambda hidden: F.pad(_at_labels(hidden, labels), (0, 0, 0, extra))):
                 outputs = model(**inputs)
             logits = vocabulary(outputs)[: len(targets)]
             return outputs, self._reduce(F.cross_entropy, _precise(logits), targets, labels, term)
         seen: list[Tensor] = []
 
         def take(hidden: Tensor) -> Tensor:
-            seen.append(taken(_behind_prompt(hidden, labels), labels))
+            seen.append(_at_labels(hidden, labels))
             return hidden[..., :0, :]  # the decoder still runs, on nothing
 
-        with _before(decoder, take):
+        with before(decoder, take):
             outputs = model(**inputs)
         bias = getattr(decoder, "bias", None)
         offset = getattr(core, "final_logits_bias", None)
@@ -298,9 +295,14 @@ def _precise(logits: Tensor) -> Tensor:
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _behind_prompt(hidden: Tensor, labels: Tensor) -> Tensor:
-    """The text's own positions: virtual tokens, where an adapter puts some, stand before them."""
-    return hidden[:, -labels.shape[1] :] if labels.shape[1] else hidden
+def _at_labels(values: Tensor, labels: Tensor) -> Tensor:
+    """Of values [B, T, *] those where labels [B, T] are: [N, *]. Virtual tokens, where an adapter puts some, stand before the text.
+
+    What positions.only gives begins with them: values [1, M, *].
+    """
+    if len(values) < len(labels) or values.shape[1] < labels.shape[1]:
+        return values[0, : len(places(labels))]
+    return taken(values[:, -labels.shape[1] :] if labels.shape[1] else values, labels)
 
 
 def _token_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
@@ -316,7 +318,7 @@ def _token_losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: T
 
 
 @contextmanager
-def _before(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def before(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Within, the module's input goes through `change`."""
     handle = module.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
     try:
@@ -328,7 +330,7 @@ def _before(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[N
 @contextmanager
 def without_vocabulary(model: nn.Module) -> Iterator[None]:
     """Within, the vocabulary head computes nothing: for whoever needs the model's other outputs alone."""
-    with _before(unwrap(model).get_output_embeddings(), lambda hidden: hidden[..., :0, :]):
+    with before(unwrap(model).get_output_embeddings(), lambda hidden: hidden[..., :0, :]):
         yield
 
 
@@ -419,39 +421,3 @@ def losses(
         return {term.name: criterion.tokens(model, inputs, labels, term.name)[1]}
     problem = core.config.problem_type
     return {term.name: criterion.logits(model(**inputs).logits, labels, term.name, problem)}
-
-
-@torch.no_grad()
-def choose_head(model: nn.Module, batch: dict[str, Tensor], task: Task, options: Any) -> str:
-    """The cheapest way to compute this model's head that gives the loss of the whole head, found by trying.
-
-    "fused" takes the hidden states at labelled positions and multiplies them out in chunks; "kept" lets the model
-    compute logits at those positions itself (heads that scale or cap their logits); "full" keeps all logits.
-    """
-    core = unwrap(model)
-    decoder = core.get_output_embeddings()
-    if decoder is None:
-        return "full"
-    was, modes = model.training, ["full", "fused", "kept"] if type(decoder) is nn.Linear else ["full", "kept"]
-    model.eval()
-    state = torch.get_rng_state()
-    slack = 2e-2 if torch.is_autocast_enabled(next(core.parameters()).device.type) else 1e-5
-    chosen, whole = "full", 0.0
-    for mode in modes:
-        torch.set_rng_state(state)
-        try:
-            with _before(decoder, lambda hidden: hidden * PROBE):
-                sums = losses(model, batch, task, options, Criterion(head=mode))
-        except (RuntimeError, IndexError, AttributeError, TypeError, ValueError):
-            if mode == "full":
-                raise
-            continue  # a head of another shape: the next way down
-        value = float(sum(loss.total.double() for loss in sums.values()))
-        if mode == "full":
-            whole = value
-        elif abs(value - whole) <= slack * max(1.0, abs(whole)):
-            chosen = mode
-            break
-    torch.set_rng_state(state)
-    model.train(was)
-    return chosen

@@ -11,6 +11,7 @@ import numpy as np
 from . import loop, metrics
 from .loop import Rows
 from .schema import Eval
+from .shortcuts import Shortcuts
 
 SHOWN = 48  # tokens by which a person knows a document again
 Sums = dict[str, float]
@@ -22,11 +23,11 @@ def first_rows(rows: Rows, limit: int | None) -> int | None:
 
 
 def measured(
-    model: Any, rows: Rows, accelerator: Any, settings: Eval, head: str, also: loop.Also | None = None
+    model: Any, rows: Rows, accelerator: Any, settings: Eval, shortcuts: Shortcuts, also: loop.Also | None = None
 ) -> dict[str, tuple[Any, Any]]:
     """As loop.evaluate_rows, of the rows of the first `settings.limit` texts."""
     limit, budget = first_rows(rows, settings.limit), settings.batch_tokens
-    return loop.evaluate_rows(model, rows, accelerator, budget=budget, head=head, limit=limit, also=also)
+    return loop.evaluate_rows(model, rows, accelerator, budget=budget, shortcuts=shortcuts, limit=limit, also=also)
 
 
 def sliding(rows: Rows, settings: Eval) -> Rows:
@@ -69,7 +70,7 @@ def sizes(rows: Rows, count: int) -> dict[str, list[int]]:
     return {name: rows.data.column(name)[first].tolist() for name in ("bytes", "words")}
 
 
-def alone(model: Any, rows: Rows, accelerator: Any, settings: Eval, head: str, count: int) -> list[Sums]:
+def alone(model: Any, rows: Rows, accelerator: Any, settings: Eval, shortcuts: Shortcuts, count: int) -> list[Sums]:
     """Pseudo-log-likelihood of the first documents, each token being masked alone (Salazar et al. 2020, section 2).
 
     Returns:
@@ -77,7 +78,7 @@ def alone(model: Any, rows: Rows, accelerator: Any, settings: Eval, head: str, c
     """
     assert rows.task.alone is not None
     each = replace(rows, data=rows.task.alone(rows.data, rows.tokenizer))
-    by_row = measured(model, each, accelerator, settings, head)[rows.task.terms[0].name]
+    by_row = measured(model, each, accelerator, settings, shortcuts)[rows.task.terms[0].name]
     number = each.data.documents[: len(by_row[0])]
     nll, tokens = _sums(number, by_row, count)
     return [{"nll": n, "tokens": t} for n, t in zip(nll, tokens, strict=True)]

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from . import batching, heads, kernels, labelled, memory, optim, padding, together
+from . import batching, heads, kernels, labelled, memory, optim, positions, together
 from .arrays import width
 from .batching import Plan
 from .schema import Train
+from .shortcuts import NONE, Shortcuts
 from .task import IGNORE, Task
 from .together import NoMemory
 
@@ -84,7 +85,7 @@ class Steps(Dataset[Step]):
     rank: int = 0
     ranks: int = 1
     total: int | None = None  # steps of the run
-    packed: bool = False  # padding is left out, see padding.py
+    packed: bool = False  # padding is left out, see positions.py
 
     def __getitem__(self, number: int) -> Step:
         """The batches of step `number` (counted from 0) for this rank."""
@@ -100,7 +101,7 @@ class Steps(Dataset[Step]):
         ]
         sizes = [(int(lengths[cut].sum()), len(cut) * width(int(lengths[cut].max()))) for cut in cuts if len(cut)]
         own = sum(real for real, _ in sizes)
-        computed = sum(padding.computed(*size) if self.packed else size[1] for size in sizes)
+        computed = sum(positions.computed(*size) if self.packed else size[1] for size in sizes)
         return Step(number, epoch, chosen, batches, int(lengths.sum()), 1 - own / max(1, computed))
 
 
@@ -134,7 +135,7 @@ def train_step(
     task: Task,
     options: Any,
     *,
-    head: str = "full",
+    shortcuts: Shortcuts = NONE,
     max_norm: float = 0.0,
     smoothing: float = 0.0,
 ) -> Found:
@@ -147,7 +148,7 @@ def train_step(
         optimizer: prepared by the accelerator.
         task: whose loss it is.
         options: the task's options.
-        head: see heads.choose_head.
+        shortcuts: what need not be computed.
         max_norm: gradient norm to clip at; 0 clips nothing.
         smoothing: label smoothing.
 
@@ -162,13 +163,13 @@ def train_step(
     counts = torch.stack([torch.stack([(b[t.labels] != IGNORE).sum() for b in batches]).sum() for t in task.terms])
     counts = accelerator.reduce(labelled.sent(counts, device), "sum").clamp(min=1)
     factors = {t.name: t.weight / n for t, n in zip(task.terms, counts.float(), strict=True)}
-    criterion = heads.Criterion(factors, smoothing, head=head)
+    criterion = heads.Criterion(factors, smoothing, head=shortcuts.head)
     totals = {term.name: torch.zeros((), device=device) for term in task.terms}
     # ------------------------------------------------------------------ the training step
     with together.attempted(accelerator), kernels.faster():
         for batch in batches:
             batch = labelled.moved(batch, device, task)
-            with padding.left_out(model, batch):
+            with positions.only(model, batch, shortcuts.read(batch, task)):
                 with accelerator.autocast():
                     found = heads.losses(model, batch, task, options, criterion)
                     loss = sum(part.total for part in found.values())
@@ -197,7 +198,7 @@ class Job:
     steps: Steps
     recipe: Train
     total: int
-    head: str = "full"
+    shortcuts: Shortcuts = NONE
     workers: int = 0
     log: Callable[[dict[str, Any]], None] = lambda entry: None
     evaluate: Callable[[Progress], bool] = lambda progress: False  # true: stop early
@@ -231,7 +232,7 @@ class Job:
             try:
                 found = train_step(
                     self.model, step.batches, self.accelerator, self.optimizer, self.steps.rows.task, self.steps.rows.options,
-                    head=self.head, max_norm=self.recipe.max_grad_norm, smoothing=self.recipe.label_smoothing_factor,
+                    shortcuts=self.shortcuts, max_norm=self.recipe.max_grad_norm, smoothing=self.recipe.label_smoothing_factor,
                 )  # fmt: skip
             except NoMemory:
                 return None  # with the error goes what it holds: the activations of the step
@@ -417,7 +418,7 @@ def evaluate_rows(
     accelerator: Any,
     *,
     budget: int,
-    head: str = "full",
+    shortcuts: Shortcuts = NONE,
     limit: int | None = None,
     also: Also | None = None,
 ) -> dict[str, tuple[Any, Any]]:
@@ -428,7 +429,7 @@ def evaluate_rows(
         rows: what to evaluate; masks are drawn once and for all by row number.
         accelerator: accelerate's Accelerator.
         budget: padded tokens at once.
-        head: see heads.choose_head.
+        shortcuts: what need not be computed for the losses.
         limit: only the first encoded rows.
         also: called with the row numbers and the batch, on its device, after the losses of each.
 
@@ -438,7 +439,7 @@ def evaluate_rows(
     total = len(rows) if limit is None else min(len(rows), limit)
     device, terms = accelerator.device, rows.task.terms
     figures = torch.zeros(2 * len(terms), total, dtype=torch.float64, device=device)
-    criterion = heads.Criterion(by_row=True, head=head)
+    criterion = heads.Criterion(by_row=True, head=shortcuts.head)
     was = model.training
     model.eval()
     lengths = rows.data.lengths[:total]
@@ -450,7 +451,9 @@ def evaluate_rows(
         generators = [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen]
         batch = rows.batch(chosen, generators) if len(chosen) else rows.silent(0)
         batch = labelled.moved(batch, device, rows.task)
-        with accelerator.autocast(), kernels.faster(), padding.left_out(model, batch):
+        # answers are made of all that the model gives: see heads.once
+        read = shortcuts.read(batch, rows.task) if also is None else None
+        with accelerator.autocast(), kernels.faster(), positions.only(model, batch, read):
             found = heads.losses(model, batch, rows.task, rows.options, criterion)
         if not len(chosen):
             continue

@@ -21,15 +21,15 @@ from . import (
     data,
     evaluation,
     floors,
-    heads,
     hub,
     leaks,
     machine,
     memory,
     models,
-    padding,
     page,
+    positions,
     prepare,
+    shortcuts,
     store,
     tokenizer,
 )
@@ -166,8 +166,8 @@ def _measure(
     file = place / subjects.PREDICTIONS / f"{rows.name}.jsonl"
     sample = {k: v.to(accelerator.device) for k, v in found.batch([0], [batching.generator(0, 0)]).items()}
     with accelerator.autocast():
-        head = heads.choose_head(model, sample, prepared.task, prepared.options)
-    figures = evaluation.evaluate(model, found, accelerator, settings, head=head, predictions=file)
+        ways = shortcuts.choose(model, sample, prepared.task, prepared.options)
+    figures = evaluation.evaluate(model, found, accelerator, settings, shortcuts=ways, predictions=file)
     if baseline:
         reporter.say(f"baseline: {_baseline(subject, rows, prepared, file, figures, reporter)}")
     for figure in figures.values():
@@ -367,7 +367,7 @@ def predict(
         batch = found.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])
         batch = {k: v.to(model.device) for k, v in batch.items()}
         raw = [{**found.data[int(row)], "row": first + int(row)} for row in chosen]
-        with padding.left_out(model, batch):
+        with positions.only(model, batch):
             given = prepared.task.predict(model, batch, raw, prepared.tokenizer, prepared.options)  # type: ignore[misc]
         for number, source, answer in zip(chosen, raw, given, strict=True):
             answers[int(number)] = {**{k: v for k, v in source.items() if isinstance(v, str)}, **answer}

@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
@@ -25,9 +25,10 @@ from . import (
     methods,
     models,
     optim,
-    padding,
     page,
+    positions,
     prepare,
+    shortcuts,
     together,
     tokenizer,
 )
@@ -144,19 +145,19 @@ class Run:
         _advance(schedule, self.progress.step)
         budget = machine.micro_batch_tokens(train.micro_batch_tokens)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        packed = padding.possible(model)
-        overhead = machine.micro_batch_overhead(self.core) * (padding.CUT if packed else 1)
+        packed = positions.possible(model)
+        overhead = machine.micro_batch_overhead(self.core) * (positions.CUT if packed else 1)
         steps = Steps(rows["train"], plan, train.seed, budget, overhead, rank, ranks, self.total, packed)
         per_epoch = len(plan.epoch(0))
         if self.method.fill and self.total > per_epoch:
             self._compute_features()
         every = train.eval_steps or per_epoch
         self.folder.begin(
-            self.recipe, total_steps=self.total, seed=train.seed, world_size=ranks, data=self.prepared.fingerprints, head=self.head,
+            self.recipe, total_steps=self.total, seed=train.seed, world_size=ranks, data=self.prepared.fingerprints, **asdict(self.shortcuts),
             micro_batch_tokens=budget, precision=machine.precision(train), **kernels,
         )  # fmt: skip
         job = Job(
-            self.accelerator, model, optimizer, schedule, steps, train, self.total, head=self.head, workers=self.recipe.data.num_workers,
+            self.accelerator, model, optimizer, schedule, steps, train, self.total, shortcuts=self.shortcuts, workers=self.recipe.data.num_workers,
             before=self.method.before, log=self._log, evaluate=self._evaluate, save=self._save, stop=self._stop,
             evaluate_every=every if "validation" in rows else 0, save_every=train.save_steps or every,
             keep_best=train.load_best_model_at_end,
@@ -194,7 +195,7 @@ class Run:
         rows = self.prepared.rows["train"].batch([0], [generator(0, 0)])
         sample = {name: value.to(self.accelerator.device) for name, value in rows.items()}
         with self.accelerator.autocast():
-            self.head = heads.choose_head(model, sample, task, options)
+            self.shortcuts = shortcuts.choose(model, sample, task, options)
         self.core = model
         together.begin_alike(model, self.accelerator)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
@@ -330,7 +331,7 @@ class Run:
     def _measure(self, step: int) -> dict[str, Any]:
         """All figures of the weights as they are, which are those after that step."""
         figures = evaluation.evaluate(
-            self.core, self.prepared.rows["validation"], self.accelerator, self.recipe.eval, head=self.head,
+            self.core, self.prepared.rows["validation"], self.accelerator, self.recipe.eval, shortcuts=self.shortcuts,
             predictions=self.folder.path / SHOWN,
         )  # fmt: skip
         self.measured = step, figures
@@ -340,7 +341,7 @@ class Run:
         """What choosing a checkpoint needs: no intervals, and predictions only where they decide."""
         path = self.folder.path / "predictions" / ".during-training.jsonl"
         return evaluation.evaluate(
-            self.core, self.prepared.rows["validation"], self.accelerator, self.recipe.eval, head=self.head,
+            self.core, self.prepared.rows["validation"], self.accelerator, self.recipe.eval, shortcuts=self.shortcuts,
             predictions=path if self.recipe.train.metric_for_best_model != "loss" else None, intervals=False,
         )  # fmt: skip
 

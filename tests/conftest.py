@@ -11,6 +11,7 @@ from hypothesis import settings
 settings.register_profile("untimed", derandomize="CI" in os.environ, deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")
 os.environ.update(
+    OMP_NUM_THREADS="1",  # a child that is forked from several threads may wait for them for ever
     HF_HUB_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
     TRANSFORMERS_VERBOSITY="error",

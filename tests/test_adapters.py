@@ -11,7 +11,7 @@ import torch
 import zoo
 from safetensors.torch import load_file
 
-from hftune import adapters, heads, inspection, measure, methods, models, recipe
+from hftune import adapters, heads, inspection, measure, methods, models, recipe, shortcuts
 from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.report import Reporter
@@ -49,7 +49,7 @@ def adapted(method, name, head, path, **more):
 def learn(model, batch, head, steps=3):
     """A few large steps; returns the parameters that got a gradient."""
     task = zoo.task(head)
-    mode = heads.choose_head(model, batch, task, None)
+    mode = shortcuts.choose(model, batch, task, None).head
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.02)
     moved = set()
     for _ in range(steps):

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hftune import consistency, evaluation, heads, language, loop, models, prepare, recipe, store, views
+from hftune import consistency, evaluation, language, loop, models, prepare, recipe, shortcuts, store, views
 from hftune import task as tasks
 from hftune.batching import EVALUATION, generator
 from hftune.causal import bounds
@@ -61,10 +61,10 @@ def model(name):
     return made
 
 
-def head(name, made=None):
+def ways(name, made=None):
     rows = split(name)
     batch = rows.batch([0], [generator(0, 0)])
-    return heads.choose_head(made or model(name), batch, rows.task, rows.options)
+    return shortcuts.choose(made or model(name), batch, rows.task, rows.options)
 
 
 def reference(name, made):
@@ -89,7 +89,7 @@ def figures(name, budget, made=None):
     """Loss and perplexity, as hftune gives them."""
     made = made or model(name)
     settings = Eval(resamples=0, batch_tokens=budget)
-    found = evaluation.evaluate(made, split(name), Accelerator(cpu=True), settings, head=head(name, made))
+    found = evaluation.evaluate(made, split(name), Accelerator(cpu=True), settings, shortcuts=ways(name, made))
     return [found[figure]["value"] for figure in ("loss", "perplexity")]
 
 
@@ -150,7 +150,12 @@ def test_documents_are_put_together_again(name, tmp_path):
     rows = split(name)
     sums, counts = loop.evaluate_rows(model(name), rows, Accelerator(cpu=True), budget=500)["loss"]
     found = evaluation.evaluate(
-        model(name), rows, Accelerator(cpu=True), QUIET, head="full", predictions=tmp_path / "p" / "test.jsonl"
+        model(name),
+        rows,
+        Accelerator(cpu=True),
+        QUIET,
+        shortcuts=shortcuts.NONE,
+        predictions=tmp_path / "p" / "test.jsonl",
     )
     lines = [json.loads(line) for line in (tmp_path / "p" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
     kept = [text for text in texts() if text.strip()]
@@ -176,10 +181,10 @@ def test_documents_are_put_together_again(name, tmp_path):
 
 def test_a_limit_counts_documents_not_their_pieces():
     rows, made = split("gpt2"), model("gpt2")
-    whole = evaluation.evaluate(made, rows, Accelerator(cpu=True), QUIET, head="full")
+    whole = evaluation.evaluate(made, rows, Accelerator(cpu=True), QUIET, shortcuts=shortcuts.NONE)
     for limit in (1, 4, 99):
         settings = Eval(resamples=0, limit=limit)
-        found = evaluation.evaluate(made, rows, Accelerator(cpu=True), settings, head="full")
+        found = evaluation.evaluate(made, rows, Accelerator(cpu=True), settings, shortcuts=shortcuts.NONE)
         kept = [text for text in texts() if text][:limit]
         assert found["bits_per_byte"]["count"] == len(kept)
         size = len("".join(kept).encode())
@@ -217,13 +222,13 @@ def test_sliding_windows_are_the_token_by_token_definition(stride):
     for tokens in (1, 200, 4096):
         settings = Eval(resamples=0, batch_tokens=tokens, stride=stride, limit=5)
         seen = language.sliding(rows, settings)
-        by_row = language.measured(made, seen, Accelerator(cpu=True), settings, "fused")["loss"]
+        by_row = language.measured(made, seen, Accelerator(cpu=True), settings, shortcuts.Shortcuts("fused"))["loss"]
         found = language.documents(by_row, seen, rows)
         assert [one["nll"] for one in found] == pytest.approx(expected, abs=1e-4, rel=1e-6)
         assert [one["tokens"] for one in found] == [len(ids_of(text)) - 1 for text in kept[:5]]
         assert [one["bytes"] for one in found] == [len(text.encode()) for text in kept[:5]]
     if stride == 5:
-        told = evaluation.evaluate(made, rows, Accelerator(cpu=True), settings, head="fused")
+        told = evaluation.evaluate(made, rows, Accelerator(cpu=True), settings, shortcuts=shortcuts.Shortcuts("fused"))
         assert told["loss"]["value"] == pytest.approx(sum(expected) / told["loss"]["tokens"], abs=1e-6)
         assert told["loss"]["signature"].startswith("max_length:16|stride:5|")
 
@@ -277,7 +282,7 @@ def test_pseudo_perplexity_masks_each_token_in_turn(tmp_path):
     for budget in (1, 300, 4096):
         settings = Eval(batch_tokens=budget, pseudo_perplexity=True, limit=limit, resamples=50)
         found = evaluation.evaluate(
-            made, rows, Accelerator(cpu=True), settings, head=head("bert"), predictions=tmp_path / "test.jsonl"
+            made, rows, Accelerator(cpu=True), settings, shortcuts=ways("bert"), predictions=tmp_path / "test.jsonl"
         )
         assert found["pseudo_loss"]["value"] == pytest.approx(sum(expected) / sum(tokens), abs=1e-6)
         assert found["pseudo_perplexity"]["value"] == pytest.approx(math.exp(sum(expected) / sum(tokens)), rel=1e-6)
@@ -286,7 +291,7 @@ def test_pseudo_perplexity_masks_each_token_in_turn(tmp_path):
         lines = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text(encoding="utf-8").splitlines()]
         assert [line["pseudo_nll"] for line in lines] == pytest.approx(expected, abs=1e-4)
         assert [line["pseudo_tokens"] for line in lines] == tokens
-    assert "pseudo_loss" not in evaluation.evaluate(made, rows, Accelerator(cpu=True), QUIET, head="full")
+    assert "pseudo_loss" not in evaluation.evaluate(made, rows, Accelerator(cpu=True), QUIET, shortcuts=shortcuts.NONE)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import tiny
 import torch
 from accelerate import Accelerator
 
-from hftune import batching, heads, loop, machine, optim, padding, prepare, recipe
+from hftune import batching, heads, loop, machine, optim, positions, prepare, recipe, shortcuts
 from hftune.batching import Plan, generator
 from hftune.loop import Steps
 from hftune.report import Reporter
@@ -39,11 +39,11 @@ def gradients(prepared, model, budget, rows=slice(0, 8)):
     taken = {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     optimizer.register_step_pre_hook(lambda *_: taken.update({n: p.grad.clone() for n, p in model.named_parameters()}))
-    head = heads.choose_head(model, data.batch([0], [generator(0, 0)]), prepared.task, prepared.options)
+    ways = shortcuts.choose(model, data.batch([0], [generator(0, 0)]), prepared.task, prepared.options)
     model.train()
     step = steps[0]
     sums, counts, _norm = loop.train_step(
-        model, step.batches, accelerator, optimizer, prepared.task, prepared.options, head=head
+        model, step.batches, accelerator, optimizer, prepared.task, prepared.options, shortcuts=ways
     )
     return taken, {n: float(sums[n] / counts[n]) for n in sums}, len(step.batches)
 
@@ -190,7 +190,7 @@ def test_padding_and_operations_of_a_step(job):
     assert cut.padding < whole.padding
     packed = Steps(data, plan, 0, 10**6, 10**9, packed=True)[0]
     assert packed.padding < whole.padding
-    assert packed.tokens / (1 - packed.padding) == pytest.approx(-(-packed.tokens // padding.STEP) * padding.STEP)
+    assert packed.tokens / (1 - packed.padding) == pytest.approx(-(-packed.tokens // positions.STEP) * positions.STEP)
 
     def operations(step, head):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -18,7 +18,7 @@ import zoo
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from hftune import heads, hub, loop, models, preflight, prepare, recipe, run, task, together, tokenizer
+from hftune import hub, loop, models, preflight, prepare, recipe, run, shortcuts, task, together, tokenizer
 from hftune.batching import Plan, generator
 from hftune.errors import UserError
 from hftune.loop import Steps
@@ -177,7 +177,7 @@ def source(kind, name, path, home, **train):
 
 
 def pieces(kind, name, path, home):
-    """(prepared, model, the way its head is computed), dropout off."""
+    """(prepared, model, its shortcuts), dropout off."""
     made = recipe.from_dict(source(kind, name, path, home))
     prepared = prepare.prepare(made, ["train"], Reporter(silent=True))
     model = prepare.build_model(prepared).model
@@ -185,10 +185,10 @@ def pieces(kind, name, path, home):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     sample = prepared.rows["train"].batch([0], [generator(0, 0)])
-    return prepared, model, heads.choose_head(model, sample, prepared.task, prepared.options)
+    return prepared, model, shortcuts.choose(model, sample, prepared.task, prepared.options)
 
 
-def gradients(prepared, model, head, accelerator, steps):
+def gradients(prepared, model, ways, accelerator, steps):
     """(gradients of the first step, number of its micro-batches), in eval mode, where functional dropout is off too."""
     taken = {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -197,7 +197,7 @@ def gradients(prepared, model, head, accelerator, steps):
         lambda *_: taken.update({n: p.grad.clone() for n, p in named if p.grad is not None})
     )
     step = steps[0]
-    loop.train_step(model.eval(), step.batches, accelerator, optimizer, prepared.task, prepared.options, head=head)
+    loop.train_step(model.eval(), step.batches, accelerator, optimizer, prepared.task, prepared.options, shortcuts=ways)
     return taken, len(step.batches)
 
 
@@ -208,19 +208,21 @@ def assert_close(found, wanted):
         torch.testing.assert_close(found[parameter], gradient, atol=2e-6 * scale, rtol=0)
 
 
-def losses_of(prepared, model, head):
+def losses_of(prepared, model, ways):
     """Sums of the losses of each row, by term."""
-    rows = loop.evaluate_rows(model, prepared.rows["train"], Accelerator(cpu=True), budget=10**6, head=head, limit=8)
+    rows = loop.evaluate_rows(
+        model, prepared.rows["train"], Accelerator(cpu=True), budget=10**6, shortcuts=ways, limit=8
+    )
     return {name: sums for name, (sums, _) in rows.items()}
 
 
 @pytest.mark.parametrize(("kind", "name"), MARKED)
 def test_gradients_are_the_same_at_every_split_and_it_learns_and_reloads(kind, name, tmp_path, home, monkeypatch):
-    prepared, model, head = pieces(kind, name, tmp_path, home)
+    prepared, model, ways = pieces(kind, name, tmp_path, home)
     rows = prepared.rows["train"]
     (whole, one), (split, many) = (
         gradients(
-            prepared, copy.deepcopy(model), head, Accelerator(cpu=True),
+            prepared, copy.deepcopy(model), ways, Accelerator(cpu=True),
             Steps(rows, Plan(rows.data.lengths, 0, 6), 0, budget, overhead),
         )
         for budget, overhead in ((10**6, 10**9), (1, 0))
@@ -236,7 +238,7 @@ def test_gradients_are_the_same_at_every_split_and_it_learns_and_reloads(kind, n
         with waits.none(monkeypatch) if number == 1 else nullcontext():
             sums, counts, _ = loop.train_step(
                 model, batches, Accelerator(cpu=True), optimizer, prepared.task, prepared.options,
-                head=head, max_norm=1.0, smoothing=0.1 if number == 1 else 0.0,
+                shortcuts=ways, max_norm=1.0, smoothing=0.1 if number == 1 else 0.0,
             )  # fmt: skip
     loss = sum(float(sums[t.name] / counts[t.name]) * t.weight for t in prepared.task.terms)
     assert loss < TASKS[kind][3]
@@ -245,7 +247,7 @@ def test_gradients_are_the_same_at_every_split_and_it_learns_and_reloads(kind, n
     again = replace(prepared, recipe=prepared.recipe.model_copy(update={"model": Model(path=str(tmp_path / "saved"))}))
     built = prepare.build_model(again)
     assert not built.new
-    before, after = losses_of(prepared, model, head), losses_of(prepared, built.model, head)
+    before, after = losses_of(prepared, model, ways), losses_of(prepared, built.model, ways)
     assert all((before[name] == after[name]).all() for name in before)
 
 
@@ -287,22 +289,22 @@ def test_two_ranks_have_the_gradients_of_one(tmp_path, home):
     """For every head, of a step whose rows do not divide by two."""
     jobs = []
     for kind, name in ONE_OF_EACH_HEAD:
-        prepared, model, head = pieces(kind, name, tmp_path, home)
+        prepared, model, ways = pieces(kind, name, tmp_path, home)
         rows = prepared.rows["train"]
         plan = Plan(rows.data.lengths, 0, 7)
-        wanted, _ = gradients(prepared, copy.deepcopy(model), head, Accelerator(cpu=True), Steps(rows, plan, 0, 10**6))
-        jobs.append((prepared, model, head, plan, wanted))
+        wanted, _ = gradients(prepared, copy.deepcopy(model), ways, Accelerator(cpu=True), Steps(rows, plan, 0, 10**6))
+        jobs.append((prepared, model, ways, plan, wanted))
     assert children.ranks(2, every_head, jobs) == [0, 0]
 
 
 def every_head(jobs):
-    for prepared, model, head, plan, wanted in jobs:
+    for prepared, model, ways, plan, wanted in jobs:
         rows = prepared.rows["train"]
         accelerator = Accelerator(cpu=True)
         assert accelerator.num_processes == 2
         together.PIECE = 1000
         steps = Steps(rows, plan, 0, 10**6, rank=accelerator.process_index, ranks=2)
-        found, _ = gradients(prepared, model, head, accelerator, steps)
+        found, _ = gradients(prepared, model, ways, accelerator, steps)
         assert_close(found, wanted)
 
 

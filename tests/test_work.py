@@ -16,18 +16,19 @@ from transformers import (
 from hftune import batching, heads, loop
 from hftune import task as all_tasks
 from hftune.loop import Steps
+from hftune.shortcuts import Shortcuts
 
 ROWS, LENGTH, TARGETS, VOCABULARY, WIDTH = 4, 24, 13, 96, 32
 
 
-def step_flops(model, batches, task, head):
+def step_flops(model, batches, task, ways):
     """Matrix products of one training step, in floating-point operations."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     accelerator = Accelerator(cpu=True)
     # the one product that the counter does not know, given as shapes
     in_place = {torch.ops.aten.addmm_: lambda into, a, b, **_: 2 * a[0] * a[1] * b[1]}
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
-        loop.train_step(model, batches, accelerator, accelerator.prepare(optimizer), task, None, head=head)
+        loop.train_step(model, batches, accelerator, accelerator.prepare(optimizer), task, None, shortcuts=ways)
     return counter.get_total_flops()
 
 
@@ -67,7 +68,7 @@ def test_the_vocabulary_head_is_computed_at_targets_only():
     for make in (bert, t5):
         model, batch, name, positions = make()
         task = all_tasks.load(name)
-        full, fused = (step_flops(model, [batch], task, head) for head in ("full", "fused"))
+        full, fused = (step_flops(model, [batch], task, Shortcuts(head)) for head in ("full", "fused"))
         computed = -(-TARGETS // heads.SHAPES) * heads.SHAPES
         assert full - fused == 3 * 2 * (positions - computed) * VOCABULARY * WIDTH
 
@@ -75,9 +76,9 @@ def test_the_vocabulary_head_is_computed_at_targets_only():
 def test_a_step_costs_the_same_however_it_is_cut_but_for_attention_and_rounding():
     model, batch, name, _ = bert()
     task = all_tasks.load(name)
-    whole = step_flops(model, [batch], task, "fused")
+    whole = step_flops(model, [batch], task, Shortcuts("fused"))
     halves = [{key: value[at : at + 2] for key, value in batch.items()} for at in (0, 2)]
-    assert step_flops(model, halves, task, "fused") - whole == 3 * 2 * heads.SHAPES * VOCABULARY * WIDTH
+    assert step_flops(model, halves, task, Shortcuts("fused")) - whole == 3 * 2 * heads.SHAPES * VOCABULARY * WIDTH
 
 
 class Silent:

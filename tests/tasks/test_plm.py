@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from hftune import loop
 from hftune.batching import generator
+from hftune.shortcuts import Shortcuts
 from hftune.task import IGNORE
 from hftune.tasks import plm
 
@@ -132,7 +133,9 @@ def test_only_targets_reach_the_query_stream_and_the_loss_is_the_models_own():
         found = model(**inputs)
         assert found.logits.shape[:2] == batch["labels"].shape
         assert found.mems is None
-    sums, counts = loop.evaluate_rows(model, rows, Accelerator(cpu=True), budget=10**4, head="fused")["loss"]
+    sums, counts = loop.evaluate_rows(model, rows, Accelerator(cpu=True), budget=10**4, shortcuts=Shortcuts("fused"))[
+        "loss"
+    ]
     batch = rows.batch([0, 1], [generator(0, 0, row, 2) for row in (0, 1)])  # the fixed draws of an evaluation
     with torch.no_grad():
         own = model(**batch).loss

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from hftune import batching, checkpoint, heads, loop, prepare, recipe
+from hftune import batching, checkpoint, heads, loop, prepare, recipe, shortcuts
 from hftune.batching import generator
 from hftune.errors import UserError
 from hftune.report import Reporter
@@ -199,7 +199,9 @@ def test_evaluation_is_fixed_at_any_batch_and_by_nothing_global(job):
     longest = int(rows.data.lengths.max())
     for number in (1, 5, 32):
         torch.manual_seed(number)
-        by_row = loop.evaluate_rows(model, rows, test_loop.Accelerator(cpu=True), budget=number * longest, head="kept")
+        by_row = loop.evaluate_rows(
+            model, rows, test_loop.Accelerator(cpu=True), budget=number * longest, shortcuts=shortcuts.Shortcuts("kept")
+        )
         found.append(loop.mean_loss(by_row, prepared.task))
     assert found[1:] == [pytest.approx(found[0], abs=1e-6)] * 2
 
@@ -207,7 +209,7 @@ def test_evaluation_is_fixed_at_any_batch_and_by_nothing_global(job):
 def test_the_generators_head_is_computed_at_its_targets_alone(job):
     prepared, model = job
     batch = prepared.rows["train"].batch([0], [generator(0, 0)])
-    assert heads.choose_head(model, batch, prepared.task, prepared.options) == "kept"
+    assert shortcuts.choose(model, batch, prepared.task, prepared.options).head == "kept"
     batch, seen = prepared.rows["train"].batch(range(12), rngs(12)), []
     hook = model.generator.generator_lm_head.register_forward_hook(lambda _, args, out: seen.append(out.shape[0]))
     heads.losses(model, batch, prepared.task, prepared.options, heads.Criterion(head="kept"))

@@ -75,19 +75,19 @@ def model_of(init: str, config: dict[str, Any], rows: Any) -> Any:
     ).model
 
 
-def gradients(model: Any, rows: Any, budget: int) -> tuple[dict[str, Any], float, int, str]:
-    """Gradients, loss, number of micro-batches and kind of head of a step of eight rows cut under a budget."""
+def gradients(model: Any, rows: Any, budget: int) -> tuple[dict[str, Any], float, int, Any]:
+    """Gradients, loss, number of micro-batches and shortcuts of a step of eight rows cut under a budget."""
     import copy
 
     import torch
     from accelerate import Accelerator
 
-    from hftune import heads, loop
+    from hftune import loop, shortcuts
     from hftune.batching import Plan, generator
 
     model = copy.deepcopy(model)
     step = loop.Steps(rows, Plan(rows.data.lengths, 0, 8), 0, budget, overhead=10**6)[0]
-    head = heads.choose_head(model, rows.batch([0], [generator(0, 0)]), rows.task, rows.options)
+    ways = shortcuts.choose(model, rows.batch([0], [generator(0, 0)]), rows.task, rows.options)
     taken: dict[str, Any] = {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     optimizer.register_step_pre_hook(
@@ -95,9 +95,9 @@ def gradients(model: Any, rows: Any, budget: int) -> tuple[dict[str, Any], float
     )
     model.train()
     sums, counts, _ = loop.train_step(
-        model, step.batches, Accelerator(cpu=True), optimizer, rows.task, rows.options, head=head
+        model, step.batches, Accelerator(cpu=True), optimizer, rows.task, rows.options, shortcuts=ways
     )
-    return taken, float(sums["loss"] / counts["loss"]), len(step.batches), head
+    return taken, float(sums["loss"] / counts["loss"]), len(step.batches), ways
 
 
 def assert_same_gradients_at_every_split(model: Any, rows: Any) -> None:
@@ -105,8 +105,8 @@ def assert_same_gradients_at_every_split(model: Any, rows: Any) -> None:
     import pytest
     import torch
 
-    whole, loss, number, head = gradients(model, rows, 10**6)
-    assert (number, head) == (1, "fused")
+    whole, loss, number, ways = gradients(model, rows, 10**6)
+    assert (number, ways.head) == (1, "fused")
     seen = set()
     for budget in (4 * int(rows.data.lengths.max()), 2 * int(rows.data.lengths.max()), 1):
         split, again, number, _ = gradients(model, rows, budget)
