@@ -451,8 +451,8 @@ def evaluate_rows(
         generators = [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen]
         batch = rows.batch(chosen, generators) if len(chosen) else rows.silent(0)
         batch = labelled.moved(batch, device, rows.task)
-        # answers are made of all that the model gives: see heads.once
-        read = shortcuts.read(batch, rows.task) if also is None else None
+        # answers, made of the same outputs (heads.once), may be read where no label is
+        read = None if also is not None and shortcuts.reads == "labels" else shortcuts.read(batch, rows.task)
         with accelerator.autocast(), kernels.faster(), positions.only(model, batch, read):
             found = heads.losses(model, batch, rows.task, rows.options, criterion)
         if not len(chosen):

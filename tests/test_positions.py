@@ -1,14 +1,17 @@
 """Positions left out of the layers: the same losses, figures and gradients, fewer operations."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
+import numpy as np
 import peft
 import pytest
 import torch
 import zoo
+from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
-from hftune import heads, kernels, positions, shortcuts
+from hftune import heads, kernels, loop, positions, shortcuts
 from hftune.shortcuts import Shortcuts
 from hftune.task import IGNORE
 
@@ -198,6 +201,43 @@ def test_functions_and_models_are_as_before_even_after_a_fault():
 @pytest.mark.parametrize(("real", "padded", "wanted"), [(101, 240, 112), (112, 240, 112), (230, 240, 240), (9, 12, 12)])
 def test_positions_that_are_computed(real, padded, wanted):
     assert positions.computed(real, padded) == wanted
+
+
+class Rows:
+    """Rows of a batch at hand."""
+
+    def __init__(self, batch, task):
+        self.all, self.task, self.options = batch, task, SimpleNamespace(written=0)
+        self.data = SimpleNamespace(lengths=np.full(len(self), 40))
+
+    def __len__(self):
+        return len(self.all["labels"])
+
+    def batch(self, chosen, _):
+        return {name: value[chosen] for name, value in self.all.items()}
+
+
+@pytest.mark.parametrize(("head", "reads"), [(zoo.TAG, "labels"), (zoo.CLASSIFY, "first")], ids=zoo.ident)
+def test_answers_of_an_evaluation_are_those_of_the_whole_model(head, reads):
+    model, batch = made("bert", head)
+    batch, _, rows = sparse(batch, head)
+    given = Rows(batch, zoo.task(head))
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    wanted, seen, answers = model.eval()(**inputs).logits, widths(model), {}
+
+    def answer(chosen, batch):
+        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
+        answers.update(zip(chosen.tolist(), logits, strict=True))
+
+    with heads.once(model):
+        loop.evaluate_rows(
+            model, given, Accelerator(cpu=True), budget=10**6, shortcuts=Shortcuts(reads=reads), also=answer
+        )
+    found, real = torch.stack([answers[row] for row in range(len(given))]), ...
+    if head == zoo.TAG:
+        real = batch["attention_mask"].bool()
+    torch.testing.assert_close(found[real], wanted[real], atol=1e-5, rtol=1e-5)
+    assert ((1, rows) in seen) == (reads == "first")
 
 
 @pytest.mark.parametrize(
