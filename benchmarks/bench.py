@@ -116,7 +116,7 @@ def plan(pairs: int) -> dict[int, dict[str, int]]:
 def job(name: str, pairs: int) -> dict[str, Any]:
     """Prepare, train and evaluate, in pairs; and what is measured once: memory at more rows a step, needed operations."""
     jobs.make(name)
-    found: dict[str, Any] = {"work": one("needed", 1, name=name)}
+    found: dict[str, Any] = {"work": {**one("needed", 1, name=name), "peak": max(one("peak", 1).values())}}
     times = min(pairs, 3)
     found |= turns("train", plan(pairs), name=name)
     if batch := jobs.JOBS[name].memory:

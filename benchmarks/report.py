@@ -91,15 +91,19 @@ def by_phase(found: dict[str, Any]) -> Iterable[list[str]]:
                 ]  # fmt: skip
 
 
-def by_limit(found: dict[str, Any], peak: float) -> Iterable[list[str]]:
+def by_limit(found: dict[str, Any]) -> Iterable[list[str]]:
     """One row a job: how near training came to the products that it cannot do without."""
     for name, job in found.items():
         needed = job["work"]["training"]
-        least = needed / peak
+        least = needed / job["work"]["peak"]
         shares = [
             least / middle(job["1"][side], lambda run: cost(run, True, ["train"])) for side in ("reference", "auto")
         ]
-        yield [name, f"{needed / 1e9:.0f}", f"{least:.2f}", *(f"{share:.0%}" for share in shares)]
+        whole = middle(job["1"]["reference"], lambda run: cost(run, True, PHASES))
+        yield [
+            name, f"{needed / 1e9:.0f}", f"{job['work']['peak'] / 1e9:.0f}", f"{least:.2f}", *(f"{share:.0%}" for share in shares),
+            f"{whole / least:.2f}", f"{JOBS[name].target:.1f}",
+        ]  # fmt: skip
 
 
 def by_memory(found: dict[str, Any]) -> Iterable[list[str]]:
@@ -214,7 +218,6 @@ def write(results: dict[str, Any]) -> str:
     """The page."""
     here, found = results["machine"], results.get("jobs", {})
     peaks = here["peak"]
-    best = max(peaks.values())
     parts = [
         "# Results\n",
         "Written by `make bench`; what is measured and how: README.md. Reference: what transformers' example script of the "
@@ -236,9 +239,10 @@ def write(results: dict[str, Any]) -> str:
             ["job", "seconds", "side", *PHASES, "peak MB", "steps", "loss", "validation", "matmul"], by_phase(found)
         ),
         "## Distance to the limit\n",
-        "Operations that training needs (no padding, vocabulary head at the targets alone, an encoder's last layer where it is read; three times the forward), the seconds "
-        "in which one core would do nothing else, and these as a share of what training took.\n",
-        table(["job", "GFLOP", "least seconds", "reference", "hftune"], by_limit(found, best)),
+        "Operations that training needs (no padding, vocabulary head at the targets alone, an encoder's last layer where it is "
+        "read; three times the forward), the seconds in which one core would do nothing else, and these as a share of what "
+        "training took. Bound: the ratio of a program that trains in those seconds, and prepares and evaluates in none.\n",
+        table(["job", "GFLOP", "GFLOP/s at most", "least seconds", "reference", "hftune", "bound", "wanted"], by_limit(found)),
     ]  # fmt: skip
     if memory := list(by_memory(found)):
         parts += ["## Memory\n", table(["job", "rows of a step", "reference, MB", "hftune, MB", "ratio"], memory)]
