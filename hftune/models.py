@@ -113,6 +113,9 @@ def _of(config: Any, head: str, recipe: Model) -> Any:
     import torch
     import transformers
 
+    from . import sinusoids
+
+    sinusoids.hasten(config)
     attention = None if recipe.attention == "auto" else recipe.attention
     depth = max(
         int(getattr(config, name, None) or 0) for name in ("num_hidden_layers", "decoder_layers", "encoder_layers")
@@ -143,10 +146,13 @@ def load(
     import transformers
     from safetensors import SafetensorError
 
+    from . import sinusoids
+
     place, local = hub.locate(path, where)
     if Path(place).is_dir():
         weights.shapes(Path(place), where)
     arguments = {} if recipe.attention == "auto" else {"attn_implementation": recipe.attention}
+    sinusoids.hasten(config)
     try:
         with _quiet():
             model, info = getattr(transformers, head).from_pretrained(
