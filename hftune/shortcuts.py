@@ -1,6 +1,6 @@
-"""Ways to a model's loss that compute less than the whole model. Each is taken only after it was tried.
+"""Ways to a model's loss that compute less than the whole model. Each is taken only after it was tried on the model at hand.
 
-So no list says which model allows what, and one that is new is right, if not as fast.
+So a model that is new, or whose head does something of its own, is right, if not as fast.
 """
 
 import math
@@ -112,7 +112,6 @@ def _loss(model: nn.Module, batch: dict[str, Tensor], task: Task, options: Any, 
 @contextmanager
 def _nothing_but(read: Tensor, model: nn.Module) -> Iterator[None]:
     """Within, the last layers give what is not a number where `read` [B, T] is not."""
-
     kept = read.flatten(0, -2)[..., None]
 
     def spoil(_: nn.Module, __: Any, hidden: Tensor) -> Tensor:
