@@ -22,11 +22,12 @@ def machine() -> dict[str, Any]:
     import transformers
 
     told = Path("/proc/cpuinfo")
-    cpu = next(
-        (line.split(":")[1].strip() for line in told.read_text().splitlines() if line.startswith("model name")), ""
-    ) if told.exists() else ""  # fmt: skip
+    pairs = (line.partition(":") for line in told.read_text().splitlines()) if told.exists() else ()
+    core = {name.strip(): value.strip() for name, _, value in pairs}
     return {
-        "cpu": cpu or platform.processor(), "cores": os.cpu_count(), "memory": psutil.virtual_memory().total,
+        "cpu": core.get("model name") or platform.processor(), "family": core.get("cpu family", "?"), "model": core.get("model", "?"),
+        "widest": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(), "memory": psutil.virtual_memory().total,
         "system": platform.platform(), "python": platform.python_version(), "torch": torch.__version__,
         "transformers": transformers.__version__,
     }  # fmt: skip
@@ -222,7 +223,7 @@ def write(results: dict[str, Any]) -> str:
         "# Results\n",
         "Written by `make bench`; what is measured and how: README.md. Reference: what transformers' example script of the "
         "task does by default. All in float32.\n",
-        f"Machine: {here['cpu']}, {here['cores']} cores, {here['memory'] / 2**30:.0f} GB, no GPU; {here['system']}; Python "
+        f"Machine: {here['cpu']} (family {here['family']}, model {here['model']}; {here['widest']}), {here['cores']} cores, {here['memory'] / 2**30:.0f} GB, no GPU; {here['system']}; Python "
         f"{here['python']}, torch {here['torch']}, transformers {here['transformers']}. Matrix products on one core: "
         f"{peaks['highest'] / 1e9:.0f} GFLOP/s by the default library, {peaks['medium'] / 1e9:.0f} by the other (`matmul`).\n",
         "## Ratios\n",
