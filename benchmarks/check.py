@@ -78,7 +78,11 @@ def unshifted(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A causal batch for heads that shift the labels themselves: one position more, of which nothing is asked."""
     ids, labels = batch["input_ids"], batch["labels"]
     first = torch.full_like(labels[:, :1], -100)
-    return {"input_ids": torch.cat([ids, ids[:, -1:]], 1), "labels": torch.cat([first, labels], 1)}
+    longer = {"input_ids": torch.cat([ids, ids[:, -1:]], 1), "labels": torch.cat([first, labels], 1)}
+    if "position_ids" in batch:  # where they start again, another piece begins
+        places = batch["position_ids"]
+        longer["position_ids"] = torch.cat([places, places[:, -1:] + 1], 1)
+    return longer
 
 
 def difference(mine: list[float], theirs: list[float]) -> float:

@@ -78,7 +78,7 @@ FULL: dict[str, Job] = {
     "causal_lm": Job(
         "clm", "docs-text", (10, 2), 8, ("bpe", 50257),
         ("gpt2", {"n_embd": 384, "n_layer": 6, "n_head": 6, "vocab_size": 50257}),
-        "AutoModelForCausalLM", ("resid_pdrop", "embd_pdrop", "attn_pdrop"), 1.9, TEXT, memory=32,
+        "AutoModelForCausalLM", ("resid_pdrop", "embd_pdrop", "attn_pdrop"), 1.9, {**TEXT, "packing": True}, memory=32,
     ),
     "xlnet": Job(
         "plm", "docs-text", (6, 3), 4, ("unigram", 32000),

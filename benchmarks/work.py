@@ -43,7 +43,8 @@ def needed(name: str, where: Path) -> dict[str, Any]:
     for row in range(len(rows)):
         batch = rows.batch([row], [batching.generator(made.train.seed, 0, row)])
         labels = int((batch["labels"] != -100).sum())
-        shape = int(batch["attention_mask"].sum()), labels if kept(model, batch) else 0
+        real = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))  # packed rows have none, nor padding
+        shape = int(real.sum()), labels if kept(model, batch) else 0
         if shape not in found:
             with shapes_alone, FlopCounterMode(display=False) as counter, torch.no_grad():
                 model(**shaped(model, batch, *shape))

@@ -112,11 +112,14 @@ def choose_threads(kept: int | None = None) -> dict[str, Any]:
 
 
 def choose_matmul(asked: str, kept: str | None = None) -> dict[str, Any]:
-    """Let torch use the faster matrix product where it is as exact as the default one.
+    """Let torch use another matrix product where it is much faster than the default one, and as exact.
 
     On some processors "medium" means oneDNN in true float32 (measured: twice as fast as MKL, the same error), on others
     bf16, which would be another arithmetic; on a GPU "high" is TF32. So it is tried, not assumed. What an earlier start
     kept stays, where it is exact here too.
+
+    oneDNN makes code for every shape that it meets, and rows of text are of many shapes: where it is faster by less than
+    `GAIN`, a run is slower with it (docs/speed.md).
 
     Returns:
         What was measured and chosen, for run.json.
@@ -137,7 +140,7 @@ def choose_matmul(asked: str, kept: str | None = None) -> dict[str, Any]:
         best = min(_seconds(lambda: a @ b) for _ in range(5))
         found[name] = (error, best)
     exact_enough = found["medium"][0] < TRUE_FLOAT32
-    faster = found["medium"][1] < 0.95 * found["highest"][1] if kept is None else kept == "medium"
+    faster = GAIN * found["medium"][1] < found["highest"][1] if kept is None else kept == "medium"
     chosen = "medium" if exact_enough and faster else "highest"
     torch.set_float32_matmul_precision(chosen)
     rates = {name: round(2 * 512**3 / seconds / 1e9, 1) for name, (_, seconds) in found.items()}
@@ -211,6 +214,7 @@ LAYER, PARAMETER, FLOPS = 2e-3, 6e-9, 4e10  # seconds a layer, seconds a paramet
 
 
 PREPARING = timedelta(days=1)  # ranks wait so long for the first one to encode; in training the watchdog is shorter
+GAIN = 1.3  # how many times as fast a matrix product must be to be worth what it takes to begin with each shape
 TRUE_FLOAT32 = 5e-6  # relative error of a product of 512: float32 stays below 1e-6, TF32 and bf16 are above 1e-4
 
 

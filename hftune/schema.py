@@ -281,7 +281,7 @@ class Train(Block):
     )
     matmul: Literal["auto", "highest"] = Field(
         "auto",
-        description="auto: the fastest product that is true fp32 here, by a short probe; highest: the default library",
+        description="auto: by a short probe another library's product, where it is true fp32 and much faster; highest: the default library",
     )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations instead of keeping them", json_schema_extra=FREE

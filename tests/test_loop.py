@@ -167,6 +167,19 @@ def test_threads_are_as_few_as_are_fast(monkeypatch, second, chosen):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(("other", "chosen"), [(0.45, "medium"), (0.85, "highest"), (2.0, "highest")])
+def test_another_matrix_product_must_be_much_faster(monkeypatch, other, chosen):
+    """By a clock that tells how long a product takes with the default library and with the other one."""
+    if torch.cuda.is_available():
+        pytest.skip("a GPU has TF32")
+    clock = {"highest": 1.0, "medium": other}
+    monkeypatch.setattr(machine, "_seconds", lambda work: clock[torch.get_float32_matmul_precision()])
+    monkeypatch.setattr(machine, "TRUE_FLOAT32", 1.0)  # on some processors the other one is bf16
+    assert machine.choose_matmul("auto")["matmul"] == chosen == torch.get_float32_matmul_precision()
+    assert machine.choose_matmul("auto", "medium")["matmul"] == "medium", "an earlier start's"
+    assert machine.choose_matmul("highest", "medium")["matmul"] == "highest", "the user's"
+
+
 def test_a_small_model_is_cut_less(job):
     """What a further micro-batch costs, in tokens, grows as the model gets smaller, and every start finds the same."""
     small = job[1]
