@@ -210,27 +210,32 @@ def quick() -> None:
 def main() -> None:
     """Measure what was asked for."""
     words = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    words.add_argument("names", nargs="*", help=f"of {', '.join([*jobs.FULL, *MORE])}; default: all but others")
+    words.add_argument(
+        "names", nargs="*", help=f"of {', '.join([*jobs.FULL, *jobs.LARGE, *MORE])}; default: all but others"
+    )
     words.add_argument("--pairs", type=int, default=5, help="times that each comparison is made")
     words.add_argument("--quick", action="store_true", help="one pair of each job at a small shape; writes nothing")
     words.add_argument("--results", type=Path, default=HERE / "results.json", help="where results are kept and merged")
     asked = words.parse_args()
     if asked.quick:
         return quick()
-    if unknown := set(asked.names) - {*jobs.FULL, *MORE}:
+    if unknown := set(asked.names) - {*jobs.FULL, *jobs.LARGE, *MORE}:
         words.error(f"nothing named {', '.join(unknown)}")
     results = json.loads(asked.results.read_text(encoding="utf-8")) if asked.results.exists() else {}
     results["machine"] = {**report.machine(), "peak": one("peak", 1)}
+    widest = results["machine"]["widest"]
     failed = False
-    for name in asked.names or [name for name in (*jobs.FULL, *MORE) if name != "others"]:
+    for name in asked.names or [name for name in (*jobs.FULL, *jobs.LARGE, *MORE) if name != "others"]:
         begin = time.monotonic()
         try:
-            found = MORE[name](asked.pairs) if name in MORE else job(name, asked.pairs)
+            found = MORE[name](asked.pairs) if name in MORE else {"widest": widest, **job(name, asked.pairs)}
         except Failed as error:
             say(str(error))
             failed = True
             continue
         (results if name in MORE else results.setdefault("jobs", {}))[name] = found
+        if name in MORE:
+            results.setdefault("widest", {})[name] = widest
         asked.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         asked.results.with_name("RESULTS.md").write_text(report.write(results), encoding="utf-8")
         say(f"{name}: {time.monotonic() - begin:.0f} s, written")

@@ -114,6 +114,13 @@ FULL: dict[str, Job] = {
     ),
 }  # fmt: skip
 
+# more rows a step
+LARGE: dict[str, Job] = {
+    "large/masked_lm": replace(FULL["masked_lm"], rows=(16, 3), batch=32, memory=0),
+    "large/causal_lm": replace(FULL["causal_lm"], rows=(12, 2), batch=32, memory=0),
+    "large/tagging": replace(FULL["tagging"], rows=(640, 96), batch=64),
+}
+
 # shared with the tools of tools.py, besides some of the above; what a tool measures is what hftune measures
 CHAT = """{% for message in messages %}{% if message.role == "user" %}Human: {{ message.content }}{{ eos_token }}
 Assistant:{% else %}{% generation %}{{ message.content }}{{ eos_token }}
@@ -155,7 +162,7 @@ def quick(job: Job) -> Job:
     )  # fmt: skip
 
 
-JOBS = FULL | SHARED | {f"quick/{name}": quick(job) for name, job in FULL.items()}
+JOBS = FULL | LARGE | SHARED | {f"quick/{name}": quick(job) for name, job in FULL.items()}
 
 
 def folder(name: str) -> Path:

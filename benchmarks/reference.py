@@ -34,7 +34,7 @@ def run(name: str, where: Path, clock: Clock, dropout: bool = True, batch: int =
     raw = load_dataset("json", data_files=files, cache_dir=str(where / "cache"))
     tokenizer = transformers.AutoTokenizer.from_pretrained(own / "model")
     model = load_model(name, dropout)
-    found = TASKS[name.removeprefix("quick/")](raw, tokenizer, model, job.options)
+    found = TASKS[name.rpartition("/")[2]](raw, tokenizer, model, job.options)
     writes = "max_new_tokens" in job.options
     settings = Seq2SeqTrainingArguments if writes else TrainingArguments
     more = {"predict_with_generate": True, "generation_max_length": 128} if writes else {}

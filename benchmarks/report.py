@@ -74,7 +74,7 @@ def by_ratio(found: dict[str, Any]) -> Iterable[list[str]]:
         missed = [word for word, found in (("CPU", whole[0]), ("wall", wall)) if statistics.median(found) < target]
         yield [
             name, f"**{spread(whole[0])}**", spread(whole[1]), spread(wall), *(f"{part:.2f}" for part in parts),
-            f"{target}{' (missed: ' + ', '.join(missed) + ')' if missed else ''}", str(len(one["auto"])),
+            f"{target}{' (missed: ' + ', '.join(missed) + ')' if missed else ''}", str(len(one["auto"])), job["widest"],
         ]  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def quick(found: dict[str, Any]) -> str:
 
 def write(results: dict[str, Any]) -> str:
     """The page."""
-    here, found = results["machine"], results.get("jobs", {})
+    here, found, widest = results["machine"], results.get("jobs", {}), results.get("widest", {})
     peaks = here["peak"]
     parts = [
         "# Results\n",
@@ -225,12 +225,13 @@ def write(results: dict[str, Any]) -> str:
         "task does by default. All in float32.\n",
         f"Machine: {here['cpu']} (family {here['family']}, model {here['model']}; {here['widest']}), {here['cores']} cores, {here['memory'] / 2**30:.0f} GB, no GPU; {here['system']}; Python "
         f"{here['python']}, torch {here['torch']}, transformers {here['transformers']}. Matrix products on one core: "
-        f"{peaks['highest'] / 1e9:.0f} GFLOP/s by the default library, {peaks['medium'] / 1e9:.0f} by the other (`matmul`).\n",
+        f"{peaks['highest'] / 1e9:.0f} GFLOP/s by the default library, {peaks['medium'] / 1e9:.0f} by the other (`matmul`). "
+        "Whatever names other instructions was measured on another machine, with those.\n",
         "## Ratios\n",
         "Reference ÷ hftune, prepare + train + evaluate: median over the pairs (least–most). The phases: medians, CPU-seconds, "
         "one thread.\n",
         table(
-            ["job", "CPU-seconds, one thread", "the same, matmul=highest", "wall, two threads", *PHASES, "wanted", "pairs"],
+            ["job", "CPU-seconds, one thread", "the same, matmul=highest", "wall, two threads", *PHASES, "wanted", "pairs", "instructions"],
             by_ratio(found),
         ),
         "## Seconds, memory, losses\n",
@@ -249,7 +250,7 @@ def write(results: dict[str, Any]) -> str:
         parts += ["## Memory\n", table(["job", "rows of a step", "reference, MB", "hftune, MB", "ratio"], memory)]
     if equal := results.get("equality"):
         parts += [
-            "## The same losses\n",
+            f"## The same losses ({widest['equality']})\n",
             "Fifty steps of the small shapes, both sides on the same rows with the same masks, dropout off, accumulation 1: the largest "
             "relative difference of a step's loss.\n",
             table(["job", "first loss", "last loss", "matmul=highest", "matmul=auto"], by_equality(equal)),
@@ -263,14 +264,17 @@ def write(results: dict[str, Any]) -> str:
             "reference, s",
             "hftune, s",
         ]
-        parts += ["## Decoding\n", table([*head, "rows that differ", "different texts"], by_decoding(decoded))]
+        parts += [
+            f"## Decoding ({widest['decoding']})\n",
+            table([*head, "rows that differ", "different texts"], by_decoding(decoded)),
+        ]
     if slid := results.get("windows"):
-        parts += ["## Sliding windows\n", sliding(slid)]
+        parts += [f"## Sliding windows ({widest['windows']})\n", sliding(slid)]
     if packed := results.get("packing"):
-        parts += ["## Preparing\n", packing(packed)]
+        parts += [f"## Preparing ({widest['packing']})\n", packing(packed)]
     if others := results.get("others"):
         parts += [
-            "## Other tools\n",
+            f"## Other tools ({widest['others']})\n",
             "Each in an environment of its own, in turns with hftune: CPU-seconds on one thread, prepare + train + evaluate (without "
             "evaluate where the tool has none that works here); tool ÷ hftune, median (least–most). The figures are those of the "
             "validation rows, each side's own order and dropout.\n",
@@ -280,5 +284,5 @@ def write(results: dict[str, Any]) -> str:
             ),
         ]  # fmt: skip
     if start := results.get("start"):
-        parts += ["## Start\n", starting(start)]
+        parts += [f"## Start ({widest['start']})\n", starting(start)]
     return "\n".join(parts)
