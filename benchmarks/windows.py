@@ -54,7 +54,7 @@ def ours(where: Path, matmul: str) -> dict[str, Any]:
     file = where / "text.jsonl"
     file.write_text(json.dumps({"text": text()}) + "\n", encoding="utf-8")
     changes = {
-        "task": {"max_length": WINDOW},
+        "task": {"max_length": WINDOW, "packing": False},
         "data": {"train": str(file), "validation": None},
         "eval": {"stride": STRIDE},
     }

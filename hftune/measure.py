@@ -85,9 +85,10 @@ def evaluate(
     prepared = []
     for rows in subject.rows():
         one = own.model_copy(update={"data": rows.data})
-        prepared.append(
-            (rows, prepare.prepare(one, [rows.split], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code))
-        )  # fmt: skip
+        ready = prepare.prepare(
+            one, [rows.split], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code, measured=True
+        )
+        prepared.append((rows, ready))
     _, first = prepared[0]
     longest = max(int(ready.rows[rows.split].data.lengths.max()) for rows, ready in prepared)
     machine.choose_kernels(own.train.matmul, longest, {} if subject.plain else _kept(subject.path), accelerator)

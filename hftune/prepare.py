@@ -248,6 +248,7 @@ def prepare(
     trust_remote_code: bool = False,
     begun: Path | None = None,
     kept: bool = False,
+    measured: bool = False,
 ) -> Prepared:
     """Everything but the model. With several ranks the first one encodes, the others read what it wrote.
 
@@ -259,6 +260,7 @@ def prepare(
         trust_remote_code: whether code that comes with a checkpoint may run.
         begun: folder of a run, to which its tokenizer is saved.
         kept: that run has trained: it keeps its tokenizer to its last start.
+        measured: training rows too become what figures are of (Options.evaluating): neither packed nor rearranged.
 
     Raises:
         UserError: whatever is wrong with task, data, tokenizer or configuration.
@@ -289,7 +291,7 @@ def prepare(
         if reader is None:
             continue
         prepared.sources[split] = reader
-        own = options if split == "train" else options.evaluating()
+        own = options if split == "train" and not measured else options.evaluating()
         prepared.content[split] = reader.fingerprint()
         prepared.fingerprints[split] = fingerprint = store.key_of(
             prepared.content[split],

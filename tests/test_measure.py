@@ -110,6 +110,26 @@ def test_the_baseline_of_a_language_model_is_the_unigram(tmp_path, tokenizer_fol
     assert found["perplexity"]["baseline"]["value"] == pytest.approx(math.exp(figures["unigram_loss"]["value"]))
 
 
+@pytest.mark.parametrize("changes", [{"packing": True}, {"fim_rate": 1.0}])
+def test_training_rows_are_measured_as_any_others(changes, tmp_path):
+    """Not packed and not rearranged, windows that slide over them included."""
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.lines("docs-text", limit=6))
+    source = tiny.mlm(tmp_path, max_steps=1) | {
+        "task": {"name": "clm", "max_length": 32, **changes},
+        "model": {"init": "gpt2", "config": {"n_embd": 16, "n_layer": 1, "n_head": 2}},
+        "tokenizer": {"train": "bpe", "vocab_size": 300},
+        "data": {"train": str(rows), "validation": str(rows), "cache_dir": str(tmp_path / "cache")},
+    }
+    run.train(recipe.from_dict(source), QUIET)
+    path = tmp_path / "run"
+    for stride in (None, 16):
+        made = recipe.load(path / "recipe.yaml", [] if stride is None else [f"eval.stride={stride}"])
+        one, two = (
+            measure.evaluate_run(path, made, split, QUIET)["loss"]["value"] for split in ("train", "validation")
+        )
+        assert one == two
+
+
 @pytest.mark.skipif(shutil.which("xz") is None, reason="needs xz")
 def test_bits_a_byte_stand_beside_the_unigram_and_xz(tmp_path):
     source = tiny.mlm(tmp_path, max_steps=1) | {
