@@ -223,19 +223,17 @@ def main() -> None:
         words.error(f"nothing named {', '.join(unknown)}")
     results = json.loads(asked.results.read_text(encoding="utf-8")) if asked.results.exists() else {}
     results["machine"] = {**report.machine(), "peak": one("peak", 1)}
-    widest = results["machine"]["widest"]
     failed = False
     for name in asked.names or [name for name in (*jobs.FULL, *jobs.LARGE, *MORE) if name != "others"]:
         begin = time.monotonic()
         try:
-            found = MORE[name](asked.pairs) if name in MORE else {"widest": widest, **job(name, asked.pairs)}
+            found = MORE[name](asked.pairs) if name in MORE else job(name, asked.pairs)
         except Failed as error:
             say(str(error))
             failed = True
             continue
         (results if name in MORE else results.setdefault("jobs", {}))[name] = found
-        if name in MORE:
-            results.setdefault("widest", {})[name] = widest
+        results.setdefault("widest", {})[name] = results["machine"]["widest"]
         asked.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         asked.results.with_name("RESULTS.md").write_text(report.write(results), encoding="utf-8")
         say(f"{name}: {time.monotonic() - begin:.0f} s, written")

@@ -59,8 +59,8 @@ def table(head: list[str], rows: Iterable[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
-def by_ratio(found: dict[str, Any]) -> Iterable[list[str]]:
-    """One row a job: its ratios."""
+def by_ratio(found: dict[str, Any], widest: dict[str, str]) -> Iterable[list[str]]:
+    """One row a job: its ratios, and the widest instructions of the processor."""
     for name, job in found.items():
         one, two = job["1"], job["2"]
         whole = [ratios(one["reference"], one[side], lambda run: cost(run, True)) for side in ("auto", "highest")]
@@ -74,7 +74,7 @@ def by_ratio(found: dict[str, Any]) -> Iterable[list[str]]:
         missed = [word for word, found in (("CPU", whole[0]), ("wall", wall)) if statistics.median(found) < target]
         yield [
             name, f"**{spread(whole[0])}**", spread(whole[1]), spread(wall), *(f"{part:.2f}" for part in parts),
-            f"{target}{' (missed: ' + ', '.join(missed) + ')' if missed else ''}", str(len(one["auto"])), job["widest"],
+            f"{target}{' (missed: ' + ', '.join(missed) + ')' if missed else ''}", str(len(one["auto"])), widest[name],
         ]  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def quick(found: dict[str, Any]) -> str:
 
 def write(results: dict[str, Any]) -> str:
     """The page."""
-    here, found, widest = results["machine"], results.get("jobs", {}), results.get("widest", {})
+    here, found, widest = results["machine"], results.get("jobs", {}), results["widest"]
     peaks = here["peak"]
     parts = [
         "# Results\n",
@@ -232,7 +232,7 @@ def write(results: dict[str, Any]) -> str:
         "one thread.\n",
         table(
             ["job", "CPU-seconds, one thread", "the same, matmul=highest", "wall, two threads", *PHASES, "wanted", "pairs", "instructions"],
-            by_ratio(found),
+            by_ratio(found, widest),
         ),
         "## Seconds, memory, losses\n",
         "Medians; losses of the last pair: mean in training, and at its end on the validation rows. Dropout, masks and order are "

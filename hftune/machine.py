@@ -135,12 +135,14 @@ def choose_matmul(asked: str, kept: str | None = None) -> dict[str, Any]:
     exact = a.double() @ b.double()
     errors: dict[str, float] = {}
     times: dict[str, list[float]] = {"highest": [], "medium": []}
-    for _ in range(6):  # in turn, so that what else goes on meets both alike
+    for name in times:
+        torch.set_float32_matmul_precision(name)
+        errors[name] = float(((a @ b).double() - exact).abs().max() / exact.abs().max())
+    for _ in range(5):  # in turn, so that what else goes on meets both alike
         for name, seconds in times.items():
             torch.set_float32_matmul_precision(name)
             seconds.append(_seconds(lambda: a @ b))
-            errors[name] = errors.get(name) or float(((a @ b).double() - exact).abs().max() / exact.abs().max())
-    best = {name: min(seconds[1:]) for name, seconds in times.items()}
+    best = {name: min(seconds) for name, seconds in times.items()}
     faster = GAIN * best["medium"] < best["highest"] if kept is None else kept == "medium"
     chosen = "medium" if errors["medium"] < TRUE_FLOAT32 and faster else "highest"
     torch.set_float32_matmul_precision(chosen)
