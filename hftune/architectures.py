@@ -43,6 +43,7 @@ class Architecture:
 
 DEFAULT = Architecture()
 ROBERTA = Architecture(positions_after_pad=True, ia3=("key", "value", "output.dense"))
+AFTER_PAD = Architecture(positions_after_pad=True)
 T5_NAMES = {"num_hidden_layers": ("num_layers", "num_decoder_layers"), "intermediate_size": ("d_ff",)}
 BART_NAMES = {
     "num_hidden_layers": ("encoder_layers", "decoder_layers"),
@@ -66,6 +67,7 @@ BART = Architecture(decoder_start="eos", names=BART_NAMES, lora=BART_LORA, ia3=B
 MARIAN = Architecture(decoder_start="pad", names=BART_NAMES, lora=BART_LORA, ia3=BART_IA3)
 ARCHITECTURES: dict[str, Architecture] = {
     **dict.fromkeys(["roberta", "xlm-roberta", "camembert", "roberta-prelayernorm"], ROBERTA),
+    **dict.fromkeys(["longformer", "mpnet", "xmod", "xlm-roberta-xl", "data2vec-text", "ibert", "luke"], AFTER_PAD),
     "bert": Architecture(token_type_ids=True),
     "albert": Architecture(
         token_type_ids=True, lora=("query", "value"), ia3=("key", "value", "ffn_output"), prefix=False

@@ -68,7 +68,7 @@ def write(path: Path, recipe: Recipe, model_type: str, named: Mapping[str, str] 
         else "No evaluation was made.",
         "## Training",
         f"{state.get('step', 0):,} steps, {state.get('tokens', 0):,} tokens in {spent} on {machine}.",
-        "`hftune pretrain recipe.yaml` repeats it with this recipe:",
+        f"`hftune {'pretrain' if recipe.model.init else 'finetune'} recipe.yaml` repeats it with this recipe:",
         f"```yaml\n{(path / RECIPE).read_text(encoding='utf-8')}```",
     ]
     card.write_text("\n\n".join(text) + "\n", encoding="utf-8")

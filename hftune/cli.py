@@ -17,7 +17,7 @@ app = typer.Typer(
     help="From raw text to a trained, measured, shareable language model: one recipe file a run.",
 )
 tokenizers = typer.Typer(no_args_is_help=True, help="Train a tokenizer.")
-recipes = typer.Typer(help="List, show or copy the recipes that come with hftune.")
+recipes = typer.Typer(help="List the recipes that come with hftune; show or copy one.")
 app.add_typer(tokenizers, name="tokenizer")
 app.add_typer(recipes, name="recipes")
 
@@ -34,21 +34,27 @@ Output = Annotated[
 ]
 Processes = Annotated[int, typer.Option("--processes", help="processes on this machine")]
 Restarts = Annotated[
-    int, typer.Option("--restarts", help="how often to start again from the checkpoint after a failure")
+    int, typer.Option("--restarts", help="restart from the newest checkpoint up to this many times after a failure")
 ]
-Fresh = Annotated[bool, typer.Option("--fresh/--resume", help="start over, or go on where an earlier start stopped")]
+Fresh = Annotated[bool, typer.Option("--fresh/--resume", help="start over, or resume from the newest checkpoint")]
 Allow = Annotated[
     list[str] | None,
-    typer.Option("--allow", help="take a changed setting when going on, e.g. train.learning_rate", show_default=False),
+    typer.Option(
+        "--allow",
+        help="accept a changed setting when resuming, e.g. train.learning_rate; may be repeated",
+        show_default=False,
+    ),
 ]
 Dry = Annotated[bool, typer.Option("--dry-run", help="check everything, train nothing")]
-Json = Annotated[bool, typer.Option("--json", help="answer in JSON on standard output")]
-Trust = Annotated[bool, typer.Option("--trust-remote-code", help="let code that comes with a model run")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on standard output")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="run Python code that a model repository contains")]
 Metric = Annotated[
     list[str] | None,
     typer.Option("--metric", "-m", help="metric, with options as in bleu:lang=zh; may be repeated", show_default=False),
 ]
-Limit = Annotated[int | None, typer.Option("--limit", help="only the first rows", show_default=False)]
+Limit = Annotated[
+    int | None, typer.Option("--limit", help="use only this many rows from the start", show_default=False)
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -72,7 +78,10 @@ def pretrain(
     as_json: Json = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Train a model on raw text, or go on where it was stopped."""
+    """Train a model on raw text; run it again to resume.
+
+    `pretrain` and `finetune` run the same training; `finetune` can also do without a recipe.
+    """
     from . import commands
 
     commands.train(
@@ -110,9 +119,9 @@ def finetune(
     as_json: Json = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Fine-tune a model, by a recipe or --task, --model, --train.
+    """Fine-tune a model: by a recipe, or --task, --model, --train.
 
-    The recipe that ran is kept with the run.
+    Without a recipe, the one that these options stand for is saved with the run.
     """
     from . import commands
 
@@ -144,16 +153,18 @@ def evaluate(
         ),
     ] = None,
     task: Annotated[
-        str | None, typer.Option("--task", help="of a plain model: its task, with --data", show_default=False)
+        str | None, typer.Option("--task", help="plain model: its task; needs --data", show_default=False)
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option("--recipe", help="of a plain model: recipe with its task and rows", show_default=False),
+        typer.Option("--recipe", help="plain model: a recipe that names task and rows", show_default=False),
     ] = None,
     rows: Annotated[
         list[str] | None,
         typer.Option(
-            "--data", help="rows instead of the recipe's; of several sets each as NAME=PATH", show_default=False
+            "--data",
+            help="evaluate on this file instead of the recipe's test rows; for several sets repeat it as NAME=PATH",
+            show_default=False,
         ),
     ] = None,
     split: Annotated[
@@ -162,24 +173,33 @@ def evaluate(
     ] = None,
     limit: Limit = None,
     metric: Metric = None,
-    baseline: Annotated[bool, typer.Option("--baseline", help="beside each figure that of a trivial method")] = False,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="also score a trivial baseline, e.g. the majority class")
+    ] = False,
     num_beams: Annotated[
-        int | None, typer.Option("--num-beams", help="decode by beam search; 1: greedily", show_default=False)
+        int | None, typer.Option("--num-beams", help="number of beams; 1: greedy", show_default=False)
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", help="most tokens of a generated text", show_default=False)
+        int | None, typer.Option("--max-new-tokens", help="most tokens to generate", show_default=False)
     ] = None,
     batch_tokens: Annotated[
-        int | None, typer.Option("--batch-tokens", help="padded tokens at once; changes no figure", show_default=False)
+        int | None,
+        typer.Option(
+            "--batch-tokens",
+            help="padded tokens of a batch; affects speed and memory, not the results",
+            show_default=False,
+        ),
     ] = None,
     predictions: Annotated[
         str | None,
-        typer.Option("--predictions", help="instead of a model: a file of texts, one a line", show_default=False),
+        typer.Option("--predictions", help="instead of a model: a file of predictions, one a line", show_default=False),
     ] = None,
     references: Annotated[
         list[str] | None,
         typer.Option(
-            "--references", help="with --predictions: a file of references; may be repeated", show_default=False
+            "--references",
+            help="with --predictions: a file of references, line by line; may be repeated",
+            show_default=False,
         ),
     ] = None,
     output: Annotated[
@@ -190,10 +210,10 @@ def evaluate(
     as_json: Json = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Measure a run, a model or a file of texts, with intervals.
+    """Evaluate a run, model or predictions, with intervals.
 
-    A run is measured on its test rows, a plain model by --task and --data or by --recipe, a file of texts
-    (--predictions) against files of references.
+    A run is evaluated on its test rows; a plain model needs --task with --data, or --recipe; a file of
+    predictions (--predictions) needs --references.
     """
     from . import commands
 
@@ -217,12 +237,12 @@ def evaluate(
 def compare(
     runs: Annotated[list[str], typer.Argument(help="run folders; each is set against the first")],
     metric: Metric = None,
-    split: Annotated[str, typer.Option("--split", help="rows that all were scored on")] = "test",
+    split: Annotated[str, typer.Option("--split", help="split that all runs were evaluated on")] = "test",
     as_json: Json = False,
 ) -> None:
-    """Say which differences between runs are real.
+    """Compare runs: which differences are statistically significant.
 
-    By paired bootstrap and approximate randomisation, with Holm's correction.
+    Paired bootstrap and approximate randomisation, with Holm's correction for several runs.
     """
     from . import commands
 
@@ -233,9 +253,9 @@ def compare(
 def report(
     run: Annotated[str | None, typer.Argument(help="run folder; default: the newest run", show_default=False)] = None,
 ) -> None:
-    """Write a run's report.html: figures, curves, samples, recipe.
+    """Write a run's report.html: metrics, curves, samples, recipe.
 
-    One page that needs no network; of a run at work too. A run writes it by itself when it ends and when it is measured.
+    One self-contained page, also of a run that is still training. A run writes it when it ends and when it is evaluated.
     """
     from . import commands
 
@@ -244,7 +264,7 @@ def report(
 
 @app.command()
 def metrics(as_json: Json = False) -> None:
-    """List the metrics: their figures, direction, range and source."""
+    """List the metrics: figures, direction, range and source."""
     from . import commands
 
     commands.metrics(as_json)
@@ -262,7 +282,7 @@ def predict(
     limit: Limit = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Predict rows of a file or of standard input, as jsonl."""
+    """Predict the rows of a file or standard input, as JSON lines."""
     from . import commands
 
     commands.predict(run, source, overrides or [], output, limit, trust_remote_code)
@@ -279,7 +299,7 @@ def merge(
     ] = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Put a run's adapter into its model's weights.
+    """Merge a run's adapter into its base model.
 
     The result is a plain model that needs no peft.
     """
@@ -291,8 +311,10 @@ def merge(
 @app.command()
 def push(
     run: Annotated[str, typer.Argument(help="run folder")],
-    name: Annotated[str, typer.Argument(help="owner/name on the Hub; made, for you alone, where it is not there yet")],
-    public: Annotated[bool, typer.Option("--public", help="let all see a repository that is made")] = False,
+    name: Annotated[
+        str, typer.Argument(help="owner/name on the Hub; created as a private repository if it does not exist")
+    ],
+    public: Annotated[bool, typer.Option("--public", help="create the repository as a public one")] = False,
 ) -> None:
     """Upload a run's model, tokenizer, card and recipe to the Hub.
 
@@ -306,43 +328,55 @@ def push(
 @app.command()
 def generate(
     run: Annotated[str, typer.Argument(help="run folder")],
-    prompt: Annotated[
-        str, typer.Argument(help="what to answer or go on with; - or none: standard input", show_default=False)
-    ] = "-",
+    prompt: Annotated[str, typer.Argument(help="the prompt; - or nothing: standard input", show_default=False)] = "-",
     overrides: Overrides = None,
     number: Annotated[
         int | None, typer.Option("--num-return-sequences", "-n", help="number of texts", show_default=False)
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", help="most tokens of a text", show_default=False)
+        int | None, typer.Option("--max-new-tokens", help="most tokens to generate", show_default=False)
     ] = None,
     num_beams: Annotated[
-        int | None, typer.Option("--num-beams", help="beam search; 1: greedy", show_default=False)
+        int | None, typer.Option("--num-beams", help="number of beams; 1: greedy", show_default=False)
     ] = None,
-    sample: Annotated[bool, typer.Option("--sample", help="draw each token; so do the options below")] = False,
+    sample: Annotated[
+        bool,
+        typer.Option(
+            "--sample", help="sample each token; implied by --temperature, --top-k, --top-p, --min-p and --seed"
+        ),
+    ] = False,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", help="below 1 likelier tokens gain", show_default=False)
+        float | None,
+        typer.Option("--temperature", help="below 1: sharper, above 1: flatter distribution", show_default=False),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option("--top-k", help="only the so many likeliest tokens", show_default=False)
+        int | None, typer.Option("--top-k", help="sample from this many most likely tokens only", show_default=False)
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option("--top-p", help="only the likeliest tokens of this probability together", show_default=False),
+        typer.Option(
+            "--top-p", help="sample from the smallest set of tokens with this total probability", show_default=False
+        ),
     ] = None,
     min_p: Annotated[
         float | None,
-        typer.Option("--min-p", help="only tokens so likely relative to the likeliest", show_default=False),
+        typer.Option(
+            "--min-p",
+            help="sample only from tokens at least this likely relative to the most likely one",
+            show_default=False,
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="seed of the draws", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="seed of sampling", show_default=False)] = None,
     repetition_penalty: Annotated[
         float | None,
-        typer.Option("--repetition-penalty", help="above 1: less likely what occurred", show_default=False),
+        typer.Option(
+            "--repetition-penalty", help="above 1: tokens that already occurred become less likely", show_default=False
+        ),
     ] = None,
     as_json: Json = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Let a run write: go on with a text, answer, translate."""
+    """Generate text: continue a prompt, answer, translate."""
     from . import commands
 
     drawn = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
@@ -360,14 +394,14 @@ def check(
     recipe: Annotated[str, typer.Argument(help="recipe file, or the name of one that comes with hftune")],
     overrides: Overrides = None,
     overlap: Annotated[
-        bool, typer.Option("--overlap", help="also say how many validation and test rows occur in training")
+        bool, typer.Option("--overlap", help="also count validation and test rows that occur in the training data")
     ] = False,
     as_json: Json = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Find all that is wrong with a recipe and its data at once.
+    """Check a recipe and its data, and report every fault at once.
 
-    No weight is loaded for it.
+    Loads no weights.
     """
     from . import commands
 
@@ -383,9 +417,9 @@ def inspect(
     as_json: Json = False,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Show what the model is given and must answer, token by token.
+    """Show a training step's rows, token by token, with targets.
 
-    The rows of a training step as they are masked, corrupted, cut and padded, and what the step comes to.
+    As the model gets them: after masking, corruption, truncation and padding; and the size of the step.
     """
     from . import commands
 
@@ -414,7 +448,7 @@ def train_tokenizer(
 
 @recipes.callback(invoke_without_command=True)
 def list_recipes(context: typer.Context) -> None:
-    """List, show or copy the recipes that come with hftune."""
+    """List the recipes that come with hftune; with a subcommand, show or copy one."""
     if context.invoked_subcommand is None:
         from . import shipped
 

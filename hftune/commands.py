@@ -12,7 +12,7 @@ from . import shipped
 from .errors import Faults, Interrupted, UserError
 from .folder import RECIPE, is_run, newest
 from .recipe import Recipe
-from .report import Reporter, duration
+from .report import Reporter
 
 
 def recipe_source(name: str | None, given: dict[str, str | None], output: str | None) -> Any:
@@ -374,6 +374,3 @@ def environment(as_json: bool) -> None:
 def schema() -> None:
     """`hftune schema`."""
     sys.stdout.write(json.dumps(recipes.json_schema(), indent=2) + "\n")
-
-
-__all__ = ["duration"]

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from itertools import takewhile
 from pathlib import Path
 
 from .errors import UserError
@@ -12,13 +13,14 @@ ROOT = _HERE / "_shipped" if (_HERE / "_shipped").is_dir() else _HERE.parent
 
 
 def recipes() -> list[tuple[str, str]]:
-    """(name, first line of its header) of every recipe."""
+    """(name, what its header opens with) of every recipe."""
     folder = ROOT / "recipes"
     return [(p.relative_to(folder).with_suffix("").as_posix(), _summary(p)) for p in sorted(folder.rglob("*.yaml"))]
 
 
 def _summary(path: Path) -> str:
-    return path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.strip("# "), lines))
 
 
 def find(name: str) -> Path:

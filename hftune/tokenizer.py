@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .architectures import architecture
 from .encoding import encode_batch, encode_offsets
 from .errors import UserError
 from .hub import Unreachable, answers
 from .vocabulary import train
 
-__all__ = ["check", "encode_batch", "encode_offsets", "ensure_pad", "fingerprint", "load", "save", "train"]
+__all__ = ["check", "encode_batch", "encode_offsets", "fingerprint", "load", "save", "train"]
 
 VOCABULARIES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model",
@@ -20,16 +21,6 @@ VOCABULARIES = (
 WITHOUT_VOCABULARY = {"ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer"}  # bytes or code points are the ids
 UNBOUNDED = 10**9  # transformers says 1e30 where it knows no limit
 LENGTH = 512  # model_max_length where neither tokenizer nor configuration knows one
-OFFSET_POSITIONS = {
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "longformer",
-    "roberta-prelayernorm",
-    "xmod",
-    "data2vec-text",
-}
-PADS = ("<|pad|>", "<pad>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<pad_token>", "<|endoftext|>")
 UNKNOWN_BOUND = 0.01  # share of unknown tokens that is worth a warning
 
 
@@ -123,8 +114,8 @@ def _usable_length(length: float, config: dict[str, Any]) -> int:
     text = config.get("text_config") or config
     found = (text.get(name) for name in ("max_position_embeddings", "n_positions"))
     positions = next((value for value in found if isinstance(value, int) and value > 0), None)
-    if positions and text.get("model_type") in OFFSET_POSITIONS:
-        positions -= 2  # the first ids of the position table are those of the padding
+    if positions and architecture(str(text.get("model_type"))).positions_after_pad:
+        positions -= 1 + text.get("pad_token_id", 1)
     known = [value for value in (length, positions) if value and value < UNBOUNDED]
     return int(min(known, default=LENGTH))
 
@@ -160,29 +151,6 @@ def fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(f"{content}\n{settings!r}".encode()).hexdigest()[:16]
 
 
-def ensure_pad(tokenizer: Any) -> str | None:
-    """Give the tokenizer a padding token unlike its end token; where they are one, real ends would be masked.
-
-    A padding token that the vocabulary already has is used, else `<|pad|>` is added: the embeddings must then have
-    `len(tokenizer)` rows.
-
-    Returns:
-        What was done, in one line; None if nothing had to be.
-    """
-    ends = {tokenizer.eos_token, tokenizer.bos_token}
-    if tokenizer.pad_token is not None and tokenizer.pad_token != tokenizer.eos_token:
-        return None
-    why = (
-        "no padding token" if tokenizer.pad_token is None else f"padding and end were one token ({tokenizer.eos_token})"
-    )
-    vocabulary = tokenizer.get_vocab()
-    if (known := next((pad for pad in PADS if pad in vocabulary and pad not in ends), None)) is not None:
-        tokenizer.pad_token = known
-        return f"{why}: {known} (id {tokenizer.pad_token_id}) is used to pad"
-    tokenizer.add_special_tokens({"pad_token": PADS[0]})
-    return f"{why}: added {PADS[0]} as id {tokenizer.pad_token_id}, the vocabulary now has {len(tokenizer)} entries"
-
-
 def check(tokenizer: Any, vocab_rows: int, sample_texts: Sequence[str]) -> list[str]:
     """Whether tokenizer, model and text fit together.
 
@@ -210,9 +178,5 @@ def check(tokenizer: Any, vocab_rows: int, sample_texts: Sequence[str]) -> list[
         warnings.append(
             f"{unknown:.1%} of the tokens are {tokenizer.unk_token}: the tokenizer does not know this text; "
             "train one from it, or take another"
-        )
-    if tokenizer.pad_token is not None and tokenizer.pad_token == tokenizer.eos_token:
-        warnings.append(
-            f"padding and end are one token ({tokenizer.pad_token}): the end of a text would not be learned"
         )
     return warnings

@@ -319,3 +319,26 @@ def test_preparing_refuses_what_cannot_be_measured(tmp_path):
     source = tiny.mlm(tmp_path) | {"eval": {"stride": 8}}
     with pytest.raises(UserError, match="no windows that could slide"):
         prepare.prepare(recipe.from_dict(source), ["validation"], Reporter(silent=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "gives"),
+    [
+        ({"name": "mlm", "next_sentence": "nsp"}, True),
+        ({"name": "clm"}, True),
+        ({"name": "tag"}, False),
+        ({"name": "qa"}, False),
+    ],
+)
+def test_perplexity_chooses_a_checkpoint_only_where_there_is_one(options, gives):
+    made = recipe.from_dict(
+        {
+            "task": options,
+            "model": {"init": "bert"},
+            "data": {"train": "rows.jsonl", "validation": "rows.jsonl"},
+            "train": {"metric_for_best_model": "perplexity"},
+            "output": {"dir": "run"},
+        }
+    )
+    faults = consistency.check(made, tasks.load(made.task.name).under(made.task.options))
+    assert [fault.where for fault in faults] == ([] if gives else ["train.metric_for_best_model"])

@@ -78,6 +78,19 @@ def test_heads_are_grouped_only_where_asked_for():
     assert asked.model.config.num_key_value_heads == 1
 
 
+@pytest.mark.parametrize("name", ["mpnet", "xmod", "xlm-roberta-xl", "data2vec-text"])
+def test_positions_counted_from_the_padding_are_fewer(name):
+    """Held against the model itself: the longest row can be computed, one more token cannot."""
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    more = {"languages": ["en_XX"], "default_language": "en_XX"} if name == "xmod" else {}
+    config = AutoConfig.for_model(name, **{**zoo.SIZE, **more, "vocab_size": 64, "max_position_embeddings": 40})
+    model, bound = AutoModelForMaskedLM.from_config(config).eval(), models.positions(config)
+    model(input_ids=torch.full((1, bound), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, bound + 1), 5))
+
+
 def test_positions_are_those_that_tokens_can_take():
     for name in ("roberta", "bert", "gpt2", "modernbert"):
         config = {**zoo.SIZE, "max_position_embeddings": 40}
