@@ -1,4 +1,4 @@
-"""What a task is: six entries over rows, lists and numpy arrays; and how the tasks are found.
+"""What a task is: five required entries over rows, lists and numpy arrays, and optional ones; and how the tasks are found.
 
 A task is one file in `hftune/tasks/` ending in `TASK = Task(...)`. Nothing else names a task, and no
 task names a model. Task files import numpy and pydantic at their top and torch only inside functions, so
@@ -88,70 +88,85 @@ class Task:
             scalars) to a dict of numpy arrays of equal first dimension. Every draw for row i comes from
             `rngs[i]`, a `numpy.random.Generator`; nothing may depend on the other rows of the batch but the
             padding. Each row that can have a target has at least one.
+        columns: `(options) -> names` of the columns that a row must have, after the mapping.
         metrics: names of the metrics reported when the recipe names none (besides the loss).
         inputs: what `predict` yields for the metrics: "label", "labels", "number", "text", "tags", "spans".
         predict: `(model, batch, rows, tokenizer, options) -> list of dicts`, one a row, in order, each with
             `prediction`, `reference` where the row has one, and optionally `scores`; only for tasks with
             metrics beyond the loss. `model` is in eval mode, `batch` holds tensors on its device; each of the encoded
             `rows` has also `row`, its number among all.
-        labels: `(rows, options) -> options`; reads an iterable of rows and returns the options completed
-            with the label names; only for tasks with labels.
-        known: `(options, config) -> options`; completes options that the recipe leaves open by what the configuration of
-            a model says that was trained for the task (label names, ...), where there are no training rows to ask.
-        terms: the summands of the loss. Where the model has a vocabulary head, the first is the loss over it.
-        loss: `(model, batch, options, criterion) -> {term name: heads.Losses}`, for tasks of several terms, or whose
-            loss is not cross-entropy, binary cross-entropy or squared error of the head's logits; see heads.Criterion.
-        varies: `(options) -> fields of the task` that are others with these options (head, terms, predict, ...).
-        network: `(built, source, options, build) -> models.Built`, for tasks that train several networks as one:
-            `built` is the model of the recipe's block `source` with the task's head, `build(source, head)` builds
-            another; together they are a networks.Networks.
-        columns: `(options) -> names` of the columns that a row must have, after the mapping.
-        answers: `(options) -> names` of those of them that rows to be predicted may lack.
-        texts: `(options) -> names` of those that hold text to be cleaned; default: all that are no answers.
-        config: `(options, tokenizer) -> dict` of settings for the model's configuration (num_labels, id2label, ...).
-        tokens: `(options, tokenizer) -> names` of special tokens that the tokenizer is given where it lacks them.
-        verify: `(model, options) -> None`; tries what the options ask of the model, and raises UserError if it cannot.
         combine: `(answers, options) -> answer`; joins what `predict` gave for the encoded rows of one row. A task that
             makes of each row one or more consecutive encoded rows (windows or pieces of a long text) marks the first of
             them by 1, the others by 0, in the column `begins`.
-        notes: `(rows, options) -> lines` about what is odd in some rows but stops nothing; for `hftune check`.
-        whole_text: the loss of a row is that of all of its text, so that it can be divided by its bytes and words.
-        slide: `(data, options, stride) -> data`; the encoded rows as overlapping windows (see views.Sliding).
-        alone: `(data, tokenizer) -> data`; the encoded rows, each once for every token, which alone is masked (see
-            views.Alone).
         baseline: `(train, rows, options) -> predictions`, one a row: the answers of a trivial method that has seen the
             training rows, scored by the same metrics. Both are iterables of rows, not yet encoded. Its docstring's
             first line says what the method is.
         guess: `(data, options) -> prediction`; the one answer that a trivial method gives to every encoded row, having
             seen the encoded training rows: for tasks whose rows to be answered are made in encoding.
+        answers: `(options) -> names` of those `columns` that rows to be predicted may lack.
+        texts: `(options) -> names` of those `columns` that hold text to be cleaned; default: all that are no answers.
+        labels: `(rows, options) -> options`; reads an iterable of rows and returns the options completed
+            with the label names; only for tasks with labels.
+        known: `(options, config) -> options`; completes options that the recipe leaves open by what the configuration of
+            a model says that was trained for the task (label names, ...), where there are no training rows to ask.
+        config: `(options, tokenizer) -> dict` of settings for the model's configuration (num_labels, id2label, ...).
+        tokens: `(options, tokenizer) -> names` of special tokens that the tokenizer is given where it lacks them.
+        terms: the summands of the loss. Where the model has a vocabulary head, the first is the loss over it.
+        loss: `(model, batch, options, criterion) -> {term name: heads.Losses}`, for tasks of several terms, or whose
+            loss is not cross-entropy, binary cross-entropy or squared error of the head's logits; see heads.Criterion.
+        network: `(built, source, options, build) -> models.Built`, for tasks that train several networks as one:
+            `built` is the model of the recipe's block `source` with the task's head, `build(source, head)` builds
+            another; together they are a networks.Networks.
+        verify: `(model, options) -> None`; tries what the options ask of the model, and raises UserError if it cannot.
+        varies: `(options) -> fields of the task` that are others with these options (head, terms, predict, ...).
+        whole_text: the loss of a row is that of all of its text, so that it can be divided by its bytes and words.
+        slide: `(data, options, stride) -> data`; the encoded rows as overlapping windows (see views.Sliding).
+        alone: `(data, tokenizer) -> data`; the encoded rows, each once for every token, which alone is masked (see
+            views.Alone).
+        notes: `(rows, options) -> lines` about what is odd in some rows but stops nothing; for `hftune check`.
     """
 
+    # required
     head: str
     options: type[Options]
     encode: Callable[..., dict[str, Any]]
     collate: Callable[..., dict[str, Any]]
     columns: Callable[[Any], list[str]]
+
+    # predictions and their figures
     metrics: Callable[[Any], list[str]] = lambda options: []
     inputs: Callable[[Any], str | None] = lambda options: None
     predict: Callable[..., list[dict[str, Any]]] | None = None
-    labels: Callable[..., Any] | None = None
-    known: Callable[[Any, Any], Any] = lambda options, config: options
-    terms: tuple[Term, ...] = (Term(),)
-    loss: Callable[..., dict[str, Any]] | None = None
-    varies: Callable[[Any], dict[str, Any]] = lambda options: {}
-    network: Callable[..., Any] | None = None
+    combine: Callable[[list[dict[str, Any]], Any], dict[str, Any]] | None = None
+    baseline: Callable[..., list[Any]] | None = None
+    guess: Callable[[Any, Any], Any] | None = None
+
+    # columns
     answers: Callable[[Any], list[str]] = lambda options: []
     texts: Callable[[Any], list[str]] | None = None
+
+    # labels, configuration, tokenizer
+    labels: Callable[..., Any] | None = None
+    known: Callable[[Any, Any], Any] = lambda options, config: options
     config: Callable[..., dict[str, Any]] = lambda options, tokenizer: {}
     tokens: Callable[..., list[str]] = lambda options, tokenizer: []
+
+    # the loss
+    terms: tuple[Term, ...] = (Term(),)
+    loss: Callable[..., dict[str, Any]] | None = None
+    network: Callable[..., Any] | None = None
     verify: Callable[..., None] | None = None
-    combine: Callable[[list[dict[str, Any]], Any], dict[str, Any]] | None = None
-    notes: Callable[..., list[str]] | None = None
+
+    # what depends on the options
+    varies: Callable[[Any], dict[str, Any]] = lambda options: {}
+
+    # evaluation of a language model
     whole_text: bool = False
     slide: Callable[[Any, Any, int], Any] | None = None
     alone: Callable[[Any, Any], Any] | None = None
-    baseline: Callable[..., list[Any]] | None = None
-    guess: Callable[[Any, Any], Any] | None = None
+
+    # for hftune check
+    notes: Callable[..., list[str]] | None = None
 
     def under(self, options: Any) -> "Task":
         """The task as these options make it."""

@@ -47,3 +47,9 @@ def test_the_figures_of_the_readme_are_those_of_the_recipes():
             header = re.match(r"(#.*\n)+", (tiny.ROOT / "recipes" / f"{found[1]}.yaml").read_text(encoding="utf-8"))[0]
             said = " ".join(part.lstrip("# ") for part in header.splitlines())
             assert not [figure for figure in EXACT.findall(line) if figure not in said], found[1]
+
+
+def test_the_map_of_the_code_names_every_module():
+    page = (tiny.ROOT / "docs/code.md").read_text(encoding="utf-8")
+    modules = {path.stem for path in (tiny.ROOT / "hftune").glob("[!_]*.py")}
+    assert not {name for name in modules if f"`{name}`" not in page}
