@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .errors import UserError
 from .schema import Train
 
-NO_DECAY = re.compile(r"(bias|\.b)$|norm|\bln_|ia3_l", re.IGNORECASE)  # IA3's factors start at one, not at nothing
+NO_DECAY = re.compile(r"(bias|\.b)$|ia3_l")  # IA3's factors start at one, not at nothing; norms have one dimension
 
 
 GIVEN = {"optimizer", "num_training_steps", "num_warmup_steps", "last_epoch"}  # what a schedule gets from the run

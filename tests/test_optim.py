@@ -71,6 +71,16 @@ def test_what_does_not_decay():
         assert all(p.ndim < 2 or "bias" in n for n, p in model.named_parameters() if id(p) in free)
 
 
+def test_the_name_of_an_architecture_decides_nothing():
+    decaying = [
+        {n.split(".", 1)[1] for n, p in model.named_parameters() if id(p) in ids}
+        for model in (built(name, zoo.CLASSIFY) for name in ("roberta", "roberta-prelayernorm"))
+        for group in optim.groups(model, Train(weight_decay=0.1))
+        if group["weight_decay"] and (ids := {id(p) for p in group["params"]})
+    ]
+    assert decaying[0] == decaying[1]
+
+
 def test_unfreezing_follows_from_the_step():
     model = built("bert", zoo.CLASSIFY)
     before, above = optim.unfreezing(model, 3), optim.depths(model)
