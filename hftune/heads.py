@@ -53,6 +53,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
         step = max(1, CHUNK // vocabulary // SHAPES) * SHAPES
         room = _room(hidden_NH, weight_VH, min(step, rows))
+        late = False
         for at in range(0, rows, step):
             hidden, labels = hidden_NH[at : at + step], labels_N[at : at + step, None]
             real = len(hidden)
@@ -71,10 +72,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if d_bias is not None:
                 d_bias += probabilities.sum(0)
             gradient = probabilities.to(logits.dtype)
+            late = (
+                gradient.dtype == torch.float16
+            )  # in which gradients vanish that the loss's scale has not reached yet
             if d_hidden is not None:
                 d_hidden[at : at + step] = (gradient @ weight_VH)[:real]
             if need_weight:
-                hidden = hidden * factor  # where it is small: not among the V columns of the gradient
+                hidden = (
+                    hidden if late else hidden * factor
+                )  # where it is small: not among the V columns of the gradient
                 exact = gradient.dtype == weight_VH.dtype == hidden.dtype
                 if d_weight is None:  # nothing to add to: a pass of zeros over V x H spared
                     d_weight = (gradient.T @ hidden).to(weight_VH.dtype)
@@ -84,16 +90,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_weight += gradient.T @ hidden
         if need_weight and d_weight is None:
             d_weight = torch.zeros_like(weight_VH)
-        if d_hidden is not None:
+        if d_hidden is not None and not late:
             d_hidden *= factor
-        if d_bias is not None:
+        if d_bias is not None and not late:
             d_bias *= factor
-        ctx.gradients = [d_hidden, d_weight, d_bias]
+        ctx.gradients, ctx.factor = [d_hidden, d_weight, d_bias], factor if late else None
         return (total * factor).to(torch.float32)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         (upstream,) = grads
+        upstream = upstream if ctx.factor is None else upstream * ctx.factor
         on_cpu_one = upstream.device.type == "cpu" and upstream.item() == 1.0  # a pass over V x H saved
         # given away, not kept: a weight that is also the embedding gets its other gradient added in place
         kept, ctx.gradients = ctx.gradients, None

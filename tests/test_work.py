@@ -126,6 +126,22 @@ def test_the_head_in_chunks_is_the_head_whole(monkeypatch):
             )
 
 
+def test_half_precision_keeps_the_gradients_of_a_step_of_many_targets():
+    """A target's share of the loss, 1 / 524,288, has few bits left in float16; the loss's scale brings them back."""
+    drawn = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(256, 64, generator=drawn), torch.randn(512, 64, generator=drawn) / 20
+    labels, share = torch.randint(512, (256,), generator=drawn), torch.tensor(1 / 2**19)
+    for kind in (torch.float16, torch.float32):  # of the hidden states
+        halves, whole = ([v.clone().requires_grad_() for v in (hidden, weight)] for _ in range(2))
+        with torch.autocast("cpu", torch.float16):
+            loss = heads._LinearCrossEntropy.apply(halves[0].to(kind), halves[1], None, labels, 0.0, share)
+        (loss * 2**15).backward()
+        torch.nn.functional.cross_entropy(whole[0] @ whole[1].T, labels, reduction="sum").backward()
+        for found, true in zip(halves, whole, strict=True):
+            wanted = true.grad * share * 2**15
+            assert float((found.grad - wanted).norm() / wanted.norm()) < 2e-3
+
+
 def test_losses_and_answers_of_a_batch_take_one_forward():
     """But where a vocabulary head computes what it is asked for, each call is computed."""
     config = BertConfig(hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=VOCABULARY)  # fmt: skip
