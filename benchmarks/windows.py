@@ -47,7 +47,7 @@ def reference() -> dict[str, Any]:
 
 def ours(where: Path, matmul: str) -> dict[str, Any]:
     """hftune's evaluation of the text as one document."""
-    from hftune import batching, evaluation, machine, prepare, recipe, shortcuts
+    from hftune import evaluation, machine, prepare, recipe, shortcuts
     from hftune.report import Reporter
 
     clock = Clock("prepare")
@@ -63,6 +63,6 @@ def ours(where: Path, matmul: str) -> dict[str, Any]:
     rows, model = prepared.rows["train"], prepare.build_model(prepared).model.eval()
     clock.enter("evaluate")
     machine.choose_matmul(matmul)
-    ways = shortcuts.choose(model, rows.batch([0], [batching.generator(0, 0)]), rows.task, rows.options)
+    ways = shortcuts.choose(model, rows.sample(), rows.task, rows.options)
     figure = evaluation.evaluate(model, rows, machine.accelerator(), made.eval, shortcuts=ways)["loss"]
     return {"loss": figure["value"], "targets": int((rows.data.lengths - 1).sum()), **clock.done()}

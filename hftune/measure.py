@@ -165,7 +165,7 @@ def _measure(
     """Figures on one set of rows; its predictions go to `place`."""
     found, settings = prepared.rows[rows.split], subject.recipe.eval
     file = place / subjects.PREDICTIONS / f"{rows.name}.jsonl"
-    sample = {k: v.to(accelerator.device) for k, v in found.batch([0], [batching.generator(0, 0)]).items()}
+    sample = {k: v.to(accelerator.device) for k, v in found.sample().items()}
     with accelerator.autocast():
         ways = shortcuts.choose(model, sample, prepared.task, prepared.options)
     figures = evaluation.evaluate(model, found, accelerator, settings, shortcuts=ways, predictions=file)

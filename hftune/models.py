@@ -68,8 +68,8 @@ def build(
         return _new(recipe, head, tokenizer, settings, seed, max_length)
     recipe = base(recipe)
     config = configuration(recipe, trust_remote_code, **settings)
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.pad_token_id  # heads that look for the last token of a row need it
+    if config.pad_token_id is None or not architecture(config.model_type).positions_after_pad:
+        config.pad_token_id = tokenizer.pad_token_id  # heads that look for the last token of a row go by it
     model, info = load(recipe.path or "", head, config, recipe, trust_remote_code)
     return Built(model, origin(recipe.path or "", model, info), new_names(info))
 
@@ -171,7 +171,7 @@ def load(
         if isinstance(error, ImportError) or "attn_implementation" in str(error):
             raise unbuildable(config, error) from error
         raise hub.failure("the weights of", path, error, where) from error
-    body = f"{model.base_model_prefix}."
+    body = weights.body(model)
     if misfit := [(name, *sizes) for name, *sizes in sorted(info["mismatched_keys"]) if name.startswith(body)]:
         name, saved, wanted = misfit[0]
         raise UserError(

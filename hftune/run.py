@@ -192,8 +192,8 @@ class Run:
         model = model.to(self.accelerator.device)
         optimizer = optim.optimizer(optim.groups(model, train), train)
         optimizer.register_step_post_hook(lambda *_: self.method.after(self.progress.step))
-        rows = self.prepared.rows["train"].batch([0], [generator(0, 0)])
-        sample = {name: value.to(self.accelerator.device) for name, value in rows.items()}
+        rows = self.prepared.rows["train"]
+        sample = {name: value.to(self.accelerator.device) for name, value in rows.sample().items()}
         with self.accelerator.autocast():
             self.shortcuts = shortcuts.choose(model, sample, task, options)
         self.core = model

@@ -93,6 +93,11 @@ def _broken(path: Path, why: str, where: str) -> UserError:
     return UserError(f"{path}: {why}", hint="fetch or write it again", where=where)
 
 
+def body(model: Any) -> str:
+    """What the names of the body's weights begin with; nothing where head and body are one module, as in T5."""
+    return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
 def misfits(held: Shapes, model: Any) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
     """(name, shape in the files, shape in the model) of each tensor of the model's body that differs.
 
@@ -100,10 +105,10 @@ def misfits(held: Shapes, model: Any) -> list[tuple[str, tuple[int, ...], tuple[
         held: see `shapes`.
         model: built from the configuration, on the meta device.
     """
-    prefix = f"{model.base_model_prefix}."
-    body = {name: tuple(t.shape) for name, t in model.named_parameters() if name.startswith(prefix)}
+    prefix = body(model)
+    inner = {name: tuple(t.shape) for name, t in model.named_parameters() if name.startswith(prefix)}
     found = []
-    for name, shape in body.items():
+    for name, shape in inner.items():
         saved = held.get(name, held.get(name.removeprefix(prefix)))
         if saved is not None and saved != shape:
             found.append((name, saved, shape))

@@ -21,7 +21,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from hftune import breakdown, checkpoint, heads, loop, machine, optim, prepare, recipe, shortcuts, together
-from hftune.batching import Plan, generator
+from hftune.batching import Plan
 from hftune.errors import Breakdown, Interrupted, UserError
 from hftune.loop import Job, Progress, Steps
 from hftune.report import Reporter
@@ -59,7 +59,7 @@ def work(made, total=4, budget=400, workers=0, accelerator=None, **train):
         data, Plan(data.data.lengths, 0, 8), 0, budget, overhead=1 if budget < 10**6 else budget,
         rank=accelerator.process_index, ranks=accelerator.num_processes,
     )  # fmt: skip
-    ways = shortcuts.choose(model, data.batch([0], [generator(0, 0)]), prepared.task, prepared.options)
+    ways = shortcuts.choose(model, data.sample(), prepared.task, prepared.options)
     log = []
     prepared_optimizer = accelerator.prepare_optimizer(optimizer)
     return Job(accelerator, model, prepared_optimizer, optim.schedule(optimizer, block, total), steps, block, total,

@@ -39,7 +39,7 @@ def gradients(prepared, model, budget, rows=slice(0, 8)):
     taken = {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     optimizer.register_step_pre_hook(lambda *_: taken.update({n: p.grad.clone() for n, p in model.named_parameters()}))
-    ways = shortcuts.choose(model, data.batch([0], [generator(0, 0)]), prepared.task, prepared.options)
+    ways = shortcuts.choose(model, data.sample(), prepared.task, prepared.options)
     model.train()
     step = steps[0]
     sums, counts, _norm = loop.train_step(

@@ -160,14 +160,22 @@ def test_a_head_for_other_labels_is_replaced_and_a_misfit_body_refused(folder, t
         zoo.build("bert", zoo.MLM, path=str(folder), config={"max_position_embeddings": 24})
 
 
+@pytest.mark.parametrize("change", [{"d_ff": 96}, {"d_kv": 8}])
+def test_a_body_without_a_name_of_its_own_is_refused_alike(change, tmp_path):
+    zoo.build("t5", zoo.S2S).model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"model\.config: the weights .* do not fit"):
+        zoo.build("t5", zoo.S2S, path=str(tmp_path), config=change)
+
+
 def test_a_bf16_checkpoint_is_trained_in_float32(folder, tmp_path):
     zoo.build("bert", zoo.MLM).model.bfloat16().save_pretrained(tmp_path)
     assert {p.dtype for p in zoo.build("bert", zoo.MLM, path=str(tmp_path)).model.parameters()} == {torch.float32}
 
 
-def test_a_model_without_padding_token_gets_the_tokenizers(tmp_path):
+@pytest.mark.parametrize("pad", [None, 40])
+def test_a_model_of_no_or_another_padding_token_gets_the_tokenizers(pad, tmp_path):
     model = zoo.build("gpt2", zoo.CLM).model
-    model.config.pad_token_id = None
+    model.config.pad_token_id = pad
     model.save_pretrained(tmp_path)
     built = zoo.build("gpt2", zoo.CLASSIFY, path=str(tmp_path)).model
     batch = zoo.batch("gpt2", zoo.CLASSIFY)

@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from hftune import hub, loop, models, preflight, prepare, recipe, run, shortcuts, task, together, tokenizer
-from hftune.batching import Plan, generator
+from hftune.batching import Plan
 from hftune.errors import UserError
 from hftune.loop import Steps
 from hftune.report import Reporter
@@ -184,7 +184,7 @@ def pieces(kind, name, path, home):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    sample = prepared.rows["train"].batch([0], [generator(0, 0)])
+    sample = prepared.rows["train"].sample()
     return prepared, model, shortcuts.choose(model, sample, prepared.task, prepared.options)
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from hftune import evaluation, heads
+from hftune import evaluation, heads, shortcuts
 from hftune.errors import UserError
 from hftune.tasks import qa
 
@@ -226,6 +226,14 @@ def test_gradients_are_the_same_at_every_split(kind, smoothing):
     values = long_rows(8)
     data = fine.encoded(qa.TASK, kind, options((96, 24, 32)), values)
     fine.assert_same_gradients_at_every_split(fine.model(qa.TASK, data, kind), data, smoothing)
+
+
+def test_a_row_of_nothing_says_nothing_of_the_others():
+    none = {"text": [], "answer_start": []}
+    values = [{"context": "", "question": "?", "answers": none}, *long_rows(2)]
+    data = fine.encoded(qa.TASK, "bert", options((96, 24, 32), unanswerable=True), values)
+    model = fine.model(qa.TASK, data, "bert")
+    assert shortcuts.choose(model, data.sample(), data.task, data.options).reads == "all"
 
 
 def test_from_end_to_end(tmp_path):

@@ -83,11 +83,11 @@ def gradients(model: Any, rows: Any, budget: int) -> tuple[dict[str, Any], float
     from accelerate import Accelerator
 
     from hftune import loop, shortcuts
-    from hftune.batching import Plan, generator
+    from hftune.batching import Plan
 
     model = copy.deepcopy(model)
     step = loop.Steps(rows, Plan(rows.data.lengths, 0, 8), 0, budget, overhead=10**6)[0]
-    ways = shortcuts.choose(model, rows.batch([0], [generator(0, 0)]), rows.task, rows.options)
+    ways = shortcuts.choose(model, rows.sample(), rows.task, rows.options)
     taken: dict[str, Any] = {}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     optimizer.register_step_pre_hook(
