@@ -269,7 +269,7 @@ def _modules(model: Any, new: Iterable[str]) -> set[str]:
         if module is None:
             raise UserError(
                 f"{name} is new, and an adapter cannot hold it",
-                hint="train the model without peft first, then adapt what came of it",
+                hint="train the model without peft first, then adapt the result",
                 where="peft",
             )
         found.add(module)

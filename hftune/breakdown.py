@@ -10,7 +10,7 @@ from .loop import NotFinite
 from .together import NoMemory, memory_ran_out
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "recv failed")
-AGAIN = "the same command goes on from the last checkpoint"
+AGAIN = "the same command resumes from the last checkpoint"
 
 
 def hush() -> None:

@@ -57,7 +57,7 @@ def load_trained_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     own = model.state_dict(keep_vars=True)
     if missing := set(state) - set(own):
         raise UserError(
-            f"the checkpoint holds weights that the model lacks: {sorted(missing)[:3]}", hint="start anew with --fresh"
+            f"the checkpoint holds weights that the model lacks: {sorted(missing)[:3]}", hint="start over with --fresh"
         )
     with torch.no_grad():
         for name, tensor in state.items():
@@ -155,7 +155,7 @@ def save(
             raise
         raise UserError(
             f"no space left on the disk while saving step {step}, which takes {mebibytes(size_of(model, optimizer))}",
-            hint="make room and start the same command again: it goes on from the last checkpoint",
+            hint="make room and start the same command again: it resumes from the last checkpoint",
             where=str(folder),
         ) from error
     return Checkpoint(final, manifest)

@@ -136,7 +136,7 @@ def evaluate_files(
 
     hint = "hftune eval --predictions FILE --references FILE [--references FILE]"
     if given := [word for word, value in others.items() if value]:
-        raise UserError(f"{', '.join(given)} and two files do not go together", hint=hint)
+        raise UserError(f"{', '.join(given)} cannot be combined with --predictions and --references", hint=hint)
     if predictions is None or not references:
         raise UserError("--predictions and --references go together", hint=hint)
     reporter = Reporter(as_json)
@@ -297,7 +297,7 @@ def report_check(recipe: Recipe, reporter: Reporter, overlap: bool = False, trus
     found = inspection.check(recipe, trust_remote_code) | (inspection.leaks(recipe) if overlap else {})
     warnings = found.pop("warnings", [])
     reporter.json({"ok": True, **found, "warnings": warnings})
-    reporter.table("the recipe is sound", [(key, str(value)) for key, value in found.items()])
+    reporter.table("no faults found", [(key, str(value)) for key, value in found.items()])
     for warning in warnings:
         reporter.warn(warning)
 

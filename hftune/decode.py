@@ -31,29 +31,33 @@ _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 class Decoding(Options):
     """What a recipe may say under `task:` about generated text; the names are transformers' own."""
 
-    max_new_tokens: Positive = Field(128, description="most tokens of a generated text")
-    num_beams: Positive = Field(1, description="hypotheses kept by beam search; 1: greedy, or sampling")
-    length_penalty: float = Field(1.0, description="beams: log-probabilities are divided by length to this power")
+    max_new_tokens: Positive = Field(128, description="maximum number of tokens to generate")
+    num_beams: Positive = Field(1, description="number of beams; 1: greedy decoding, or sampling")
+    length_penalty: float = Field(
+        1.0, description="beam search: a text's log-probability is divided by its length to this power"
+    )
     early_stopping: bool | Literal["never"] = Field(
         False,
-        description="beams: true: stop at as many ends as beams; false: when none is likely to do better; "
-        "never: when none can",
+        description="beam search: true stops at num_beams finished texts; false when a better one is unlikely; "
+        "never when none is possible",
     )
-    no_repeat_ngram_size: Count = Field(0, description="no run of so many tokens twice; 0: no bound")
+    no_repeat_ngram_size: Count = Field(0, description="no n-gram of this many tokens occurs twice; 0: no limit")
     repetition_penalty: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="above 1: tokens that occurred are less likely"
+        1.0, description="above 1: tokens that already occurred become less likely"
     )
-    do_sample: bool = Field(False, description="draw each token instead of taking the likeliest")
-    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="sampling: below 1 likelier tokens gain")
-    top_k: Count = Field(0, description="sampling: only the so many likeliest tokens; 0: all")
+    do_sample: bool = Field(False, description="sample each token instead of taking the most likely")
+    temperature: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="sampling: below 1 sharper, above 1 flatter distribution"
+    )
+    top_k: Count = Field(0, description="sampling: only this many most likely tokens; 0: all")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="sampling: only the likeliest tokens that together have this probability"
+        1.0, description="sampling: only the smallest set of tokens with this total probability"
     )
     min_p: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="sampling: only tokens at least so likely, relative to the likeliest"
+        0.0, description="sampling: only tokens at least this likely relative to the most likely one"
     )
-    num_return_sequences: Positive = Field(1, description="texts of each row")
-    seed: Count = Field(0, description="sampling: seed of the draws")
+    num_return_sequences: Positive = Field(1, description="number of texts for each row")
+    seed: Count = Field(0, description="sampling: random seed")
 
     @property
     def written(self) -> int:

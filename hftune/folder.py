@@ -133,7 +133,7 @@ class RunFolder:
         except OSError as error:
             lock.seek(0)
             raise UserError(
-                f"another run is at work in {path}: {lock.read().strip() or 'unknown'}",
+                f"another process is training in {path}: {lock.read().strip() or 'unknown'}",
                 hint="wait for it, or choose another folder with output.dir=DIR",
                 where="output.dir",
             ) from error
@@ -168,8 +168,8 @@ class RunFolder:
             told = "; ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in changed[:6])
             more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
             raise UserError(
-                f"{self.path} holds the run of another recipe ({told}{more})",
-                hint="choose another output.dir, start over with --fresh, or take the change with "
+                f"{self.path} holds a run of a different recipe ({told}{more})",
+                hint="choose another output.dir, start over with --fresh, or accept the change with "
                 + " ".join(f"--allow {key}" for key, _, _ in changed[:6]),
                 where="output.dir",
             )

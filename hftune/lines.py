@@ -53,7 +53,7 @@ class Rejects:
                 file.write(json.dumps({"where": fault.where, "why": fault.message, "text": text[:10_000]}) + "\n")
         if self.count > self.limit:
             message = f"more than {self.limit} broken rows; the last one: {fault.message}"
-            raise UserError(message, hint="mend the file, or raise data.max_errors", where=fault.where)
+            raise UserError(message, hint="fix the file, or raise data.max_errors", where=fault.where)
 
 
 class Text:

@@ -31,7 +31,7 @@ class Masking(Options):
     mask_rate: Share = Field(0.15, description="share of the tokens to be predicted")
     mask_rate_end: Share | None = Field(
         None,
-        description="that share at the end of the run, reached in a straight line from mask_rate, and in evaluation",
+        description="mask_rate at the end of the run, reached linearly, and in evaluation",
     )
     mask_token_rate: Part = Field(0.8, description="of these, the share that becomes the mask token")
     random_token_rate: Part = Field(0.1, description="of these, the share that becomes a random token")

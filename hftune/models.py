@@ -176,7 +176,7 @@ def load(
         name, saved, wanted = misfit[0]
         raise UserError(
             f"the weights of {path} do not fit model.config: {name} is {list(saved)} there, {list(wanted)} here",
-            hint="take the override back, or start from new weights with model.init",
+            hint="remove the override, or start from new weights with model.init",
             where="model.config",
         )
     return model, info

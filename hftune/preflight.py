@@ -226,7 +226,7 @@ def _check_weights(
         name, saved, wanted = misfit[0]
         raise UserError(
             f"the weights of {path} do not fit model.config: {name} is {list(saved)} there, {list(wanted)} here",
-            hint="take the override back, or start from new weights with model.init",
+            hint="remove the override, or start from new weights with model.init",
             where="model.config",
         )
     body = {n.removeprefix(f"{model.base_model_prefix}.") for n, _ in model.named_parameters()}
@@ -247,7 +247,7 @@ def _check_weights(
         findings.warnings.append(
             f"model.path: the head in {path} is of another shape"
             + (f" ({len(before)} labels there, {len(names)} in the data)" if names else "")
-            + ": it is made anew"
+            + ": it is replaced by a new one"
         )
     elif heads and names and [str(n) for n in before] != names and not str(before[0]).startswith("LABEL_"):
         findings.warnings.append(

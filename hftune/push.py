@@ -26,7 +26,7 @@ def push(path: Path, name: str, *, public: bool = False) -> str:
     """
     if not (path / "config.json").is_file() and not hub.adapter(str(path)):
         raise UserError(
-            f"{path} is not finished: it has no model yet", hint="start its command again: it goes on where it stopped"
+            f"{path} is not finished: it has no model yet", hint="start its command again: it resumes where it stopped"
         )
     if name.count("/") != 1 or not all(name.split("/")):
         raise UserError(f"{name} is no name on the Hub", hint="write owner/name")

@@ -241,7 +241,7 @@ def _finish(root: Node, overrides: Sequence[str], faults: list[UserError]) -> Re
         return recipe
     ordered = sorted(faults, key=_position)
     if len(ordered) > wording.MAX_FAULTS:
-        more = UserError(f"and {len(ordered) - wording.MAX_FAULTS} faults more", hint="mend these first")
+        more = UserError(f"and {len(ordered) - wording.MAX_FAULTS} more faults", hint="fix these first")
         ordered = [*ordered[: wording.MAX_FAULTS], more]
     raise Faults(ordered)
 
@@ -277,7 +277,9 @@ def _check_path(value: str, key: str, where: str) -> None:
     try:
         Path(value).expanduser()
     except RuntimeError:
-        raise UserError(f"{key}: nobody has the home {shown(value)}", hint="write the path out", where=where) from None
+        raise UserError(
+            f"{key}: there is no home folder {shown(value)}", hint="write the path out", where=where
+        ) from None
 
 
 def _refuse_tokens(node: Node, faults: list[UserError]) -> None:

@@ -91,7 +91,7 @@ def _ends(folder: RunFolder, reporter: Reporter) -> Iterator[None]:
         yield
     except Interrupted:
         folder.ended("interrupted")
-        reporter.say(f"stopped; the same command goes on from {checkpoint.latest(folder.checkpoints) or 'the start'}")
+        reporter.say(f"stopped; the same command resumes from {checkpoint.latest(folder.checkpoints) or 'the start'}")
         raise
     except Exception as error:
         breakdown.hush()
@@ -243,7 +243,7 @@ class Run:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
         self.method.resume(found.carried())
         self.folder.forget_after(found.step)
-        self.reporter.say(f"going on from step {found.step} of {self.total}")
+        self.reporter.say(f"resuming from step {found.step} of {self.total}")
 
     def _same_mathematics(self, found: checkpoint.Checkpoint) -> None:
         """Refuse rows and tokens that are not those of the checkpoint, and say what will change the last bits."""
@@ -253,7 +253,7 @@ class Run:
         if refused := [key for key in changed if key not in self.allow]:
             raise UserError(
                 f"the content of {' and '.join(refused)} changed since step {found.step} was saved",
-                hint="put it back, start over with --fresh, or take the change with "
+                hint="put it back, start over with --fresh, or accept the change with "
                 + " ".join(f"--allow {key}" for key in refused),
                 where=refused[0],
             )

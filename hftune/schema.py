@@ -110,8 +110,8 @@ class Tokenizer(Block):
         json_schema_extra=replaces("path", "revision"),
     )
     vocab_size: Positive = Field(8000, description="size of a trained vocabulary, special tokens included")
-    lowercase: bool = Field(False, description="fold case when training (and strip accents, as BERT's uncased does)")
-    min_frequency: Positive = Field(2, description="least count of a pair to be merged when training")
+    lowercase: bool = Field(False, description="lowercase when training (and strip accents, as BERT's uncased does)")
+    min_frequency: Positive = Field(2, description="minimum count of a pair to be merged when training")
     chat_template: str | None = Field(None, description="Jinja template for chat rows, or a file that holds it")
 
     @model_validator(mode="after")
@@ -131,18 +131,18 @@ class Source(Block):
     )
     revision: str | None = Field(None, description="branch, tag or commit on the Hub")
     format: Literal["json", "jsonl", "csv", "tsv", "parquet", "text"] | None = Field(
-        None, description="format where the file's name does not tell"
+        None, description="format, where the file name does not say"
     )
     field: str | None = Field(None, description="key under which a JSON file holds its list of rows")
     columns: Names = Field({}, description="NAME: COLUMN pairs; the task's name for a column of this source")
     prefix: str = Field("", description="text put before each input of this source, as T5's multi-task mixture does")
     weight: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="how often each row of this source is seen in an epoch; 0.5: half of them, drawn anew"
+        1.0, description="how often each row of this source is seen in an epoch; 0.5: a new random half each time"
     )
-    limit: Positive | None = Field(None, description="take only the first rows")
+    limit: Positive | None = Field(None, description="use only this many rows from the start")
     quotes: bool = Field(True, description="csv, tsv: double quotes enclose fields; false: they are part of the text")
     delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = Field(
-        None, description="csv, tsv: what separates fields; default: a comma, a tab"
+        None, description="csv, tsv: field separator; default: comma, tab"
     )
     sample_by: Literal["line", "paragraph", "document"] | None = Field(
         None, description="text: what makes a row (paragraph: up to a blank line); default: line, of .md files document"
@@ -156,8 +156,8 @@ class Clean(Block):
     control: bool = Field(False, description="remove control characters other than newline and tab")
     unicode: Literal["NFC", "NFKC"] | None = Field(None, description="normalise Unicode")
     whitespace: bool = Field(False, description="collapse runs of spaces and of blank lines, and trim")
-    min_chars: Count = Field(0, description="drop rows whose text is shorter, in characters")
-    deduplicate: bool = Field(False, description="drop rows whose text occurred before, exactly")
+    min_chars: Count = Field(0, description="drop rows with fewer characters")
+    deduplicate: bool = Field(False, description="drop exact duplicates")
 
 
 Sources = Annotated[
@@ -187,8 +187,8 @@ class Data(Block):
     columns: Names = Field({}, description="NAME: COLUMN pairs for all sources")
     clean: Clean = Field(Clean(), description="cleaning of text")
     encoding: str = Field("utf-8", description="encoding of text files")
-    on_error: Literal["stop", "skip"] = Field("stop", description="what a broken row does")
-    max_errors: Count = Field(100, description="with on_error: skip, how many broken rows are too many")
+    on_error: Literal["stop", "skip"] = Field("stop", description="what to do with a broken row")
+    max_errors: Count = Field(100, description="with on_error: skip, the number of broken rows at which to stop")
     num_workers: Count = Field(
         0, description="processes that prepare batches beside the training process", json_schema_extra=FREE
     )
@@ -207,7 +207,7 @@ class Peft(Block):
     """Parameter-efficient fine-tuning with peft."""
 
     method: Literal["lora", "rslora", "dora", "ia3", "adalora", "prefix", "prompt", "p-tuning"] = Field(
-        description="the method"
+        description="the PEFT method"
     )
     r: Positive = Field(8, description="rank, for the LoRA family")
     lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="scale, for the LoRA family")
@@ -224,7 +224,7 @@ class Train(Block):
     batch_tokens: Positive | None = Field(None, description="instead of batch_size: tokens of one optimizer step")
     micro_batch_tokens: Positive | None = Field(
         None,
-        description="padded tokens computed at once; changes speed and memory only; default: chosen by the program",
+        description="padded tokens of a micro-batch; affects speed and memory, not the results; default: chosen to fit the memory",
         json_schema_extra=FREE,
     )
     num_train_epochs: Annotated[float, Field(gt=0)] = Field(
@@ -241,7 +241,7 @@ class Train(Block):
     )
     timeout: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smhd]$", examples=["30m"])] = Field(
         "60m",
-        description="end the process when no step, evaluation or save came to its end for so long",
+        description="watchdog: end the process when no step, evaluation or save finishes within this time",
         json_schema_extra=FREE,
     )
     learning_rate: Annotated[float, Field(gt=0)] = Field(5e-5, description="peak learning rate")
@@ -257,51 +257,56 @@ class Train(Block):
     ] = Field("linear", description="schedule of the learning rate")
     lr_scheduler_kwargs: Settings = Field({}, description="further arguments of the schedule")
     warmup_ratio: Share = Field(
-        0.0, description="share of the steps over which the rate rises", json_schema_extra=replaces("warmup_steps")
+        0.0, description="fraction of the steps for linear warmup", json_schema_extra=replaces("warmup_steps")
     )
-    warmup_steps: Count | None = Field(None, description="instead of warmup_ratio: number of steps")
+    warmup_steps: Count | None = Field(None, description="number of warmup steps, instead of warmup_ratio")
     optim: Literal["adamw", "adafactor", "sgd"] = Field("adamw", description="optimizer")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.01, description="decoupled weight decay; biases and norms are exempt"
     )
-    adam_beta1: Decay = Field(0.9, description="first moment's decay")
-    adam_beta2: Decay = Field(0.999, description="second moment's decay")
-    adam_epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="added to the root of the second moment")
-    max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="gradient norm to clip at; 0 clips nothing")
+    adam_beta1: Decay = Field(0.9, description="Adam's beta1, decay of the first moment")
+    adam_beta2: Decay = Field(0.999, description="Adam's beta2, decay of the second moment")
+    adam_epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="Adam's epsilon")
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="maximum gradient norm; 0: no clipping")
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="label smoothing")
     freeze: Literal["none", "body"] = Field("none", description="body: train the new head only (a linear probe)")
     layerwise_lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="factor on the rate from each layer to the one below"
+        1.0, description="factor on the learning rate from each layer to the one below it"
     )
     gradual_unfreezing: Count = Field(
-        0, description="unfreeze one more layer, from the top, every so many steps; 0: all at once"
+        0,
+        description="unfreeze one more layer, from the top, every this many steps; 0: train all layers from the start",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="arithmetic; auto: bf16 on a GPU that has it, else fp32"
     )
     matmul: Literal["auto", "highest"] = Field(
         "auto",
-        description="auto: by a short probe another library's product, where it is true fp32 and much faster; highest: the default library",
+        description="auto: a short probe takes oneDNN's matrix products where they are true fp32 and much faster; highest: always the default library",
     )
     gradient_checkpointing: bool = Field(
-        False, description="recompute activations instead of keeping them", json_schema_extra=FREE
+        False, description="recompute activations in the backward pass to save memory", json_schema_extra=FREE
     )
     compile: bool = Field(False, description="torch.compile the model")
     use_liger_kernel: bool = Field(
-        False, description="Liger's kernels, which pip install liger-kernel brings, for decoders on a GPU"
+        False, description="Liger's kernels for decoders on a GPU (pip install liger-kernel)"
     )
-    group_by_length: bool = Field(False, description="rows of like length share a step; changes which rows share one")
-    seed: Count = Field(42, description="seed of order, masks, dropout and new weights")
-    logging_steps: Positive = Field(10, description="steps between lines of log.jsonl", json_schema_extra=FREE)
+    group_by_length: bool = Field(
+        False, description="group rows of similar length into steps: faster, but changes which rows share a step"
+    )
+    seed: Count = Field(42, description="random seed of order, masks, dropout and new weights")
+    logging_steps: Positive = Field(10, description="number of steps between log entries", json_schema_extra=FREE)
     eval_steps: Positive | None = Field(None, description="steps between evaluations; default: once an epoch")
     save_steps: Positive | None = Field(None, description="steps between checkpoints; default: as eval_steps")
     save_total_limit: Positive = Field(2, description="checkpoints to keep, besides the best", json_schema_extra=FREE)
     load_best_model_at_end: bool = Field(False, description="end with the best checkpoint instead of the last")
-    metric_for_best_model: str = Field("loss", description="figure that says which checkpoint is best")
+    metric_for_best_model: str = Field("loss", description="metric by which the best checkpoint is chosen")
     early_stopping_patience: Positive | None = Field(
-        None, description="evaluations without a better figure before stopping"
+        None, description="stop after this many evaluations without improvement"
     )
-    on_nonfinite: Literal["stop", "skip"] = Field("stop", description="what a loss or gradient that is not finite does")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="what to do when a loss or gradient is not finite"
+    )
 
     @model_validator(mode="after")
     def _best_needs_equal_rhythm(self) -> "Train":
@@ -319,12 +324,14 @@ class Eval(Block):
         "answered or generated",
     )
     batch_tokens: Positive = Field(
-        4096, description="padded tokens evaluated at once; changes speed and memory only", json_schema_extra=FREE
+        4096,
+        description="padded tokens of an evaluation batch; affects speed and memory, not the results",
+        json_schema_extra=FREE,
     )
-    limit: Positive | None = Field(None, description="evaluate only the first rows")
+    limit: Positive | None = Field(None, description="evaluate only this many rows from the start")
     stride: Positive | None = Field(
         None,
-        description="causal models on text: evaluate in windows of task.max_length that move on by so many tokens, so that "
+        description="causal models on text: evaluate in windows of task.max_length that move on by this many tokens, so that "
         "each token has at least max_length - stride tokens of context; default: pieces that do not overlap",
     )
     pseudo_perplexity: bool = Field(
@@ -334,7 +341,7 @@ class Eval(Block):
         json_schema_extra=FREE,
     )
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.95, description="level of the bootstrap intervals", json_schema_extra=FREE
+        0.95, description="confidence level of the bootstrap intervals", json_schema_extra=FREE
     )
     resamples: Count = Field(1000, description="bootstrap resamples; 0: no intervals", json_schema_extra=FREE)
 

@@ -18,8 +18,10 @@ Length = Annotated[int, Field(ge=4)]
 class SequenceOptions(Decoding):
     """Options of a task from text to text."""
 
-    max_length: Length = Field(256, description="most tokens of an input; longer ones are cut")
-    max_target_length: Length = Field(128, description="most tokens of a target in training; references are never cut")
+    max_length: Length = Field(256, description="maximum number of tokens of an input; longer ones are truncated")
+    max_target_length: Length = Field(
+        128, description="maximum number of tokens of a target in training; references are never truncated"
+    )
     prefix: str = Field("", description='text put before each input, e.g. "summarize: " for T5')
     form: Literal["encoder-decoder", "decoder-only"] = Field(
         "encoder-decoder",

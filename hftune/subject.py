@@ -64,7 +64,7 @@ class Subject:
         if not self.plain and not adapted and not (Path(self.path) / "config.json").exists():
             raise UserError(
                 f"{self.path} is not finished: it has no model yet",
-                hint="start its command again: it goes on where it stopped",
+                hint="start its command again: it resumes where it stopped",
             )
         config = said.config if adapted and not self.plain else {}  # the base model's, which the run had changed
         revision = said.revision if self.plain else None

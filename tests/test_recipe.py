@@ -216,7 +216,7 @@ CASES: list[tuple[str, list[str], str, str, str]] = [
     (TRAIN + "seed: 1\n  seed: 2", [], "7:3", "the key seed is given twice", f"first at {NAME}:6:3"),
     (SMALL + "train: fast", [], "5:1", "train is 'fast', wanted a block of keys such as batch_size", ""),
     (SMALL + "tokenizer: {path: a, train: bpe}", [], "5:1", "tokenizer: give path or train, not both", ""),
-    (SMALL + "peft: {r: 8}", [], "5:1", "peft.method is missing", "the method"),
+    (SMALL + "peft: {r: 8}", [], "5:1", "peft.method is missing", "the PEFT method"),
     (SMALL + "peft: {method: lora, target_modules: [q, 3]}", [], "5:42", "target_modules[1] is 3, wanted text", ""),
     (SMALL.replace("dir: runs/x", ""), [], "4:1", "output.dir is missing", "run folder"),
     (SMALL.replace("runs/x", "123"), [], "4:10", "output.dir is 123, wanted text", 'write "123"'),
@@ -385,7 +385,7 @@ def test_a_dumped_recipe_is_the_same_recipe(tmp_path_factory, data):
     try:
         found = recipe.from_dict(data)
     except UserError as error:
-        assume("nobody has the home" not in str(error))  # of a path such as ~0
+        assume("there is no home folder" not in str(error))  # of a path such as ~0
         raise
     path = tmp_path_factory.getbasetemp() / "dumped.yaml"
     path.write_text(recipe.dump(found), encoding="utf-8")

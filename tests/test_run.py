@@ -187,6 +187,6 @@ def test_another_recipe_is_refused(straight):
 def test_a_second_start_names_the_first(straight):
     _path, source = straight
     held = folder.RunFolder.claim(recipe.from_dict(source))
-    with pytest.raises(UserError, match="another run is at work"):
+    with pytest.raises(UserError, match="another process is training"):
         folder.RunFolder.claim(recipe.from_dict(source))
     del held

@@ -20,7 +20,7 @@ class ChoiceOptions(Options):
         False, description="a column context too: it stands first, and the question goes before each choice"
     )
     max_length: Annotated[int, Field(ge=8)] = Field(
-        256, description="tokens of a question with one choice, special tokens included; longer text is cut"
+        256, description="tokens of a question with one choice, special tokens included; longer text is truncated"
     )
 
 

@@ -23,7 +23,7 @@ class ClassifyOptions(Weighted):
     )
     pair: bool = Field(False, description="classify pairs: the columns text and text_pair")
     max_length: Annotated[int, Field(ge=4)] = Field(
-        256, description="tokens of a row, special tokens included; longer text is cut"
+        256, description="tokens of a row, special tokens included; longer text is truncated"
     )
     label_names: tuple[str, ...] | None = Field(
         None, description="label names in order; default: those of the training rows, sorted"

@@ -37,16 +37,17 @@ class ClmOptions(Decoding):
         description="rows of `text`; of `prompt` and `completion`, the completion to be learned; or of `messages` "
         "(lists of {role, content}), of which the assistant's are",
     )
-    max_length: Annotated[int, Field(ge=8)] = Field(512, description="most tokens of a row")
+    max_length: Annotated[int, Field(ge=8)] = Field(512, description="maximum number of tokens of a row")
     packing: bool = Field(
         False, description="fill training rows up to max_length with several pieces, none of which sees another"
     )
     separator: str = Field("\n", description="prompt: text between prompt and completion")
     truncation_side: Literal["right", "left"] = Field(
-        "right", description="prompt, chat: which end of a row that is too long is cut off"
+        "right", description="prompt, chat: the side on which a row that is too long is truncated"
     )
     on_no_target: Literal["stop", "drop"] = Field(
-        "stop", description="prompt, chat: what a row of which nothing is left to learn does; dropped ones are counted"
+        "stop",
+        description="prompt, chat: what to do with a row that has no target left after truncation; dropped rows are counted",
     )
     fim_rate: Share = Field(0.0, description="text: share of the training rows rearranged to fill in the middle")
     fim_spm_rate: Share = Field(

@@ -22,7 +22,7 @@ class DenoiseOptions(Decoding):
     """What a recipe may say under `task:` for denoising."""
 
     max_length: Annotated[int, Field(ge=8)] = Field(128, description="tokens of a row, special tokens included")
-    mask_rate: Annotated[float, Field(gt=0, le=1)] = Field(0.3, description="share of the tokens that spans take out")
+    mask_rate: Annotated[float, Field(gt=0, le=1)] = Field(0.3, description="share of the tokens to be masked")
     poisson_lambda: Annotated[float, Field(ge=0.5)] = Field(3.0, description="mean length of a span")
     permute_sentences: bool = Field(True, description="put the sentences of a row in random order")
 

@@ -32,10 +32,10 @@ class QaOptions(Options):
         description="tokens that neighbouring windows of a long context share; at most half of what they hold of it",
     )
     max_question_length: Annotated[int, Field(ge=4)] = Field(
-        64, description="tokens of a question, at most half of max_length; a longer one is cut"
+        64, description="tokens of a question, at most half of max_length; a longer one is truncated"
     )
-    max_answer_length: Annotated[int, Field(ge=1)] = Field(30, description="tokens of the longest answer that is given")
-    n_best: Annotated[int, Field(ge=1)] = Field(5, description="likeliest answers that are kept beside the best")
+    max_answer_length: Annotated[int, Field(ge=1)] = Field(30, description="maximum number of tokens of an answer")
+    n_best: Annotated[int, Field(ge=1)] = Field(5, description="number of next-best answers to keep")
     unanswerable: bool = Field(False, description="questions may have no answer in their context, as in SQuAD 2.0")
     null_threshold: float = Field(
         0.0,

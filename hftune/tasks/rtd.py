@@ -43,7 +43,7 @@ class RtdOptions(Masking):
     )
     generator: str | None = Field(
         None,
-        description="folder or Hub id of a generator to go on with; not asked where model.path is a run, which has its "
+        description="folder or Hub id of a generator to start from; not asked where model.path is a run, which has its "
         "own; default: new weights",
     )
     generator_size: Share = Field(

@@ -33,7 +33,7 @@ class Denoiser(BaseModel):
         3.0, description="mean length of a span, in tokens; null: one span that reaches the row's end (prefix LM)"
     )
     rate: Rate = Field(0.15, description="share of the tokens to be corrupted")
-    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="how often it is drawn, relative to the others")
+    weight: Annotated[float, Field(gt=0)] = Field(1.0, description="relative weight with which it is drawn")
     prefix: str = Field("", description="text put before the input, UL2's mode token")
 
 
@@ -49,7 +49,8 @@ class SpanOptions(Decoding):
     """What a recipe may say under `task:` for span corruption."""
 
     max_length: Annotated[int, Field(ge=8)] = Field(
-        128, description="most tokens of a corrupted input and of its target; the text of a row may be longer"
+        128,
+        description="maximum number of tokens of a corrupted input and of its target; the text of a row may be longer",
     )
     rate: Rate = Field(0.15, description="share of the tokens to be corrupted")
     mean_span: Annotated[float, Field(ge=1)] = Field(3.0, description="mean length of a span, in tokens")

@@ -19,7 +19,7 @@ SENTENCE = re.compile(r"(?<=[.!?。！？])\s+|\n")
 class SummarizeOptions(SequenceOptions):
     """What a recipe may say under `task:` for summarization. The columns are `document` and `summary`."""
 
-    max_length: Length = Field(512, description="most tokens of a document; longer ones are cut")
+    max_length: Length = Field(512, description="maximum number of tokens of a document; longer ones are truncated")
 
 
 def baseline(train: Iterable[Any], rows: Iterable[Any], options: SummarizeOptions) -> list[str]:
