@@ -175,9 +175,7 @@ def predict(
     name: str, source: str, overrides: Sequence[str], output: str | None, limit: int | None, trust_remote_code: bool
 ) -> None:
     """`hftune predict`."""
-    path = Path(name)
-    if not is_run(path):
-        raise UserError(f"{path} holds no run", hint="give the folder of a finished run")
+    path = _run(name)
     recipe = recipes.load(path / RECIPE, overrides)
     from . import measure
 
@@ -196,9 +194,7 @@ def generate(
     trust_remote_code: bool,
 ) -> None:
     """`hftune generate`; options of sampling say that there is to be sampling, --num-beams that there is none."""
-    path = Path(name)
-    if not is_run(path):
-        raise UserError(f"{path} holds no run", hint="give the folder of a finished run")
+    path = _run(name)
     recipe = recipes.load(path / RECIPE, [*overrides, *_task_settings(given, drawn, sample)])
     text = _standard_input() if prompt == "-" else prompt
     from . import generation
@@ -223,6 +219,13 @@ def generate(
     return None
 
 
+def _run(name: str) -> Path:
+    path = Path(name)
+    if not is_run(path):
+        raise UserError(f"{path} holds no run", hint="give the folder of a finished run")
+    return path
+
+
 def _task_settings(given: dict[str, Any], drawn: dict[str, Any] | None = None, sample: bool = False) -> list[str]:
     """Options of decoding as overrides; those that the recipe had set for another way of decoding are set back."""
     given, drawn = ({k: v for k, v in options.items() if v is not None} for options in (given, drawn or {}))
@@ -242,9 +245,7 @@ def _standard_input() -> str:
 
 def merge(name: str, output: str | None, trust_remote_code: bool) -> None:
     """`hftune merge`."""
-    path = Path(name)
-    if not is_run(path):
-        raise UserError(f"{path} holds no run", hint="give the folder of a finished run")
+    path = _run(name)
     from . import measure
 
     place = Path(output) if output else path / "merged"
@@ -254,9 +255,7 @@ def merge(name: str, output: str | None, trust_remote_code: bool) -> None:
 
 def push(name: str, target: str, public: bool) -> None:
     """`hftune push`."""
-    path = Path(name)
-    if not is_run(path):
-        raise UserError(f"{path} holds no run", hint="give the folder of a finished run")
+    path = _run(name)
     from .push import push
 
     Reporter().say(push(path, target, public=public))

@@ -146,9 +146,9 @@ def _best(recipe: Recipe, task: Task) -> Iterator[UserError]:
 
 def places(recipe: Recipe) -> list[UserError]:
     """That what the recipe wants to write can be written: the run folder and the cache."""
-    from .keys import default_folder
+    from .keys import cache_folder
 
-    cache = Path(recipe.data.cache_dir) if recipe.data.cache_dir else default_folder()
+    cache = cache_folder(recipe.data.cache_dir)
     found = [_unwritable(Path(recipe.output.dir), "output.dir"), _unwritable(cache, "data.cache_dir")]
     return [fault for fault in found if fault]
 

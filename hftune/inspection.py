@@ -149,7 +149,7 @@ def _kept(recipe: Recipe, readers: dict[str, Any], trust_remote_code: bool) -> P
         return None
     decides = recipe.model_dump(exclude={"output", "eval"})
     key = keys.key_of("check", keys.code_fingerprint(), versions(), decides, files, rows, trust_remote_code)
-    cache = Path(recipe.data.cache_dir) if recipe.data.cache_dir else keys.default_folder()
+    cache = keys.cache_folder(recipe.data.cache_dir)
     return cache / "checked" / f"{key}.json"
 
 

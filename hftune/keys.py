@@ -15,6 +15,11 @@ def default_folder() -> Path:
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hftune"
 
 
+def cache_folder(named: str | None) -> Path:
+    """Where encoded rows and trained tokenizers are kept: as the recipe names it, else the default folder."""
+    return Path(named) if named else default_folder()
+
+
 @cache
 def code_fingerprint() -> str:
     """Hash of the code that encodes: a new version of a task never reads what an old one wrote."""

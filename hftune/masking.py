@@ -13,10 +13,8 @@ from pydantic import Field, model_validator
 from .arrays import inputs, pad
 from .errors import UserError
 from .spans import ordinary
-from .task import IGNORE, Options
+from .task import IGNORE, Fraction, Options, PositiveFraction
 
-Share = Annotated[float, Field(gt=0, le=1)]
-Part = Annotated[float, Field(ge=0, le=1)]
 Ids = npt.NDArray[np.int64]
 
 SPAN_P, SPAN_MOST = 0.2, 10  # Joshi et al. 2020, section 3.1
@@ -28,13 +26,13 @@ class Masking(Options):
     """Options of every task that masks tokens and predicts them."""
 
     max_length: Annotated[int, Field(ge=8)] = Field(128, description="tokens of a row, special tokens included")
-    mask_rate: Share = Field(0.15, description="share of the tokens to be predicted")
-    mask_rate_end: Share | None = Field(
+    mask_rate: PositiveFraction = Field(0.15, description="share of the tokens to be predicted")
+    mask_rate_end: PositiveFraction | None = Field(
         None,
         description="mask_rate at the end of the run, reached linearly, and in evaluation",
     )
-    mask_token_rate: Part = Field(0.8, description="of these, the share that becomes the mask token")
-    random_token_rate: Part = Field(0.1, description="of these, the share that becomes a random token")
+    mask_token_rate: Fraction = Field(0.8, description="of these, the share that becomes the mask token")
+    random_token_rate: Fraction = Field(0.1, description="of these, the share that becomes a random token")
     whole_word: bool = Field(False, description="mask all tokens of a word together")
     span_masking: bool = Field(False, description="mask spans of one to ten whole words, as SpanBERT does")
 

@@ -173,12 +173,7 @@ def load(
         raise hub.failure("the weights of", path, error, where) from error
     body = weights.body(model)
     if misfit := [(name, *sizes) for name, *sizes in sorted(info["mismatched_keys"]) if name.startswith(body)]:
-        name, saved, wanted = misfit[0]
-        raise UserError(
-            f"the weights of {path} do not fit model.config: {name} is {list(saved)} there, {list(wanted)} here",
-            hint="remove the override, or start from new weights with model.init",
-            where="model.config",
-        )
+        raise weights.misfit_error(path, *misfit[0])
     return model, info
 
 

@@ -222,13 +222,8 @@ def _check_weights(
     recipe: Recipe, model: Any, config: Any, held: weights.Shapes, settings: dict[str, Any], findings: Findings
 ) -> None:
     path = recipe.model.path
-    if misfit := weights.misfits(held, model):
-        name, saved, wanted = misfit[0]
-        raise UserError(
-            f"the weights of {path} do not fit model.config: {name} is {list(saved)} there, {list(wanted)} here",
-            hint="remove the override, or start from new weights with model.init",
-            where="model.config",
-        )
+    if misfits := weights.misfits(held, model):
+        raise weights.misfit_error(path, *misfits[0])
     body = {n.removeprefix(f"{model.base_model_prefix}.") for n, _ in model.named_parameters()}
     if not any(name.removeprefix(f"{model.base_model_prefix}.") in body for name in held):
         raise UserError(

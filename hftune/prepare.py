@@ -137,7 +137,7 @@ def trained_folder(recipe: Recipe, reader: Any, model_type: str, length: int) ->
     """Where a tokenizer trained from a reader's rows lies, or will."""
     code, block = store.code_fingerprint(), recipe.tokenizer.model_dump()
     key = store.key_of("tokenizer", code, reader.fingerprint(), block, model_type, length)
-    return cache_folder(recipe) / "tokenizers" / key
+    return store.cache_folder(recipe.data.cache_dir) / "tokenizers" / key
 
 
 def _damaged(folder: Path) -> bool:
@@ -160,11 +160,6 @@ def strings(value: Any) -> Iterator[str]:
             yield from strings(part)
 
 
-def cache_folder(recipe: Recipe) -> Path:
-    """Where encoded rows and trained tokenizers are kept."""
-    return Path(recipe.data.cache_dir) if recipe.data.cache_dir else store.default_folder()
-
-
 def encode_split(
     recipe: Recipe,
     task: Task,
@@ -181,7 +176,7 @@ def encode_split(
     Rows that were passed over (data.on_error: skip) are written to `rejects/SPLIT.jsonl` of the run that has begun.
     """
     key = store.key_of(fingerprint, store.code_fingerprint())
-    folder = cache_folder(recipe)
+    folder = store.cache_folder(recipe.data.cache_dir)
     if not (folder / key / "done.json").exists():
         reporter.say(f"encoding {split}")
     rejects, own = folder / key / "rejects.jsonl", folder / key / f".rejects.{os.getpid()}"

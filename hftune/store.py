@@ -18,8 +18,8 @@ import pyarrow as pa
 from . import arrow
 from .arrays import Ragged
 from .files import read_json
+from .keys import cache_folder as cache_folder
 from .keys import code_fingerprint as code_fingerprint
-from .keys import default_folder as default_folder
 from .keys import key_of as key_of
 
 PART_CHARS = 16_000_000  # text of one part: what a kill can cost, and what is held in memory at once

@@ -57,7 +57,6 @@ def chunk(
     max_length: int,
     *,
     word_starts: bool = False,
-    special: bool = True,
 ) -> dict[str, Any]:
     """Documents to rows of at most `max_length` ids, special tokens included; a row never holds two documents.
 
@@ -66,7 +65,6 @@ def chunk(
         tokenizer: a transformers tokenizer.
         max_length: most ids of a row.
         word_starts: also give `word_starts`, 1 where a token begins a word.
-        special: put the tokenizer's special tokens around each row.
 
     Returns:
         `input_ids` (ragged int32), what `document_sizes` gives (int64), and where asked `word_starts` (ragged int8).
@@ -76,7 +74,7 @@ def chunk(
         ids, starts = encode_batch(tokenizer, texts, word_starts=True)
     else:
         ids = encode_batch(tokenizer, texts)
-    before, after = frame(tokenizer) if special else ([], [])
+    before, after = frame(tokenizer)
     document, inner = pieces(np.diff(ids.offsets), max_length - len(before) - len(after))
     columns: dict[str, Any] = {"input_ids": _framed(ids.values, inner, before, after)}
     if starts is not None:

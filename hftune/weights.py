@@ -98,6 +98,15 @@ def body(model: Any) -> str:
     return "" if model.base_model is model else f"{model.base_model_prefix}."
 
 
+def misfit_error(path: str | None, name: str, saved: Any, wanted: Any) -> UserError:
+    """The fault that a tensor of that shape in the files has another in the model."""
+    return UserError(
+        f"the weights of {path} do not fit model.config: {name} is {list(saved)} there, {list(wanted)} here",
+        hint="remove the override, or start from new weights with model.init",
+        where="model.config",
+    )
+
+
 def misfits(held: Shapes, model: Any) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
     """(name, shape in the files, shape in the model) of each tensor of the model's body that differs.
 

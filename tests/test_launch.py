@@ -20,7 +20,7 @@ for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
 open(sys.argv[1] + os.environ["RANK"], "w").close()
 while not got:
     signal.pause()
-time.sleep(0.2)
+time.sleep(0.2)  # for a second signal, which must not come: if this is too short, only that is missed
 open(sys.argv[1] + os.environ["RANK"], "w").write(str(len(got)))
 sys.exit(128 + got[0])
 """

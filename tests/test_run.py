@@ -38,7 +38,8 @@ def straight(tmp_path_factory, tokenizer_folder):
 @pytest.mark.parametrize("half", [0, 1])
 def test_a_killed_run_goes_on_to_the_same_bits(straight, tmp_path, half):
     path, source = straight
-    step = random.randint(1, 5) + 5 * half  # another one each time; a failure shows it
+    step = random.randint(1, 5) + 5 * half  # another one each time
+    print(f"killed in step {step}")  # which pytest shows if it fails
     again = {**source, "output": {"dir": str(tmp_path / "run")}}
     assert children.child(children.train_and_die, again, step) == -signal.SIGKILL
     assert children.child(children.train, again) == 0

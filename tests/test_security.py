@@ -12,7 +12,7 @@ import children
 import pytest
 import tiny
 
-from hftune import card, cli, commands, data, errors, inspection, models, recipe, tokenizer
+from hftune import card, cli, data, errors, inspection, models, recipe, tokenizer
 from hftune.errors import Faults, UserError
 from hftune.report import Reporter
 from hftune.safety import clean, markdown, without_tokens
@@ -267,4 +267,3 @@ def test_only_a_hub_id_reaches_for_the_network(tmp_path, monkeypatch):
 def test_what_a_fault_says_is_what_its_parts_say():
     fault = errors.UserError("m", hint="h", where="w")
     assert str(fault) == "w: m\n  hint: h"
-    assert commands.Faults is Faults

@@ -16,10 +16,9 @@ from ..arrays import Ragged
 from ..decode import Decoding
 from ..encoding import encode_batch
 from ..errors import UserError
-from ..task import Task
+from ..task import Fraction, Task
 from ..text import document_sizes, pieces
 
-Share = Annotated[float, Field(ge=0, le=1)]
 ONLY_FOR = {  # options that mean nothing with other kinds of rows
     "separator": ("prompt",),
     "truncation_side": ("prompt", "chat"),
@@ -49,8 +48,8 @@ class ClmOptions(Decoding):
         "stop",
         description="prompt, chat: what to do with a row that has no target left after truncation; dropped rows are counted",
     )
-    fim_rate: Share = Field(0.0, description="text: share of the training rows rearranged to fill in the middle")
-    fim_spm_rate: Share = Field(
+    fim_rate: Fraction = Field(0.0, description="text: share of the training rows rearranged to fill in the middle")
+    fim_spm_rate: Fraction = Field(
         0.5,
         description="text: share of these with the suffix before the prefix",
     )

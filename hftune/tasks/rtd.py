@@ -15,9 +15,9 @@ from .. import data
 from ..architectures import architecture
 from ..arrays import inputs, pad
 from ..errors import UserError
-from ..masking import Masking, Part, Share, check, mask_batch
+from ..masking import Masking, check, mask_batch
 from ..schema import Model
-from ..task import IGNORE, Task, Term
+from ..task import IGNORE, Fraction, PositiveFraction, Task, Term
 from ..text import chunk
 
 GENERATOR = "generator"
@@ -29,10 +29,10 @@ class RtdOptions(Masking):
     """What a recipe may say under `task:` for replaced-token detection."""
 
     # the shares of ELECTRA's own code
-    mask_token_rate: Part = Field(
+    mask_token_rate: Fraction = Field(
         0.85, description="of the tokens to be predicted, the share that becomes the mask token"
     )
-    random_token_rate: Part = Field(0.0, description="of these, the share that becomes a random token")
+    random_token_rate: Fraction = Field(0.0, description="of these, the share that becomes a random token")
     discriminator_weight: Annotated[float, Field(gt=0)] = Field(
         50.0, description="weight of the discriminator's loss beside the generator's"
     )
@@ -46,11 +46,13 @@ class RtdOptions(Masking):
         description="folder or Hub id of a generator to start from; not asked where model.path is a run, which has its "
         "own; default: new weights",
     )
-    generator_size: Share = Field(
+    generator_size: PositiveFraction = Field(
         0.25,
         description="width of a new generator (hidden and feed-forward size, heads) as a share of the discriminator's",
     )
-    generator_layers: Share = Field(1.0, description="layers of a new generator as a share of the discriminator's")
+    generator_layers: PositiveFraction = Field(
+        1.0, description="layers of a new generator as a share of the discriminator's"
+    )
 
     def predicting(self) -> "RtdOptions":
         """A text in which some tokens may be replaced."""
