@@ -4,7 +4,7 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -42,14 +42,24 @@ class Reader:
     Attributes:
         sources: the recipe's sources, which `Row.source` counts.
         remote: whether any of them is on the Hub.
+        reject_path: with on_error: skip, the file for what is passed over: objects with where, why, text; None: none.
         report: counts of the last iteration: rows `read`, `broken` and passed over (on_error: skip), `short` and
             `duplicate` and dropped, `held_out` for the other side of validation_fraction, and given (`rows`);
             and `clean.Cleaner.counts`.
     """
 
-    def __init__(self, data: Data, split: str, side: bool | None, texts: Sequence[str], columns: Sequence[str]):
+    def __init__(
+        self,
+        data: Data,
+        split: str,
+        side: bool | None,
+        texts: Sequence[str],
+        columns: Sequence[str],
+        optional: Sequence[str] = (),
+    ):
         """`side` of validation_fraction: True gives the rows held out, False the others, None all."""
         self.data, self.split, self.side, self.texts = data, split, side, tuple(texts)
+        self.optional = frozenset(optional)
         self.required = tuple(dict.fromkeys([*columns, *texts]))
         self.reject_path: str | os.PathLike[str] | None = None
         named = split if side is None else "train"
@@ -71,7 +81,7 @@ class Reader:
             for where, raw in islice(self.origins[index](rejects), source.limit):
                 report["read"] += 1
                 try:
-                    row = Row(_mapped(raw, self.mappings[index], where))
+                    row = Row(_mapped(raw, self.mappings[index], where, self.optional))
                     row.where, row.source, row.prefix = where, index, source.prefix
                     check(row)
                 except UserError as fault:
@@ -121,7 +131,7 @@ class Reader:
             UserError: the source has no row, or the mapping names a column that it does not have.
         """
         for where, row in self.origins[source](self._rejects()):
-            return list(_mapped(row, self.mappings[source], where))
+            return list(_mapped(row, self.mappings[source], where, self.optional))
         raise UserError("no whole row", hint="see data.max_errors", where=self.sources[source].path)
 
     def fingerprint(self) -> str:
@@ -201,7 +211,7 @@ def open_split(
     split: str,
     text_columns: Sequence[str] = (),
     columns: Sequence[str] = (),
-    reject_path: str | os.PathLike[str] | None = None,
+    optional: Sequence[str] = (),
 ) -> Reader | None:
     """The rows of `train`, `validation` or `test`; None where the recipe names none.
 
@@ -211,7 +221,7 @@ def open_split(
         text_columns: columns (after the mapping) that are cleaned, compared for duplicates, and hashed to choose the
             validation rows: rows whose texts are equal but for white space and Unicode form are on one side.
         columns: further columns that every row must have, each of one type throughout.
-        reject_path: with on_error: skip, the file for what is passed over: objects with where, why, text.
+        optional: columns that a row may lack, even if the recipe maps them.
 
     Raises:
         UserError: a file is missing or of no known format, or an option does not fit it.
@@ -220,9 +230,7 @@ def open_split(
     if not (data.train if held_out else getattr(data, split)):
         return None
     side = held_out if held_out or (split == "train" and data.validation_fraction) else None
-    reader = Reader(data, split, side, text_columns, columns)
-    reader.reject_path = reject_path
-    return reader
+    return Reader(data, split, side, text_columns, columns, optional)
 
 
 def check_columns(reader: Reader, wanted: Sequence[str]) -> None:
@@ -241,12 +249,17 @@ def check_columns(reader: Reader, wanted: Sequence[str]) -> None:
                 raise UserError(f"no column {shown(name)}; there are {listed or 'none'}", hint=hint, where=source.path)
 
 
-def _mapped(row: dict[str, Any], mapping: dict[str, str], where: str) -> dict[str, Any]:
+def _mapped(row: dict[str, Any], mapping: dict[str, str], where: str, optional: Container[str]) -> dict[str, Any]:
     """The row with columns renamed; `a.b` is the key b of the object in column a."""
     if not mapping:
         return row
-    taken = set(mapping.values())
-    renamed = {name: _at(row, column, where) for name, column in mapping.items()}
+    taken, renamed = set(mapping.values()), {}
+    for name, column in mapping.items():
+        try:
+            renamed[name] = _at(row, column, where)
+        except UserError:
+            if name not in optional:
+                raise
     return {name: value for name, value in row.items() if name not in taken} | renamed
 
 

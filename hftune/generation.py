@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import data, decode, measure
+from . import decode, measure
 from .errors import UserError
 from .recipe import Recipe
 
@@ -29,8 +29,7 @@ def generate(
     if not isinstance(options, decode.Decoding) or len(wanted) != 1:
         hint = f"hftune predict {path} FILE"
         raise UserError(f"the task {recipe.task.name} writes no text for a prompt", hint=hint, where="task.name")
-    row = data.Row({wanted[0]: prompt})
-    row.where, row.source, row.prefix = "the prompt", 0, ""
+    row = measure.asked({wanted[0]: prompt}, wanted, recipe.data.clean, "the prompt")
     streams: list[Stream] = []
 
     def watch(_: int, text: int, id: int) -> None:

@@ -35,15 +35,16 @@ from . import (
 )
 from . import subject as subjects
 from . import task as tasks
+from .clean import Cleaner
 from .errors import Faults, UserError
 from .files import read_json, read_lines, write_json
 from .folder import METRICS, RECIPE, STATE
 from .loop import Rows
 from .recipe import Recipe, dump
 from .report import Reporter
-from .schema import Data
+from .schema import Clean, Data, Source
 from .subject import Subject
-from .task import Options
+from .task import Options, Task
 
 BATCH = 512  # rows that `predict` reads ahead, to sort them by length
 
@@ -314,27 +315,34 @@ def merge_run(path: Path, recipe: Recipe, output: Path, *, trust_remote_code: bo
     return built.summary
 
 
-def _rows(source: str, recipe: Recipe, task: Any, options: Any, limit: int | None) -> Iterator[Any]:
+def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | None) -> Iterator[Any]:
+    """Rows that may lack the answers, cleaned as those of training were; none is dropped."""
     wanted = task.inputs_only(options)
     if source == "-":
         for number, line in enumerate(islice(sys.stdin, limit), 1):
             where = f"standard input:{number}"
-            row = data.Row({wanted[0]: line.rstrip("\n")} if len(wanted) == 1 else _object(line, wanted, where))
-            row.where, row.source, row.prefix = where, 0, ""
-            yield row
+            row = {wanted[0]: line.rstrip("\n")} if len(wanted) == 1 else _object(line, wanted, where)
+            yield asked(row, wanted, recipe.data.clean, where)
         return
-    block = Data.model_validate(
-        {"train": [{"path": source, "limit": limit}], "columns": recipe.data.columns, "encoding": recipe.data.encoding}
+    clean = recipe.data.clean.model_copy(update={"min_chars": 0, "deduplicate": False})
+    block = Data(
+        train=[Source(path=source, limit=limit)],
+        columns=recipe.data.columns,
+        clean=clean,
+        encoding=recipe.data.encoding,
     )
-    reader = data.open_split(
-        block,
-        "train",
-        text_columns=task.text_columns(options) if set(task.text_columns(options)) <= set(wanted) else wanted,
-        columns=wanted,
-    )
+    texts = [name for name in task.text_columns(options) if name in wanted]
+    reader = data.open_split(block, "train", texts, wanted, optional=task.answers(options))
     assert reader is not None
     data.check_columns(reader, wanted)
     yield from reader
+
+
+def asked(columns: dict[str, Any], wanted: list[str], clean: Clean, where: str) -> data.Row:
+    """A row given by hand, with what the task reads of it cleaned."""
+    row = data.Row(columns | Cleaner(clean)({name: columns[name] for name in wanted}))
+    row.where, row.source, row.prefix = where, 0, ""
+    return row
 
 
 def _object(line: str, wanted: list[str], where: str) -> dict[str, Any]:

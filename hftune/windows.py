@@ -34,6 +34,13 @@ class Window:
     spans: Positions
 
 
+def stride_within(options: Any) -> Any:
+    """Validator of options with `stride` and `max_length`; the default stride is cut to what a short window has room for."""
+    if options.stride >= options.max_length and options.stride != type(options).model_fields["stride"].default:
+        raise ValueError(f"stride ({options.stride}) must be below max_length ({options.max_length})")
+    return options
+
+
 def windows(
     tokenizer: Any, texts: Sequence[str], max_length: int, stride: int, before: Sequence[str] | None = None
 ) -> Iterator[Window]:

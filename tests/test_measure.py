@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import subprocess
+from types import SimpleNamespace
 
 import fine
 import pytest
@@ -12,7 +13,7 @@ import tiny
 from accelerate import Accelerator
 from typer.testing import CliRunner
 
-from hftune import batching, cli, evaluation, loop, measure, prepare, recipe, run
+from hftune import batching, cli, evaluation, loop, measure, prepare, recipe, run, schema
 from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.report import Reporter
@@ -179,7 +180,8 @@ def test_the_floor_of_several_losses_is_that_of_the_one_over_the_vocabulary(tmp_
 def lines(task, text, monkeypatch, limit=None, **options):
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
     loaded = tasks.load(task)
-    return list(measure._rows("-", None, loaded, loaded.options(**options), limit))
+    made = SimpleNamespace(data=schema.Data())
+    return list(measure._rows("-", made, loaded, loaded.options(**options), limit))
 
 
 def test_lines_of_text_are_rows_and_where_a_row_has_several_parts_objects(monkeypatch):

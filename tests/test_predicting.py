@@ -107,3 +107,28 @@ def test_a_text_without_a_gap_is_named():
 def test_sentinels_take_what_was_written_behind_them():
     assert span.fill([1, 90, 2, 91, 3], [90, 7, 8, 91, 9], [90, 91, 92]) == [1, 7, 8, 2, 9, 3]
     assert span.fill([1, 90, 2, 91, 3], [5, 91, 92, 4], [90, 91, 92]) == [1, 90, 2, 3]
+
+
+def test_rows_to_be_predicted_may_lack_mapped_answers_and_are_cleaned_as_the_others(
+    tokenizer_folder, tmp_path, monkeypatch
+):
+    texts = [(f"{'good' if i % 2 else 'bad'} {i}", "yx"[i % 2]) for i in range(16)]
+    rows = [{"body": {"en": f"<b>{text}</b> &amp; more"}, "stars": label} for text, label in texts]
+    source = tiny.classify(tmp_path, str(tokenizer_folder))
+    source["data"] = {
+        "train": str(tiny.write_rows(tmp_path / "train.jsonl", rows)),
+        "columns": {"text": "body.en", "label": "stars"},
+        "clean": {"html": True, "min_chars": 3, "deduplicate": True},
+    }
+    run.train(recipe.from_dict(source), Reporter(silent=True))
+    made = recipe.load(tmp_path / "run" / "recipe.yaml", [])
+    asked = [{"body": {"en": "<i>good</i> &amp; more"}}, {"body": {"en": "good & more"}}, {"body": {"en": "no"}}]
+    file = tiny.write_rows(tmp_path / "new.jsonl", asked)
+    found = list(measure.predict_rows(tmp_path / "run", made, str(file), None))
+    assert [answer["text"] for answer in found] == ["good & more", "good & more", "no"]
+    assert not any("reference" in answer for answer in found)
+    monkeypatch.setattr("sys.stdin", io.StringIO("<i>good</i> &amp; more\n"))
+    [typed] = measure.predict_rows(tmp_path / "run", made, "-", None)
+    assert typed["scores"] == pytest.approx(found[0]["scores"], abs=1e-6)
+    known = tiny.write_rows(tmp_path / "known.jsonl", [rows[0]])
+    assert [answer["reference"] for answer in measure.predict_rows(tmp_path / "run", made, str(known), None)] == ["y"]

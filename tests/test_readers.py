@@ -373,7 +373,8 @@ def test_skipped_rows_are_counted_written_down_and_limited(tmp_path):
     path, rejects = tmp_path / "a.jsonl", tmp_path / "rejects.jsonl"
     path.write_bytes(GOOD + b"{broken\n" + GOOD + b'{"text": "caf\xe9"}\n' + b'{"label": 2}\n' + GOOD)
     block = Data(train=str(path), on_error="skip", max_errors=3)
-    reader = data.open_split(block, "train", ["text"], reject_path=rejects)
+    reader = data.open_split(block, "train", ["text"])
+    reader.reject_path = rejects
     for _ in range(2):  # each pass writes it anew
         assert [row.where.rsplit(":")[-1] for row in reader] == ["1", "3", "6"]
         assert (reader.report["read"], reader.report["broken"], reader.report["rows"]) == (4, 3, 3)

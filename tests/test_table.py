@@ -325,3 +325,12 @@ def fits(kind, name):
 def test_check_knows_the_table():
     accepted = {(kind, name) for kind in task.names() for name in zoo.ARCHITECTURES if fits(kind, name)}
     assert accepted == {(kind, name) for kind, names in TABLE.items() for name in names} | ODD
+
+
+@pytest.mark.parametrize("name", task.names())
+def test_options_that_a_run_writes_down_can_be_read_again(name):
+    """At the smallest length too, where defaults that go with longer rows are written down beside it."""
+    options = task.load(name).options
+    least = next(bound.ge for bound in options.model_fields["max_length"].metadata if hasattr(bound, "ge"))
+    made = options(max_length=least)
+    assert options.model_validate(made.model_dump()) == made

@@ -16,7 +16,7 @@ from .. import data
 from ..arrays import inputs, pad
 from ..errors import UserError
 from ..task import Options, Task
-from ..windows import Window, windows
+from ..windows import Window, stride_within, windows
 
 SPECIAL = 8  # room for special tokens, and for a question that is a little longer once it was cut
 
@@ -42,11 +42,7 @@ class QaOptions(Options):
         description="with unanswerable: answer nothing where that scores higher than the best answer by more than this",
     )
 
-    @model_validator(mode="after")
-    def _stride_within_window(self) -> "QaOptions":
-        if "stride" in self.model_fields_set and self.stride >= self.max_length:
-            raise ValueError(f"stride ({self.stride}) must be below max_length ({self.max_length})")
-        return self
+    _stride = model_validator(mode="after")(stride_within)
 
 
 def _answers(row: Any, options: QaOptions) -> list[tuple[str, int]]:

@@ -15,7 +15,7 @@ from ..arrays import inputs, pad
 from ..errors import UserError
 from ..task import IGNORE, Task, label_names
 from ..weighting import Weighted, varies
-from ..windows import Window, windows
+from ..windows import Window, stride_within, windows
 
 SPECIAL = 8  # room for special tokens
 OUTSIDE = "O"  # the tag of words that are no part of anything
@@ -33,11 +33,7 @@ class TagOptions(Weighted):
         description="tag names in order, for rows that hold numbers; default: those of the training rows, O first",
     )
 
-    @model_validator(mode="after")
-    def _stride_within_window(self) -> "TagOptions":
-        if "stride" in self.model_fields_set and self.stride >= self.max_length:
-            raise ValueError(f"stride ({self.stride}) must be below max_length ({self.max_length})")
-        return self
+    _stride = model_validator(mode="after")(stride_within)
 
 
 def _words(row: Any) -> list[str]:
