@@ -102,16 +102,37 @@ def turns(tokenizer: Any, messages: Sequence[dict[str, Any]], where: str | None 
     if spans or TRACKED.search(template(tokenizer)):
         return text, [span for span in spans if span[0] < span[1]]
     marked = _render(tokenizer, [_mark(message) for message in messages], where, False)[0]
-    if marked.replace(BEGIN, "").replace(END, "") != text:
+    found = _spoken(text, marked, _before_answers(tokenizer))
+    if found is None or marked.replace(BEGIN, "").replace(END, "") != text:
         hint = "put them between {% generation %} and {% endgeneration %} in tokenizer.chat_template"
-        raise UserError("the chat template changes the assistant's words: none are found", hint=hint, where=where)
-    before, at = _before_answers(tokenizer), 0
-    for part in re.split(f"({BEGIN}[^{END}]*{END})", marked):
-        if part.startswith(BEGIN):
-            begin = text.rfind(before, spans[-1][1] if spans else 0, at) if before else -1
-            spans.append((at if begin < 0 else begin + len(before), at + len(part) - 2))
-        at += len(part.strip(BEGIN + END))
-    return text, spans
+        message = "the chat template changes the assistant's words: where they begin and end is not known"
+        raise UserError(message, hint=hint, where=where)
+    return text, found
+
+
+def _spoken(text: str, marked: str, before: str) -> list[Span] | None:
+    """The assistant's turns in a text by the marks put into it; None where one's beginning or end is not known.
+
+    A template that takes the thought out of the words, as by `content.split("</think>")`, loses the first mark with it:
+    then the turn begins behind what comes `before` every answer.
+    """
+    spans: list[Span] = []
+    at, begin = 0, None
+    for part in re.split(f"([{BEGIN}{END}])", marked):
+        if part == BEGIN and begin is not None:
+            return None
+        if part == BEGIN:
+            begin = at
+        elif part == END:
+            found = text.rfind(before, spans[-1][1] if spans else 0, at if begin is None else begin) if before else -1
+            begin = begin if found < 0 else found + len(before)
+            if begin is None:
+                return None
+            spans.append((begin, at))
+            begin = None
+        else:
+            at += len(part)
+    return spans if begin is None else None
 
 
 def _mark(message: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hftune import causal, heads, infill, loop, packing, store
+from hftune import causal, chat, heads, infill, loop, packing, store
 from hftune.batching import generator
 from hftune.errors import UserError
 from hftune.task import IGNORE
@@ -337,6 +337,14 @@ THINKING = (  # puts an empty thought before the last answer alone
     + "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n"
     + ASK
 )
+SPLITTING = (  # takes the thoughts out of what was said, and writes one before the last answer, as Qwen3's does
+    HEAD
+    + "{% set parts = m.content.split('</think>') %}{% set words = parts[-1].lstrip() %}{% set thought = '' %}"
+    + "{% if parts | length > 1 %}{% set thought = parts[0].split('<think>')[-1].strip() %}{% endif %}"
+    + "{% if m.role == 'assistant' %}{% generation %}{% if loop.last %}<think>\n{{ thought }}\n</think>\n\n{% endif %}"
+    + "{{ words }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n"
+    + ASK
+)
 INSTRUCT = (  # the assistant's turn has no head of its own
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
@@ -420,6 +428,42 @@ def test_any_words_of_the_assistant_are_found(contents):
     assert len(ids[trained]) >= max(map(len, encoded)) - 1
 
 
+THOUGHTS = st.sampled_from(["", "so", "<|im_start|> or\n\nso"]).map(lambda t: f"<think>\n{t}\n</think>\n\n")
+TURNS = st.lists(
+    st.tuples(st.just("") | THOUGHTS, st.text("ab \n", min_size=1).filter(str.strip)), min_size=1, max_size=4
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(TURNS)
+def test_thoughts_that_the_template_moves_are_part_of_the_turn(said):
+    """Without its marks a template learns what it learns with them, whichever answers were thought about."""
+    messages = [
+        {"role": role, "content": text}
+        for thought, words in said
+        for role, text in (("user", "the file"), ("assistant", thought + words))
+    ]
+    unmarked = SPLITTING.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    (text, found), (same, wanted) = (chat.turns(talker(template), messages) for template in (unmarked, SPLITTING))
+    assert text == same
+    assert [text[a:b].rstrip() for a, b in found] == [text[a:b].rstrip() for a, b in wanted]
+    assert len(found) == len(said)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHATML.replace("m.content | trim", "m.content.split('</think>')[0]"),  # loses an end
+        ENDLESS.replace("m.content", "m.content.split('</think>')[-1]"),  # loses a beginning, and has no prompt
+    ],
+)
+def test_a_turn_of_which_a_mark_is_lost_is_a_fault(template):
+    messages = [TALK[1], {"role": "assistant", "content": "so</think>yes"}]
+    with pytest.raises(UserError, match="changes the assistant's words") as fault:
+        chat.turns(talker(template), messages, "rows.jsonl:1")
+    assert fault.value.where == "rows.jsonl:1"
+
+
 def test_faults_of_conversations_say_what_to_do():
     cases = [
         (talker(None), TALK, "no chat template", "tokenizer.chat_template"),
@@ -443,8 +487,6 @@ def test_faults_of_conversations_say_what_to_do():
 
 
 def test_a_question_alone_is_a_conversation_and_the_turns_end_ends_the_answer():
-    from hftune import chat
-
     tokenizer = talker(CHATML)
     options = ClmOptions(kind="chat").predicting()
     row = rows_of([{"messages": "the file"}], options, tokenizer).data[0]
