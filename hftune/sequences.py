@@ -62,7 +62,7 @@ def encode(rows: list[Any], tokenizer: Any, options: SequenceOptions, source: st
     if answers is not None:
         columns["reference"] = answers
     if options.form == "decoder-only":
-        cut = _cut([text + options.separator for text in texts], tokenizer, options.max_length)
+        cut = _cut(texts, options.separator, tokenizer, options.max_length)
         ids, trained = causal.completions(cut, answers, tokenizer)
         most = options.max_length + options.max_target_length
         columns["prompt"] = cut
@@ -78,12 +78,22 @@ def encode(rows: list[Any], tokenizer: Any, options: SequenceOptions, source: st
     return columns
 
 
-def _cut(texts: list[str], tokenizer: Any, most: int) -> list[str]:
-    """Prompts of at most so many tokens, as text; the beginning is kept, and the separator at the end."""
-    found = tokenizer(texts, add_special_tokens=False)["input_ids"]
+def _cut(texts: list[str], separator: str, tokenizer: Any, most: int) -> list[str]:
+    """Prompts of at most so many tokens, as text: of a longer one the beginning is kept, and the separator behind it.
+
+    Raises:
+        UserError: the separator alone has as many tokens.
+    """
+    whole = [text + separator for text in texts]
+    found, [behind] = (tokenizer(given, add_special_tokens=False)["input_ids"] for given in (whole, [separator]))
+    room = most - len(behind)
+    if room < 1:
+        message = f"the separator takes {len(behind)} of the {most} tokens of a prompt: no room is left for the input"
+        raise UserError(message, hint="shorten it, or raise task.max_length", where="task.separator")
     return [
-        t if len(ids) <= most else tokenizer.decode(ids[: most - 1]) + t[-1]
-        for t, ids in zip(texts, found, strict=True)
+        # decode writes U+FFFD for a character of which only some bytes are left
+        t if len(ids) <= most else tokenizer.decode(ids[:room]).rstrip("\ufffd") + separator
+        for t, ids in zip(whole, found, strict=True)
     ]
 
 

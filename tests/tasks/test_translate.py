@@ -9,6 +9,8 @@ import tiny
 import tokenizers
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
 from hftune import sequences
@@ -122,3 +124,27 @@ def test_a_decoder_only_model_learns_the_target_alone():
     assert tok.decode(learned[:-1]) == PAIR["target"]
     assert learned[-1] == tok.eos_token_id
     assert made["prompt"] == [PAIR["source"] + " => "]
+
+
+WORDS = st.sampled_from(["the", " file", "\n", "é", " 日本", "naïve", "👩‍💻", "0", " x", "ing", ".", "  "])
+SEPARATORS = st.sampled_from(["", "\n", " => ", "\nTL;DR: "])
+
+
+@given(st.lists(WORDS, max_size=60).map("".join), SEPARATORS, st.integers(12, 40))
+def test_a_prompt_that_is_cut_ends_in_the_whole_separator(text, separator, most):
+    tok = fine.tok("gpt2")
+    options = translate.TranslateOptions(form="decoder-only", separator=separator, max_length=most)
+    row = {"source": text, "target": "x"}
+    [prompt] = translate.TASK.under(options).encode(fine.rows([row]), tok, options)["prompt"]
+    assert prompt.endswith(separator)
+    assert text.startswith(prompt.removesuffix(separator))
+    long = len(tok(text + separator)["input_ids"]) > most
+    assert len(tok(prompt)["input_ids"]) <= most
+    assert (prompt != text + separator) == long
+
+
+def test_a_separator_that_leaves_no_room_is_refused():
+    options = translate.TranslateOptions(form="decoder-only", separator="\nTL;DR: ", max_length=4)
+    with pytest.raises(UserError, match="no room is left") as fault:
+        translate.TASK.under(options).encode(fine.rows([PAIR]), fine.tok("gpt2"), options)
+    assert fault.value.where == "task.separator"
