@@ -354,6 +354,12 @@ def _(folder):
     return classify(folder, [{**row, "label": -100 if i == 2 else i % 2} for i, row in enumerate(tweets())])
 
 
+@case("-100 for a number to learn", "rows.jsonl:3", "-100", "drop the row")
+def _(folder):
+    values = [{**row, "label": -100 if i == 2 else i} for i, row in enumerate(tweets())]
+    return classify(folder, values, task={"kind": "regression"})
+
+
 @case("words for a number to learn", "rows.jsonl:1", "wanted a number")
 def _(folder):
     return classify(folder, task={"kind": "regression"})

@@ -100,11 +100,7 @@ def known(options: ClassifyOptions, config: Any) -> Any:
 
 def _target(row: Any, options: ClassifyOptions, index: dict[str, int]) -> Any:
     if options.kind == "regression":
-        try:
-            return float(row["label"])
-        except (TypeError, ValueError):
-            message = f"the label is {str(row['label'])[:40]!r}, wanted a number"
-            raise UserError(message, hint="for names set task.kind: single", where=row.where) from None
+        return _number(row)
     names = _names(row, options)
     for name in names:
         if name not in index:
@@ -119,6 +115,21 @@ def _target(row: Any, options: ClassifyOptions, index: dict[str, int]) -> Any:
         if options.kind == "multi"
         else index[names[0]]
     )
+
+
+def _number(row: Any) -> float:
+    """The number to learn: one that float32, in which the loss is computed, neither rounds to IGNORE nor to infinity."""
+    try:
+        value = float(row["label"])
+        with np.errstate(over="ignore"):
+            learned = np.float32(value)
+    except (TypeError, ValueError, OverflowError):
+        message = f"the label is {str(row['label'])[:40]!r}, wanted a number"
+        raise UserError(message, hint="for names set task.kind: single", where=row.where) from None
+    if learned == IGNORE or not np.isfinite(learned):
+        why = "which elsewhere marks what a loss ignores" if learned == IGNORE else "wanted a finite number"
+        raise UserError(f"the label is {value:g}, {why}", hint="drop the row, or scale the numbers", where=row.where)
+    return value
 
 
 def encode(rows: list[Any], tokenizer: Any, options: ClassifyOptions) -> dict[str, Any]:

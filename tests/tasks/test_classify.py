@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hftune.errors import UserError
+from hftune.task import IGNORE
 from hftune.tasks import classify
 
 texts = st.text("abcdefghij .,", max_size=60)
@@ -50,3 +52,19 @@ def test_gradients_are_the_same_at_every_split(kind, problem):
     options = classify.labels(fine.rows(values), classify.ClassifyOptions(kind=problem))
     data = fine.encoded(classify.TASK, kind, options, values)
     assert np.isfinite(fine.assert_same_gradients_at_every_split(fine.model(classify.TASK, data, kind), data))
+
+
+@given(
+    (st.floats(-3e38, 3e38) | st.integers(-(10**30), 10**30)).filter(lambda n: np.float32(n) != IGNORE), st.booleans()
+)
+def test_every_number_is_learned(value, written):
+    options = classify.ClassifyOptions(kind="regression")
+    data = fine.encoded(classify.TASK, "bert", options, [{"text": "a", "label": str(value) if written else value}])
+    assert float(fine.batch(data, [0])["labels"][0]) == pytest.approx(value, rel=1e-6, abs=1e-37)
+
+
+@pytest.mark.parametrize("label", ["-100", -100, -100.0, -100.0000001, "nan", "inf", float("-inf"), 1e39, 10**400])
+def test_a_number_that_the_loss_would_leave_out_or_not_survive_is_refused(label):
+    with pytest.raises(UserError, match="the label is") as fault:
+        classify.encode(rows(label), fine.tok("bert"), classify.ClassifyOptions(kind="regression"))
+    assert fault.value.where == "rows.jsonl:1"
