@@ -1,6 +1,7 @@
 """Sequence classification: one label, several labels, or a number, of a text or a pair of texts."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
@@ -13,6 +14,8 @@ from ..arrays import inputs
 from ..errors import UserError
 from ..task import IGNORE, Task, label_names
 from ..weighting import Weighted, varies
+
+NUMBER = re.compile(r"-?\d+")
 
 
 class ClassifyOptions(Weighted):
@@ -72,7 +75,6 @@ def labels(rows: Iterable[Any], options: ClassifyOptions) -> ClassifyOptions:
     if options.label_names:
         return options.counted(counts)
     found = set(counts)
-    numeric = all(name.lstrip("-").isdigit() for name in found)
     if len(found) < 2 and options.kind == "single":
         raise UserError(
             f"all rows have the same label {found or ''}",
@@ -85,8 +87,13 @@ def labels(rows: Iterable[Any], options: ClassifyOptions) -> ClassifyOptions:
             hint="for numbers set task.kind: regression; else name them in task.label_names",
             where="data.train",
         )
-    named = options.model_copy(update={"label_names": tuple(sorted(found, key=int if numeric else str))})
-    return named.counted(counts)
+    return options.model_copy(update={"label_names": _ordered(found)}).counted(counts)
+
+
+def _ordered(names: set[str]) -> tuple[str, ...]:
+    """Numbers in order of value, else by name; two names of one number (1 and 01) by name."""
+    numeric = all(NUMBER.fullmatch(name) for name in names)
+    return tuple(sorted(names, key=lambda name: (int(name) if numeric else 0, name)))
 
 
 def known(options: ClassifyOptions, config: Any) -> Any:

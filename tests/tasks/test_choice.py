@@ -100,6 +100,7 @@ def test_smoothing_spreads_over_the_choices_that_are_there():
         ({"choices": "ab", "label": 0}, "wanted a list of two texts or more"),
         ({"choices": ["a", "b"], "label": 2}, "label '2' is none of the 2 choices"),
         ({"choices": ["a", "b"], "label": "B"}, "label 'B' is none of the 2 choices"),
+        ({"choices": ["a", "b"], "label": "①"}, "label '①' is none of the 2 choices"),
         ({"choices": ["a", "b"], "label": True}, "label 'True' is none of the 2 choices"),
     ],
 )

@@ -68,3 +68,11 @@ def test_a_number_that_the_loss_would_leave_out_or_not_survive_is_refused(label)
     with pytest.raises(UserError, match="the label is") as fault:
         classify.encode(rows(label), fine.tok("bert"), classify.ClassifyOptions(kind="regression"))
     assert fault.value.where == "rows.jsonl:1"
+
+
+@given(st.lists(st.integers(-40, 40), min_size=2, unique=True), st.sampled_from(["", "a", "①", "--1", "-"]))
+def test_labels_are_in_one_order_in_every_process(numbers, other):
+    """Python orders the members of a set anew in each process: names of one value must not follow it."""
+    written = {f"{n:0{width}d}" for n in numbers for width in range(1, 6)} | ({other} if other else set())
+    order = sorted(written) if other else sorted(written, key=lambda name: (int(name), name))
+    assert classify.labels(rows(*written), classify.ClassifyOptions()).label_names == tuple(order)
