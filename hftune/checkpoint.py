@@ -53,11 +53,12 @@ def trained_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def load_trained_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put saved weights back; a name that the model does not have is a fault."""
+    """Put saved weights back; one that the model does not have, or in another shape, is a fault."""
     own = model.state_dict(keep_vars=True)
-    if missing := set(state) - set(own):
+    if strange := [name for name, saved in state.items() if name not in own or own[name].shape != saved.shape]:
         raise UserError(
-            f"the checkpoint holds weights that the model lacks: {sorted(missing)[:3]}", hint="start over with --fresh"
+            f"the checkpoint holds weights that the model lacks, or has in another shape: {sorted(strange)[:3]}",
+            hint="start over with --fresh",
         )
     with torch.no_grad():
         for name, tensor in state.items():
@@ -74,13 +75,29 @@ def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {k: v.contiguous() for k, v in tensors.items()}, {"values": plain, "groups": state["param_groups"]}
 
 
-def _join(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[str, Any]:
+def _join(tensors: dict[str, Tensor], plain: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """What an optimizer keeps of each parameter, from what `_split` made of it."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **plain["values"]}.items():
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
-    groups = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in plain["groups"]]
-    return {"state": state, "param_groups": groups}
+    return state
+
+
+def _same_groups(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
+    """Refuse moments that another optimizer made, or that are of other parameters."""
+    if set(saved[0]) - set(own[0]) - {"initial_lr"}:  # each optimizer has settings of its own; a schedule adds its own
+        raise UserError(
+            "the checkpoint was saved with another optimizer, and its moments do not fit this one",
+            hint="put train.optim back, or start over with --fresh",
+            where="train.optim",
+        )
+    if [group["params"] for group in saved] != [group["params"] for group in own]:
+        raise UserError(
+            "the checkpoint was saved with other groups of trained parameters, and its moments do not fit these",
+            hint="put train.layerwise_lr_decay, train.freeze and peft back, or start over with --fresh",
+            where="train",
+        )
 
 
 @dataclass
@@ -96,12 +113,21 @@ class Checkpoint:
         return int(self.manifest["step"])
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Restore weights and optimizer in place; returns the JSON state."""
+        """Restore weights and moments in place; returns the JSON state.
+
+        Rates and decays stay those of the optimizer, so that a change which the user allowed takes effect.
+
+        Raises:
+            UserError: weights or moments do not fit.
+        """
         load_trained_state(model, load_file(self.path / "model.safetensors"))
         plain = json.loads((self.path / "optimizer.json").read_text(encoding="utf-8"))
-        optimizer.load_state_dict(_join(load_file(self.path / "optimizer.safetensors"), plain))
-        state: dict[str, Any] = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
-        return state
+        groups = optimizer.state_dict()["param_groups"]
+        _same_groups(plain["groups"], groups)
+        state = _join(load_file(self.path / "optimizer.safetensors"), plain)
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        progress: dict[str, Any] = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+        return progress
 
     def carried(self) -> dict[str, Tensor]:
         """Tensors that the run needs besides weights and moments."""

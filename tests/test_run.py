@@ -10,7 +10,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from hftune import folder, recipe
+from hftune import checkpoint, folder, recipe
 from hftune.errors import UserError
 
 
@@ -183,6 +183,56 @@ def test_another_recipe_is_refused(straight):
     folder.RunFolder.claim(other, allow=["train.learning_rate"])
     free = recipe.from_dict({**source, "train": {**source["train"], "logging_steps": 5, "micro_batch_tokens": 64}})
     folder.RunFolder.claim(free)
+
+
+@pytest.fixture
+def four(straight, tmp_path):
+    """A finished run of four steps."""
+    train = {**straight[1]["train"], "max_steps": 4, "lr_scheduler_type": "constant", "weight_decay": 0.1}
+    source = {**straight[1], "output": {"dir": str(tmp_path / "run")}, "train": train}
+    assert children.child(children.train, source) == 0
+    return source
+
+
+def changed(source, **train):
+    """A longer run with other settings, and what the user allows for it."""
+    return {**source, "train": {**source["train"], "max_steps": 6, **train}}, [f"train.{name}" for name in train]
+
+
+def test_what_the_user_lets_change_takes_effect(four, tmp_path):
+    wanted = {"learning_rate": 0.1, "weight_decay": 0.5, "adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-6}
+    source, allow = changed(four, **wanted)
+    assert children.child(lambda: children.train(source, allow=allow)) == 0
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["learning_rate"] for line in log if "loss" in line] == [1e-3] * 4 + [0.1] * 2
+    saved = json.loads((tmp_path / "run" / "checkpoints" / "step-6" / "optimizer.json").read_text())["groups"]
+    assert {group["weight_decay"] for group in saved} == {0.0, 0.5}
+    assert all((g["lr"], g["betas"], g["eps"]) == (0.1, [0.8, 0.9], 1e-6) for g in saved)
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ({"optim": "sgd"}, r"train\.optim: .* another optimizer"),
+        ({"optim": "adafactor"}, r"train\.optim: .* another optimizer"),
+        ({"layerwise_lr_decay": 0.9}, "other groups of trained parameters"),
+    ],
+)
+def test_moments_are_not_taken_for_those_of_another_optimizer(four, train, words):
+    source, allow = changed(four, **train)
+
+    def work():
+        with pytest.raises(UserError, match=f"{words}(.|\n)*--fresh"):
+            children.train(source, allow=allow)
+
+    assert children.child(work) == 0
+
+
+@pytest.mark.parametrize("saved", [{"bias": torch.zeros(1)}, {"weight": torch.zeros(4, 4), "other": torch.zeros(1)}])
+def test_weights_are_not_taken_for_others(saved):
+    """Neither by their names nor by stretching what could be stretched."""
+    with pytest.raises(UserError, match="lacks, or has in another shape"):
+        checkpoint.load_trained_state(torch.nn.Linear(4, 4), saved)
 
 
 def test_a_second_start_names_the_first(straight):
