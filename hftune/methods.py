@@ -14,6 +14,7 @@ from .task import Task
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.optim import Optimizer
 
 
 def check(recipe: Recipe, task: Task, config: Any) -> None:
@@ -90,7 +91,8 @@ class Method:
         model: the model.
         summary: what is trained, in one line; empty where all is.
         before: called with the step's number, from 0, before its first forward.
-        after: called with the same number after the optimizer has moved, while its gradients are there.
+        after: called with the same number and the optimizer after its step (see optim.skipped), while its gradients are
+            there.
         state: tensors that a resumed run needs besides weights and moments.
         resume: takes them back.
         fill: where features can be kept: computes those of batches of inputs, and says so in one line.
@@ -99,7 +101,7 @@ class Method:
     model: Any
     summary: str = ""
     before: Callable[[int], None] = _nothing
-    after: Callable[[int], None] = _nothing
+    after: "Callable[[int, Optimizer], None]" = _nothing
     state: Callable[[], "dict[str, Tensor]"] = dict
     resume: "Callable[[dict[str, Tensor]], None]" = _nothing
     fill: Callable[[Any, Iterable[dict[str, Any]]], str] | None = None

@@ -138,3 +138,8 @@ def move(optimizer: Any, norm: Tensor, scaler: Any = None) -> None:
         optimizer.step()
     elif bool(torch.isfinite(norm)):
         optimizer.step()
+
+
+def skipped(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer's last step was one that `move` let it see and leave out by itself; on a GPU this waits."""
+    return bool(getattr(optimizer, "found_inf", False))

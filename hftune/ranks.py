@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import optim
+
 IMPORTANCES = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # of peft's rank allocator
 
 
@@ -27,9 +29,18 @@ class Ranks:
             self.config.orth_reg_weight * torch.stack(away).mean() / self.accelerator.num_processes
         )
 
-    def after(self, step: int) -> None:
-        """Importances from the step's gradients, and the ranks that they leave."""
-        self.model.base_model.update_and_allocate(step + 1)
+    def after(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Importances from the step's gradients, and the ranks that they leave; of a step that was left out neither.
+
+        peft forgets the importances when it fixes the ranks, at one step: where that was left out, the next one does it.
+        Where none is known by then, ranks stay as they were.
+        """
+        if optim.skipped(optimizer):
+            return
+        number, last = step + 1, self.config.total_step - self.config.tfinal
+        known = bool(self.model.base_model.rankallocator.ipt)
+        if number < last or known or self.config.rank_pattern:
+            self.model.base_model.update_and_allocate(last if known and number > last else number)
 
     def state(self) -> dict[str, Tensor]:
         """Importances and ranks as tensors."""

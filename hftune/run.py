@@ -191,7 +191,7 @@ class Run:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model = model.to(self.accelerator.device)
         optimizer = optim.optimizer(optim.groups(model, train), train)
-        optimizer.register_step_post_hook(lambda *_: self.method.after(self.progress.step))
+        optimizer.register_step_post_hook(lambda moved, *_: self.method.after(self.progress.step, moved))
         rows = self.prepared.rows["train"]
         sample = {name: value.to(self.accelerator.device) for name, value in rows.sample().items()}
         with self.accelerator.autocast():

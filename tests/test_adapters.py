@@ -463,3 +463,44 @@ def test_ranks_fall_to_their_budget(runs):
     kinds = {name: {key.split("|")[0] for key in found} for name, found in carried.items()}
     assert kinds["step-2"] >= {"ipt", "exp_avg_ipt", "exp_avg_unc"}
     assert "rank" in kinds["step-8"]
+
+
+@pytest.mark.parametrize(("optimizer", "bad"), [("adamw", 3), ("adamw", 7), ("adafactor", 7)])
+def test_a_step_that_is_left_out_says_nothing_of_ranks(optimizer, bad, base, tmp_path):
+    """Of ten steps the seventh fixes the ranks; left out, it leaves that to the next."""
+    train = {"max_steps": 10, "save_steps": 1, "save_total_limit": 10, "optim": optimizer, "on_nonfinite": "skip"}
+    made = source(base, tmp_path, "adalora", **train)
+
+    def work():
+        from hftune import ranks
+
+        inner, before, at = heads.losses, ranks.Ranks.before, [-1]
+
+        def losses(model, *words):
+            found = inner(model, *words)
+            if model.training and at[0] == bad:
+                for part in found.values():
+                    part.total = part.total * torch.nan
+            return found
+
+        def begin(self, step):
+            at[0] = step + 1
+            before(self, step)
+
+        heads.losses, ranks.Ranks.before = losses, begin
+        children.train(made)
+
+    assert children.child(work) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["skipped_steps"] == 1
+    carried = [load_file(tmp_path / "run" / "checkpoints" / f"step-{n}" / "carried.safetensors") for n in range(1, 11)]
+    assert all(torch.isfinite(tensor).all() for found in carried for tensor in found.values())
+    one, two, after = (carried[bad + more] for more in (-2, -1, 0))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(two[name], tensor) for name, tensor in one.items()), "as if that step had not been"
+    assert any(name not in after or not torch.equal(after[name], tensor) for name, tensor in two.items())
+    assert {name.split("|")[0] for name in carried[-1]} == {"rank"}, "ranks are fixed"
+    assert sum(int(kept.sum()) for kept in carried[-1].values()) == 4 * len(carried[-1])
+
+
+def test_one_step_is_too_few_to_deal_ranks(base, tmp_path):
+    assert children.child(children.train, source(base, tmp_path, "adalora", max_steps=1)) == 0
