@@ -307,21 +307,27 @@ class Run:
             f"step {progress.step}: "
             + "  ".join(f"{name} {value:.4f}" for name, value in plain.items() if not name.endswith("]"))
         )
-        if train.metric_for_best_model not in plain:
+        self._compare(progress, figures)
+        return self._enough(progress)
+
+    def _compare(self, progress: Progress, figures: dict[str, Any]) -> None:
+        """Take an evaluation for the best, or count it as no better, as one is whose figure is undefined or not finite."""
+        name = self.recipe.train.metric_for_best_model
+        values = {key: figure["value"] for key, figure in figures.items() if not isinstance(figure["value"], list)}
+        if name not in values:
             raise UserError(
-                f"the evaluation gives no {train.metric_for_best_model}",
-                hint=f"it gives {', '.join(plain)}",
+                f"the evaluation gives no {name}",
+                hint=f"it gives {', '.join(values)}",
                 where="train.metric_for_best_model",
             )
-        value = plain[train.metric_for_best_model]
-        lower = figures[train.metric_for_best_model].get("direction", "lower") == "lower"
-        if math.isfinite(value) and (
-            progress.best is None or ((value < progress.best) == lower and value != progress.best)
-        ):
+        value, best, lower = values[name], progress.best, figures[name].get("direction", "lower") == "lower"
+        if value is None:
+            why = figures[name]["why"]
+            self.reporter.warn(f"step {progress.step}: {name} is undefined ({why}), which counts as no better")
+        elif math.isfinite(value) and (best is None or ((value < best) == lower and value != best)):
             progress.best, progress.best_step, progress.worse = value, progress.step, 0
-        else:
-            progress.worse += 1
-        return self._enough(progress)
+            return
+        progress.worse += 1
 
     def _enough(self, progress: Progress) -> bool:
         """Whether too many evaluations went by without a better figure."""

@@ -51,6 +51,25 @@ def test_the_best_checkpoint_by_any_metric_stays(metric, best, tmp_path, tokeniz
     assert len(set(seen)) > 1
 
 
+def test_an_undefined_figure_is_no_better_than_any(tmp_path, tokenizer_folder, monkeypatch):
+    """Of texts that are all the same there is no correlation; the run ends with its last weights."""
+    warned = []
+    monkeypatch.setattr(Reporter, "warn", lambda self, line: warned.append(line))
+    source = tiny.classify(
+        tmp_path, str(tokenizer_folder), max_steps=6, eval_steps=2, metric_for_best_model="pearson",
+        load_best_model_at_end=True, early_stopping_patience=2,
+    )  # fmt: skip
+    source["task"]["kind"] = "regression"
+    for name in ("train", "validation"):
+        rows = [{"text": "it is the file", "label": float(i % 5)} for i in range(20)]
+        source["data"][name] = str(tiny.write_rows(tmp_path / f"{name}.jsonl", rows))
+    run.train(recipe.from_dict(source), Reporter(silent=True))
+    _, state, figures = told(tmp_path)
+    assert (state["state"], state["step"]) == ("finished", 4), "two evaluations are no better than none"
+    assert figures["pearson"]["value"] is None
+    assert [line.split(" (")[0] for line in warned] == [f"step {step}: pearson is undefined" for step in (2, 4)]
+
+
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 5), (1.6, 8)])
 def test_it_stops_by_epochs(epochs, steps, tmp_path, tokenizer_folder):
     _, state, _ = trained(tmp_path, tokenizer_folder, max_steps=None, num_train_epochs=epochs, eval_steps=100)
