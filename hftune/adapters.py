@@ -130,6 +130,9 @@ def attach(built: Built, peft: Peft, head: str, steps: int, base: str, revision:
         base: folder or Hub id of the model, written into the adapter's configuration.
         revision: its revision on the Hub.
         seed: of the adapter's weights.
+
+    Raises:
+        UserError: the method does not suit the architecture, or modules that the recipe names are not there.
     """
     import torch
     from peft import get_peft_model

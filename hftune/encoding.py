@@ -173,7 +173,8 @@ def encode_batch(
         if backend is None:
             found = _slow(tokenizer, texts, word_starts)
         else:
-            backend.no_truncation(), backend.no_padding()  # left behind by other calls, or baked into tokenizer.json
+            backend.no_truncation()  # left behind by other calls, or baked into tokenizer.json
+            backend.no_padding()
             memo = _memo(tokenizer, backend, word_starts)
             found = _join([memo.encode(block) for block in _blocks(texts)])
     except (UnicodeEncodeError, TypeError) as error:
@@ -200,7 +201,8 @@ def encode_offsets(tokenizer: Any, texts: Sequence[str]) -> tuple[Ragged, Ragged
             f"{type(tokenizer).__name__} does not tell which characters a token spans",
             hint="use a tokenizer with a tokenizer.json",
         )
-    backend.no_truncation(), backend.no_padding()
+    backend.no_truncation()
+    backend.no_padding()
     encodings = backend.encode_batch(list(texts), add_special_tokens=False)
     ids = _ragged([encoding.ids for encoding in encodings])
     spans = _spans(encodings).astype(np.int32)

@@ -28,6 +28,13 @@ def writing(path: Path, model: torch.nn.Module, rows: Rows, accelerator: Any, se
     Each rank writes what it computed; the first puts the lines in order and joins those of one row (Task.combine). None is
     lost or doubled, since each encoded row belongs to exactly one batch of one rank. A model that was just run for the losses
     is not run again.
+
+    Args:
+        path: the predictions file.
+        model: unwrapped model.
+        rows: the split; its task has `predict`.
+        accelerator: accelerate's Accelerator.
+        settings: the recipe's block `eval`.
     """
     predict = rows.task.predict
     assert predict is not None

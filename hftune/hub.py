@@ -50,7 +50,11 @@ def locate(path: str, where: str) -> tuple[str, bool]:
 
 
 def adapter(folder: str | None) -> dict[str, Any] | None:
-    """What the adapter in a folder says of itself, `base_model_name_or_path` among it; None where there is none."""
+    """What the adapter in a folder says of itself, `base_model_name_or_path` among it; None where there is none.
+
+    Raises:
+        UserError: its file is broken.
+    """
     path = Path(folder).expanduser() / ADAPTER if folder else None
     if path is None or not path.is_file():
         return None

@@ -74,7 +74,21 @@ def load_tokenizer(
     begun: Path | None = None,
     made: Any = None,
 ) -> Any:
-    """The recipe's tokenizer: `made` if given, that of the run where it has begun, else trained from the training text, or loaded."""
+    """The recipe's tokenizer: `made` if given, that of the run where it has begun, else trained from the training text, or loaded.
+
+    Args:
+        recipe: says which.
+        model_type: architecture, which decides special tokens and the side of padding.
+        task: may ask for special tokens of its own.
+        options: the task's options.
+        reporter: told that one is trained.
+        trust_remote_code: whether code that comes with a tokenizer may run.
+        begun: folder of a run that has begun.
+        made: a tokenizer that is there already.
+
+    Raises:
+        UserError: there is none, or no text to train one from.
+    """
     block = recipe.tokenizer
     if made is not None:
         found = made
@@ -173,7 +187,19 @@ def encode_split(
 ) -> Rows:
     """Encoded rows of a split, from the cache where they are the same to the byte and the same code made them.
 
-    Rows that were passed over (data.on_error: skip) are written to `rejects/SPLIT.jsonl` of the run that has begun.
+    Args:
+        recipe: the recipe.
+        task: the task under these options.
+        options: the task's options, label names filled in.
+        tok: the tokenizer.
+        reader: the split's rows of text.
+        reporter: told what was read and left out.
+        split: its name.
+        fingerprint: of rows, tokenizer and options: the key in the cache.
+        begun: folder of a run that has begun; rows that were passed over (data.on_error: skip) go to its `rejects/SPLIT.jsonl`.
+
+    Raises:
+        UserError: a row is broken, none is left, or the cache cannot be written.
     """
     key = store.key_of(fingerprint, store.code_fingerprint())
     folder = store.cache_folder(recipe.data.cache_dir)

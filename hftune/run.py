@@ -119,6 +119,13 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     losses: list[float] = field(default_factory=list)  # of the last lines of the log
     measured: tuple[int, dict[str, Any]] = (-1, {})  # step of the last whole evaluation, and its figures
+    # made on the way: steps of the run, what is trained, the model without wrappers, ...
+    total: int = field(init=False)
+    method: methods.Method = field(init=False)
+    core: Any = field(init=False)
+    optimizer: Any = field(init=False)
+    ways: shortcuts.Shortcuts = field(init=False)
+    watchdog: machine.Watchdog = field(init=False)
 
     def execute(self) -> dict[str, Any]:
         """Build, resume, train, measure, save."""
@@ -153,11 +160,11 @@ class Run:
             self._compute_features()
         every = train.eval_steps or per_epoch
         self.folder.begin(
-            self.recipe, total_steps=self.total, seed=train.seed, world_size=ranks, data=self.prepared.fingerprints, **asdict(self.shortcuts),
+            self.recipe, total_steps=self.total, seed=train.seed, world_size=ranks, data=self.prepared.fingerprints, **asdict(self.ways),
             micro_batch_tokens=budget, precision=machine.precision(train), **kernels,
         )  # fmt: skip
         job = Job(
-            self.accelerator, model, optimizer, schedule, steps, train, self.total, shortcuts=self.shortcuts, workers=self.recipe.data.num_workers,
+            self.accelerator, model, optimizer, schedule, steps, train, self.total, shortcuts=self.ways, workers=self.recipe.data.num_workers,
             before=self.method.before, log=self._log, evaluate=self._evaluate, save=self._save, stop=self._stop,
             evaluate_every=every if "validation" in rows else 0, save_every=train.save_steps or every,
             keep_best=train.load_best_model_at_end,
@@ -195,7 +202,7 @@ class Run:
         rows = self.prepared.rows["train"]
         sample = {name: value.to(self.accelerator.device) for name, value in rows.sample().items()}
         with self.accelerator.autocast():
-            self.shortcuts = shortcuts.choose(model, sample, task, options)
+            self.ways = shortcuts.choose(model, sample, task, options)
         self.core = model
         together.begin_alike(model, self.accelerator)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
@@ -221,7 +228,8 @@ class Run:
             self.reporter.say(self.method.fill(self.core, batches()))  # type: ignore[misc]
 
     def _resume(self) -> None:
-        checkpoint.sweep(self.folder.checkpoints) if self.folder.main else None
+        if self.folder.main:
+            checkpoint.sweep(self.folder.checkpoints)
         weights = [name for name, _ in self.core.named_parameters(remove_duplicate=False)]
         found, passed = checkpoint.newest(self.folder.checkpoints, weights)
         for line in passed:
@@ -337,7 +345,7 @@ class Run:
     def _measure(self, step: int) -> dict[str, Any]:
         """All figures of the weights as they are, which are those after that step."""
         figures = evaluation.evaluate(
-            self.core, self.prepared.rows["validation"], self.accelerator, self.recipe.eval, shortcuts=self.shortcuts,
+            self.core, self.prepared.rows["validation"], self.accelerator, self.recipe.eval, shortcuts=self.ways,
             predictions=self.folder.path / SHOWN,
         )  # fmt: skip
         self.measured = step, figures
@@ -347,7 +355,7 @@ class Run:
         """What choosing a checkpoint needs: no intervals, and predictions only where they decide."""
         path = self.folder.path / "predictions" / ".during-training.jsonl"
         return evaluation.evaluate(
-            self.core, self.prepared.rows["validation"], self.accelerator, self.recipe.eval, shortcuts=self.shortcuts,
+            self.core, self.prepared.rows["validation"], self.accelerator, self.recipe.eval, shortcuts=self.ways,
             predictions=path if self.recipe.train.metric_for_best_model != "loss" else None, intervals=False,
         )  # fmt: skip
 

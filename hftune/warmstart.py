@@ -53,7 +53,11 @@ def _first(tok: Any, *roles: str) -> int | None:
 
 
 def check_parts(head: str, config: Any) -> None:
-    """Before any weight is read: that the task writes text, and that the decoder can attend to an encoder."""
+    """Before any weight is read: that the task writes text, and that the decoder can attend to an encoder.
+
+    Raises:
+        UserError: it does not, or it cannot.
+    """
     if head != "AutoModelForSeq2SeqLM":
         raise UserError(
             "an encoder-decoder from two encoders only writes text, and this task does not",
@@ -77,7 +81,11 @@ def _check_decoder(config: Any) -> None:
 
 
 def same_vocabulary(recipe: Model, tok: Any, trust_remote_code: bool) -> None:
-    """Before any weight is read: that encoder and decoder have the tokenizer's vocabulary."""
+    """Before any weight is read: that encoder and decoder have the tokenizer's vocabulary.
+
+    Raises:
+        UserError: one has another.
+    """
     for name in ("encoder", "decoder"):
         own = tokenizer.load(getattr(recipe, name), recipe.revision, trust_remote_code)
         if own.get_vocab() != tok.get_vocab():
