@@ -112,7 +112,7 @@ def _room(hidden_NH: Tensor, weight_VH: Tensor, rows: int) -> Tensor | None:
     """Where the logits of each chunk are written, one after the other: fresh memory costs as much as a pass over it.
 
     On a CPU rows begin at multiples of 64 numbers: matrix products into and from rows that lie askew are up to twice as
-    slow (docs/speed.md). None: wherever the product puts them.
+    slow (benchmarks/NOTES.md). None: wherever the product puts them.
     """
     plain = hidden_NH.dtype == weight_VH.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if hidden_NH.device.type != "cpu" or not plain:

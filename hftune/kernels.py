@@ -1,6 +1,6 @@
 """The same mathematics in fewer passes over memory: what transformers' models call, exchanged while one is trained.
 
-docs/speed.md says what each brings on a CPU. Within `faster` some functions of
+benchmarks/NOTES.md says what each brings on a CPU. Within `faster` some functions of
 torch.nn.functional are ours, whatever model calls them; weights, modules and what is saved are untouched. Other devices and
 compiled models, which have better ways, and all that is not said below get torch's own.
 """

@@ -20,7 +20,7 @@ from .schema import Train
 
 # oneDNN keeps code for each shape that it met, half a megabyte a product, 1024 of them by itself; read at its first use
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
-# large tensors on pages of 2 MB: the system gives them out three times as fast as pages of 4 KB (docs/speed.md)
+# large tensors on pages of 2 MB: the system gives them out three times as fast as pages of 4 KB (benchmarks/NOTES.md)
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
@@ -119,7 +119,7 @@ def choose_matmul(asked: str, kept: str | None = None) -> dict[str, Any]:
     kept stays, where it is exact here too.
 
     oneDNN makes code for every shape that it meets, and rows of text are of many shapes: where it is faster by less than
-    `GAIN`, a run is slower with it (docs/speed.md).
+    `GAIN`, a run is slower with it (benchmarks/NOTES.md).
 
     Returns:
         What was measured and chosen, for run.json.
@@ -213,7 +213,7 @@ def micro_batch_overhead(model: torch.nn.Module) -> int:
     return int(min(2048, max(16, fixed * FLOPS / (6 * max(1, body)))))
 
 
-LAYER, PARAMETER, FLOPS = 2e-3, 6e-9, 4e10  # seconds a layer, seconds a parameter, operations a second (docs/speed.md)
+LAYER, PARAMETER, FLOPS = 2e-3, 6e-9, 4e10  # seconds a layer, seconds a parameter, operations a second (benchmarks/NOTES.md)
 
 
 PREPARING = timedelta(days=1)  # ranks wait so long for the first one to encode; in training the watchdog is shorter
