@@ -20,6 +20,7 @@ TASK_TYPES = {  # peft's name of what a head does; a head without one takes no v
     "AutoModelForCausalLM": "CAUSAL_LM",
     "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
 }
+HEADS = {"SEQ_CLS": {"classifier", "score"}, "TOKEN_CLS": {"classifier", "score"}}  # peft trains these whole by itself
 MERGEABLE = ("lora", "rslora", "dora", "adalora", "ia3")  # these change weights
 PROMPTS = ("prompt", "p-tuning", "prefix")  # these put virtual tokens before the text
 
@@ -140,7 +141,7 @@ def attach(built: Built, peft: Peft, head: str, steps: int, base: str, revision:
     torch.manual_seed(seed)
     place = Path(base).expanduser()
     built.model.name_or_path = str(place.resolve()) if place.is_dir() else base
-    whole = sorted({*asked(built.model, peft.modules_to_save), *_modules(built.model, built.new)})
+    whole = _whole(built, peft, head)
     config = _configuration(built.model, peft, head, steps, whole)
     config.revision = revision
     try:
@@ -171,7 +172,7 @@ def _configuration(model: Any, peft: Peft, head: str, steps: int, whole: list[st
     """peft's configuration of a method."""
     import peft as library
 
-    common: dict[str, Any] = {"task_type": TASK_TYPES.get(head), "modules_to_save": whole or None}
+    common: dict[str, Any] = {"task_type": TASK_TYPES.get(head), "modules_to_save": [*whole] or None}
     if peft.method in PROMPTS:
         return _virtual(model, peft, common)
     chosen = targets(peft.method, model.config)
@@ -254,6 +255,14 @@ def asked(model: Any, names: list[str]) -> set[str]:
             hint = f"it has {heads}, and what lies in them"
             raise UserError(f"the model has no module {name!r} to save", hint=hint, where="peft.modules_to_save")
     return set().union(*found.values())
+
+
+def _whole(built: Built, peft: Peft, head: str) -> list[str]:
+    """The modules to be trained and saved whole; one within another is that one's: peft could not load it apart."""
+    own = HEADS.get(TASK_TYPES.get(head, ""), set())
+    heads = {name for name, _ in built.model.named_modules() if name.rpartition(".")[2] in own}
+    found = {*asked(built.model, peft.modules_to_save), *_modules(built.model, built.new), *heads}
+    return sorted(name for name in found if not any(name.startswith(f"{other}.") for other in found))
 
 
 def _modules(model: Any, new: Iterable[str]) -> set[str]:

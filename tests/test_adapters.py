@@ -455,6 +455,27 @@ def test_further_modules_are_trained_whole(tmp_path):
         adapted("lora", "bert", zoo.TAG, tmp_path, modules_to_save=["nope"])
 
 
+@pytest.mark.parametrize("name", ["roberta", "electra", "t5"])
+@pytest.mark.parametrize("targets", [None, "all-linear"])
+def test_a_head_that_is_new_in_part_is_saved_and_loaded(name, targets, tmp_path):
+    """As of a classifier for another number of labels: below its outputs the head is the checkpoint's."""
+    zoo.build(name, zoo.CLASSIFY).model.save_pretrained(tmp_path / "base")
+    path, settings = str(tmp_path / "base"), {"num_labels": 4}
+
+    def built(path):
+        return models.build(Model(path=path), zoo.CLASSIFY, zoo.tok(name), settings=settings, seed=0)
+
+    made = adapters.attach(built(path), block("lora", target_modules=targets), zoo.CLASSIFY, 20, path, None, 0)
+    batch = zoo.batch(name, zoo.CLASSIFY)
+    _, moved = learn(made.model, batch, zoo.CLASSIFY)
+    assert any("out_proj" in n and "modules_to_save" in n for n in moved)
+    made.model.save_pretrained(tmp_path / "run")
+    again = adapters.restore(built(path), tmp_path / "run").model
+    trained = zoo.outputs(made.model, batch, zoo.CLASSIFY)
+    torch.testing.assert_close(zoo.outputs(again, batch, zoo.CLASSIFY), trained, atol=1e-6, rtol=1e-6)
+    assert len(set(made.summary.split(", "))) == len(made.summary.split(", ")), "no module is named twice"
+
+
 def test_ranks_fall_to_their_budget(runs):
     place, _ = runs("adalora")
     pattern = json.loads((place / "run" / "adapter_config.json").read_text())["rank_pattern"]
