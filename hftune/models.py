@@ -14,6 +14,7 @@ from .architectures import Architecture, architecture
 from .configs import base, check_fit, check_head, configuration, model_type_of, positions, special_ids
 from .errors import UserError
 from .schema import Model
+from .task import labels_of, unnamed
 
 __all__ = [
     "Architecture", "Built", "architecture", "build", "check_fit", "check_head", "configuration", "dry_run_save", "grow", "load",
@@ -42,6 +43,7 @@ def build(
     seed: int,
     trust_remote_code: bool = False,
     max_length: int | None = None,
+    training: bool = False,
 ) -> Built:
     """The model, in float32, with every new weight drawn from the seed.
 
@@ -53,6 +55,7 @@ def build(
         seed: of the new weights.
         trust_remote_code: whether code that comes with a checkpoint may run.
         max_length: longest row, checked against the positions that the model has.
+        training: a head that was trained for other labels starts anew.
 
     Raises:
         UserError: no such model, no such head, or tokenizer and model do not fit.
@@ -71,7 +74,42 @@ def build(
     if config.pad_token_id is None or not architecture(config.model_type).positions_after_pad:
         config.pad_token_id = tokenizer.pad_token_id  # heads that look for the last token of a row go by it
     model, info = load(recipe.path or "", head, config, recipe, trust_remote_code)
-    return Built(model, origin(recipe.path or "", model, info), new_names(info))
+    others = other_labels(recipe, settings, trust_remote_code) if training else ()
+    told = f"; the head there is for the labels {listed(others)}" if others and _forget(model, info) else ""
+    return Built(model, origin(recipe.path or "", model, info) + told, new_names(info))
+
+
+def other_labels(recipe: Model, settings: dict[str, Any], trust_remote_code: bool = False) -> tuple[str, ...]:
+    """The labels of a checkpoint, where they are as many as the task's, so that its head fits, but not the same.
+
+    Labels without names, there or in the rows (0, 1, ...), stand for any.
+    """
+    wanted = tuple(settings.get("id2label", {}).values())
+    before = labels_of(configuration(recipe, trust_remote_code)) if wanted else ()
+    same = before in (wanted, unnamed(len(wanted))) or wanted == tuple(map(str, range(len(wanted))))
+    return before if len(before) == len(wanted) and not same else ()
+
+
+def listed(names: Iterable[Any]) -> str:
+    """Names of labels in one line, at most six."""
+    names = [str(name)[:30] for name in names]
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+
+
+def _forget(model: Any, info: dict[str, Any]) -> bool:
+    """Draw anew what a loaded head has for each label, as if the checkpoint had none; whether there was any."""
+    import torch
+
+    new = new_names(info)
+    above = {n: p for n, p in model.named_parameters() if n not in new and not n.startswith(weights.body(model))}
+    outputs = {name: p for name, p in above.items() if p.shape[:1] == (model.config.num_labels,)}
+    for p in outputs.values():
+        if p.ndim > 1:
+            torch.nn.init.normal_(p, std=getattr(model.config, "initializer_range", 0.02))
+        else:
+            torch.nn.init.zeros_(p)
+    info["missing_keys"] = {*info["missing_keys"], *outputs}
+    return bool(outputs)
 
 
 def new_configuration(recipe: Model, tokenizer: Any, settings: dict[str, Any]) -> Any:

@@ -236,23 +236,19 @@ def _check_weights(
         for name, p in model.named_parameters()
         if name in held and not name.startswith(f"{model.base_model_prefix}.")
     }
-    names = list((settings.get("id2label") or {}).values())
-    before = list((models.configuration(recipe.model).id2label or {}).values()) if names else []
+    names = list(settings.get("id2label", {}).values())
     if any(held[name] != shape for name, shape in heads.items()):
+        before = tasks.labels_of(models.configuration(recipe.model)) if names else ()
         findings.warnings.append(
             f"model.path: the head in {path} is of another shape"
             + (f" ({len(before)} labels there, {len(names)} in the data)" if names else "")
             + ": it is replaced by a new one"
         )
-    elif heads and names and [str(n) for n in before] != names and not str(before[0]).startswith("LABEL_"):
+    elif heads and (others := models.other_labels(recipe.model, settings)):
         findings.warnings.append(
-            f"model.path: the head in {path} was trained for the labels {_listed(before)}, and is now to mean "
-            f"{_listed(names)}; give task.label_names in the checkpoint's order if they are the same"
+            f"model.path: the head in {path} is for the labels {models.listed(others)}, and here they are "
+            f"{models.listed(names)}: it is made anew; to keep it, use its names in its order"
         )
-
-
-def _listed(names: list[Any]) -> str:
-    return ", ".join(str(n)[:30] for n in names[:6]) + (", ..." if len(names) > 6 else "")
 
 
 def _try_rows(

@@ -61,7 +61,9 @@ def complete_options(task: Task, options: Any, config: Any, reader: Any) -> Any:
     options = options.model_copy(
         update={k: v for k, v in defaults.items() if k in type(options).model_fields and k not in given}
     )
-    return task.labels(reader, options) if task.labels and reader is not None else options
+    if task.labels is None or reader is None:
+        return options
+    return task.labels(reader, options, tasks.labels_of(config))
 
 
 def load_tokenizer(
@@ -330,12 +332,15 @@ def prepare(
     return prepared
 
 
-def build_model(prepared: Prepared, *, trust_remote_code: bool = False) -> models.Built:
-    """The model that the recipe names, with the task's head and settings, and what the task trains beside it."""
+def build_model(prepared: Prepared, *, trust_remote_code: bool = False, training: bool = False) -> models.Built:
+    """The model that the recipe names, with the task's head and settings, and what the task trains beside it.
+
+    In `training` a head that was trained for other labels starts anew; else the names are what its outputs are called.
+    """
     task, options, source = prepared.task, prepared.options, prepared.recipe.model
     build = partial(
         models.build, tokenizer=prepared.tokenizer, settings=task.config(options, prepared.tokenizer),
-        seed=prepared.recipe.train.seed, trust_remote_code=trust_remote_code, max_length=getattr(options, "max_length", None),
+        seed=prepared.recipe.train.seed, trust_remote_code=trust_remote_code, max_length=getattr(options, "max_length", None), training=training,
     )  # fmt: skip
     built = build(source, task.head)
     if task.tokens(options, prepared.tokenizer):

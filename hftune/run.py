@@ -132,7 +132,7 @@ class Run:
         train, rows = self.recipe.train, self.prepared.rows
         longest = int(rows["train"].data.lengths.max())
         kernels = machine.choose_kernels(train.matmul, longest, self.folder.state, self.accelerator)
-        built = prepare.build_model(self.prepared, trust_remote_code=self.trust_remote_code)
+        built = prepare.build_model(self.prepared, trust_remote_code=self.trust_remote_code, training=True)
         self.reporter.say(f"model: {built.summary}")
         if self.prepared.task.verify:
             self.prepared.task.verify(built.model, self.prepared.options)

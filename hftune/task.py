@@ -107,8 +107,9 @@ class Task:
             seen the encoded training rows: for tasks whose rows to be answered are made in encoding.
         answers: `(options) -> names` of those `columns` that rows to be predicted may lack.
         texts: `(options) -> names` of those `columns` that hold text to be cleaned; default: all that are no answers.
-        labels: `(rows, options) -> options`; reads an iterable of rows and returns the options completed
-            with the label names; only for tasks with labels.
+        labels: `(rows, options, before) -> options`; reads an iterable of rows and returns the options completed
+            with the label names; only for tasks with labels. `before` are the names that the model's configuration has: a
+            head is trained for their order, so that it is kept where the rows have the same ones.
         known: `(options, config) -> options`; completes options that the recipe leaves open by what the configuration of
             a model says that was trained for the task (label names, ...), where there are no training rows to ask.
         config: `(options, tokenizer) -> dict` of settings for the model's configuration (num_labels, id2label, ...).
@@ -190,14 +191,25 @@ class Task:
         return [name for name in self.columns(options) if name not in self.answers(options)]
 
 
+def labels_of(config: Any) -> tuple[str, ...]:
+    """The label names in a model's configuration, in order; its `LABEL_0`, `LABEL_1`, ... stand for none."""
+    found = {str(key): str(name) for key, name in (config.id2label or {}).items()}  # a recipe's keys may be texts
+    return tuple(found[key] for key in sorted(found, key=lambda key: (len(key), key)))
+
+
+def unnamed(number: int) -> tuple[str, ...]:
+    """What transformers calls labels to which nobody gave a name."""
+    return tuple(f"LABEL_{i}" for i in range(number))
+
+
 def label_names(options: Any, config: Any) -> Any:
     """Task.known of tasks with labels: the names in the model's configuration; its `LABEL_1` is what rows call 1."""
     if options.label_names is not None:
         return options
-    names = [str(config.id2label[i]) for i in sorted(config.id2label)]
-    if names == [f"LABEL_{i}" for i in range(len(names))]:
-        names = [str(i) for i in range(len(names))]
-    return options.model_copy(update={"label_names": tuple(names)})
+    names = labels_of(config)
+    if names == unnamed(len(names)):
+        names = tuple(str(i) for i in range(len(names)))
+    return options.model_copy(update={"label_names": names})
 
 
 @cache

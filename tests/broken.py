@@ -637,6 +637,11 @@ def _(folder):
     return classify(folder, task={"label_names": ["positive", "negative"]})
 
 
+@case("other labels than the checkpoint's, as many", "negative, positive", "bad, good", "made anew", warning=True)
+def _(folder):
+    return classify(folder, [{**row, "label": ("bad", "good")[i % 2]} for i, row in enumerate(tweets())])
+
+
 @case("generation settings that cannot be saved", "generation settings cannot be saved", "generation_config.json")
 def _(folder):
     file = copied(folder, "t5") / "generation_config.json"

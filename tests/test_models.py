@@ -167,6 +167,45 @@ def test_a_body_without_a_name_of_its_own_is_refused_alike(change, tmp_path):
         zoo.build("t5", zoo.S2S, path=str(tmp_path), config=change)
 
 
+@pytest.mark.parametrize("name", ["roberta", "modernbert", "gpt2", "t5"])
+def test_a_head_for_as_many_other_labels_starts_anew_in_training(name, tmp_path):
+    """And only there: what is evaluated keeps its weights, whatever its outputs are called."""
+
+    def made(path, labels, **more):
+        settings = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+        return models.build(path, zoo.CLASSIFY, zoo.tok(name), settings=settings, **{"seed": 3, **more})
+
+    made(Model(init=name, config=zoo.SIZE), "abc", seed=0).model.save_pretrained(tmp_path)
+    block = Model(path=str(tmp_path))
+    kept, same, anew, again, other = (
+        made(block, labels, **more)
+        for labels, more in (
+            ("bca", {}),
+            ("abc", {"training": True}),
+            ("bca", {"training": True}),
+            ("abd", {"training": True}),
+            ("abd", {"training": True, "seed": 4}),
+        )
+    )
+    assert not kept.new
+    assert not same.new
+    assert "labels" not in kept.summary + same.summary
+    assert anew.summary.endswith("the head there is for the labels a, b, c")
+    states = [built.model.state_dict() for built in (kept, anew, again, other)]
+    changed = {n for n in states[0] if not torch.equal(states[0][n], states[1][n])}
+    assert changed == {n for n in anew.new if n.endswith("weight")}
+    assert all(states[0][n].shape[0] == 3 for n in anew.new)
+    assert all(torch.equal(states[1][n], states[2][n]) for n in states[0])
+    assert {n for n in states[0] if not torch.equal(states[2][n], states[3][n])} == changed
+
+
+def test_labels_without_names_may_be_given_any(tmp_path):
+    zoo.build("bert", zoo.CLASSIFY).model.save_pretrained(tmp_path)
+    settings = {"id2label": dict(enumerate("cab"))}
+    block = Model(path=str(tmp_path))
+    assert not models.build(block, zoo.CLASSIFY, zoo.tok("bert"), settings=settings, seed=0, training=True).new
+
+
 def test_a_bf16_checkpoint_is_trained_in_float32(folder, tmp_path):
     zoo.build("bert", zoo.MLM).model.bfloat16().save_pretrained(tmp_path)
     assert {p.dtype for p in zoo.build("bert", zoo.MLM, path=str(tmp_path)).model.parameters()} == {torch.float32}

@@ -3,6 +3,8 @@
 import json
 import random
 import signal
+from collections import Counter
+from pathlib import Path
 
 import children
 import pytest
@@ -162,6 +164,53 @@ def test_a_pipeline_shows_the_label_names(tmp_path, tokenizer_folder):
     assert figures["accuracy"]["value"] == pytest.approx(
         sum(r["prediction"] == r["reference"] for r in rows) / len(rows)
     )
+
+
+GOOD = {
+    "classify": [
+        {"text": f"{word} {i % 7}", "label": label}
+        for i in range(16)
+        for word, label in (("good fine nice", "positive"), ("bad poor", "negative"), ("so so", "neutral"))
+    ],
+    "tag": [
+        {"tokens": ["he", "is", "here", "in", f"{i % 7}", "ways"], "ner_tags": ["B-A", "O", "O", "B-B", "O", "I-B"]}
+        for i in range(24)
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "figure"),
+    [
+        ("classify", ["positive", "neutral", "negative"], "accuracy"),
+        ("tag", ["I-B", "B-B", "O", "B-A"], "tag_accuracy"),
+    ],
+)
+def test_what_is_trained_further_keeps_its_labels_in_their_order(task, names, figure, tmp_path, tokenizer_folder):
+    rows = str(tiny.write_rows(tmp_path / "rows.jsonl", GOOD[task]))
+    first = {
+        "task": {"name": task, "max_length": 48, "label_names": names},
+        "model": tiny.MODEL,
+        "tokenizer": {"path": str(tokenizer_folder)},
+        "data": {"train": rows, "validation": rows, "cache_dir": str(tmp_path / "cache")},
+        "train": {"batch_size": 16, "max_steps": 60, "learning_rate": 3e-3},
+        "output": {"dir": str(tmp_path / "first")},
+    }
+    then = {
+        **first,
+        "task": {"name": task, "max_length": 48, "class_weights": "balanced"},
+        "model": {"path": str(tmp_path / "first")},
+        "train": {"batch_size": 16, "max_steps": 1, "learning_rate": 1e-9},
+        "output": {"dir": str(tmp_path / "then")},
+    }
+    counts = Counter(label for row in GOOD[task] for label in row.get("ner_tags", [row.get("label")]))
+    for source in (first, then):
+        assert children.child(children.train, source) == 0
+        place = Path(source["output"]["dir"])
+        assert json.loads((place / "metrics.json").read_text())[figure]["value"] == 1.0
+        assert list(json.loads((place / "config.json").read_text())["id2label"].values()) == names
+    saved = recipe.load(tmp_path / "then" / "recipe.yaml").task.options
+    assert saved.label_counts == tuple(counts[name] for name in names)
 
 
 def test_a_finished_run_is_not_run_again_but_extended(straight, tmp_path):

@@ -1,5 +1,7 @@
 """Weights of classes: torch's own weighted loss in training, none in evaluation, the same gradients at every split."""
 
+from itertools import permutations
+
 import fine
 import pytest
 import torch
@@ -27,6 +29,18 @@ def test_balanced_weights_are_one_on_average():
     assert more.weights() == [*options.weights(), 1.0]
     named = classify.ClassifyOptions(class_weights="balanced", label_names=("c", "b", "a"))
     assert classify.labels(fine.rows(VALUES), named).label_counts == (1, 1, 6)
+
+
+@pytest.mark.parametrize(("task", "values"), [(classify, VALUES), (tag, WORDS)])
+def test_the_same_labels_stay_in_the_order_of_the_model(task, values):
+    options, rows = task.TASK.options(class_weights="balanced"), fine.rows(values)
+    plain = task.labels(rows, options)
+    counts = dict(zip(plain.label_names, plain.label_counts, strict=True))
+    for order in permutations(plain.label_names):
+        found = task.labels(rows, options, order)
+        assert (found.label_names, found.label_counts) == (order, tuple(counts[name] for name in order))
+    for others in (("x", "y", "z"), plain.label_names[:-1], (*plain.label_names, "x"), plain.label_names * 2):
+        assert task.labels(rows, options, others) == plain
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

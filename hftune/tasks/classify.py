@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -29,7 +29,8 @@ class ClassifyOptions(Weighted):
         256, description="tokens of a row, special tokens included; longer text is truncated"
     )
     label_names: tuple[str, ...] | None = Field(
-        None, description="label names in order; default: those of the training rows, sorted"
+        None,
+        description="label names in order; default: those of the training rows, in the order of a model.path that has the same, else sorted",
     )
     separator: str = Field(",", description="between the labels of a row written as one string, for kind: multi")
 
@@ -67,8 +68,11 @@ def _name(value: Any, row: Any) -> str:
     return name
 
 
-def labels(rows: Iterable[Any], options: ClassifyOptions) -> ClassifyOptions:
-    """The options with the label names found in the rows: numbers in order of value, else by name; and their counts."""
+def labels(rows: Iterable[Any], options: ClassifyOptions, before: Sequence[str] = ()) -> ClassifyOptions:
+    """The options with the label names found in the rows, and their counts.
+
+    They are in the order of `before` if these are the same; else numbers in order of value, others by name.
+    """
     if options.kind == "regression" or (options.label_names and options.class_weights is None):
         return options
     counts = Counter(name for row in rows for name in _names(row, options))
@@ -87,7 +91,8 @@ def labels(rows: Iterable[Any], options: ClassifyOptions) -> ClassifyOptions:
             hint="for numbers set task.kind: regression; else name them in task.label_names",
             where="data.train",
         )
-    return options.model_copy(update={"label_names": _ordered(found)}).counted(counts)
+    names = tuple(before) if sorted(before) == sorted(found) else _ordered(found)
+    return options.model_copy(update={"label_names": names}).counted(counts)
 
 
 def _ordered(names: set[str]) -> tuple[str, ...]:

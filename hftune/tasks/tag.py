@@ -5,7 +5,7 @@ is cut into overlapping windows, and each word belongs to the one window in whic
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
 import numpy as np
@@ -30,7 +30,8 @@ class TagOptions(Weighted):
     )
     label_names: tuple[str, ...] | None = Field(
         None,
-        description="tag names in order, for rows that hold numbers; default: those of the training rows, O first",
+        description="tag names in order, for rows that hold numbers; default: those of the training rows, in the order of a "
+        "model.path that has the same, else O first",
     )
 
     _stride = model_validator(mode="after")(stride_within)
@@ -70,8 +71,8 @@ def _tags(row: Any, options: TagOptions) -> list[str]:
     return [tag if isinstance(tag, str) else (names or ())[tag] for tag in tags]
 
 
-def labels(rows: Iterable[Any], options: TagOptions) -> TagOptions:
-    """The options with the tag names found in the rows, O first, the others by name."""
+def labels(rows: Iterable[Any], options: TagOptions, before: Sequence[str] = ()) -> TagOptions:
+    """The options with the tag names found in the rows: in the order of `before` if these are the same, else O first."""
     if options.label_names and options.class_weights is None:
         return options
     counts = Counter(tag for row in rows for tag in _tags(row, options))
@@ -84,7 +85,8 @@ def labels(rows: Iterable[Any], options: TagOptions) -> TagOptions:
             hint="is data.columns.ner_tags the right column?",
             where="data.train",
         )
-    names = tuple(sorted(found, key=lambda name: (name != OUTSIDE, name)))
+    ordered = sorted(found, key=lambda name: (name != OUTSIDE, name))
+    names = tuple(before if sorted(before) == sorted(found) else ordered)
     return options.model_copy(update={"label_names": names}).counted(counts)
 
 
@@ -186,14 +188,15 @@ def _targets(row: dict[str, Any]) -> Any:
 def predict(
     model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: TagOptions
 ) -> list[dict[str, Any]]:
-    """The likeliest tag of each word that the window tags; the first of all tags (O) for one without tokens."""
+    """The likeliest tag of each word that the window tags; O, or the first of all tags, for one without tokens."""
     best = model(**{k: v for k, v in batch.items() if k != "labels"}).logits.argmax(-1).cpu().numpy()
     names, found = options.label_names or (), []
+    none = OUTSIDE if OUTSIDE in names else names[0]
     for row, line in zip(rows, best, strict=True):
         own = line[len(line) - len(row["input_ids"]) :] if tokenizer.padding_side == "left" else line
         answer = {
             "tokens": row["words"],
-            "prediction": [names[own[at]] if at >= 0 else names[0] for at in row["firsts"]],
+            "prediction": [names[own[at]] if at >= 0 else none for at in row["firsts"]],
         }
         if "tags" in row:
             answer["reference"] = [names[tag] for tag in row["tags"]]

@@ -120,6 +120,14 @@ def test_byte_level_tokenizers_see_the_space_before_a_word(kind):
     assert tokenizer(words, is_split_into_words=True)["input_ids"] != natural
 
 
+def test_a_word_without_tokens_is_outside_wherever_the_tag_stands():
+    row = {"tokens": ["a", "\u200b"], "ner_tags": ["B-A", "O"]}
+    data = fine.encoded(tag.TASK, "bert", options(names=NAMES[::-1]), [row])
+    assert data.data[0]["firsts"].tolist() == [1, -1]
+    (answer,) = tag.predict(Echo(), fine.batch(data, [0]), [data.data[0]], data.tokenizer, data.options)
+    assert answer["prediction"][1] == "O"
+
+
 def test_a_word_between_two_windows_keeps_its_context():
     words = [f"w{i}" for i in range(60)]
     data = fine.encoded(tag.TASK, "bert", options((64, 12)), tagged([words]))
