@@ -9,7 +9,7 @@ from typing import Any
 from . import hub
 from .architectures import ARCHITECTURES, architecture
 from .arrays import fitting, width
-from .errors import UserError
+from .errors import Faults, UserError
 from .schema import Model
 
 
@@ -210,29 +210,81 @@ def positions(config: Any) -> int | None:
     return found - (text.pad_token_id or 0) - 1 if architecture(config.model_type).positions_after_pad else found
 
 
-def check_fit(config: Any, tokenizer: Any, max_length: int | None, added: Iterable[str] = ()) -> None:
+def check_fit(config: Any, tokenizer: Any, max_length: int | None = None, added: Iterable[str] = ()) -> None:
     """That a tokenizer and rows of a length suit a model, known from its configuration alone.
 
     Args:
         config: the model's configuration.
         tokenizer: the tokenizer.
-        max_length: longest row.
+        max_length: longest row; None: see check_lengths.
         added: tokens for which the embedding is to grow where it has no row for them.
 
     Raises:
         UserError: the tokenizer has more entries than the embedding, or rows are longer than the positions.
     """
     parts = [config.encoder, config.decoder] if config.model_type == "encoder-decoder" else [config.get_text_config()]
-    rows, bound = min(part.vocab_size for part in parts), positions(config)
+    rows = min(part.vocab_size for part in parts)
     if len(tokenizer) - sum(tokenizer.convert_tokens_to_ids(token) >= rows for token in added) > rows:
         raise UserError(
             f"the tokenizer has {len(tokenizer)} entries, the model's embedding {rows} rows",
             hint="use the tokenizer that belongs to the model, or start from new weights with model.init",
             where="tokenizer",
         )
-    if max_length and bound and bound < width(max_length):
-        raise UserError(
-            f"rows of {max_length} tokens, padded to {width(max_length)}, but the model has {bound} positions",
-            hint=f"set task.max_length to {fitting(bound)} or less",
-            where="task.max_length",
+    if max_length and (fault := _too_long(("max_length",), max_length, positions(config))):
+        raise fault
+
+
+def _too_long(names: tuple[str, ...], longest: int, bound: int | None) -> UserError | None:
+    """The fault of rows whose length, the sum of these options, is more than the positions."""
+    if bound is None or width(longest) <= bound:
+        return None
+    keys = [f"task.{name}" for name in names]
+    return UserError(
+        f"rows of {longest} tokens, padded to {width(longest)}, but the model has {bound} positions",
+        hint=f"set {' + '.join(keys)} to {fitting(bound)} or less",
+        where=keys[-1],
+    )
+
+
+def fitting_lengths(config: Any, options: Any) -> dict[str, int]:
+    """The lengths that a recipe leaves open and whose defaults are too long for the model, as it has positions for them."""
+    found: dict[str, int] = {}
+    bound, given = positions(config), options.model_fields_set
+    if bound is None:
+        return found
+    for names in options.lengths:
+        longest = sum(getattr(options, name) for name in names)
+        if width(longest) > bound and not given & set(names):
+            found |= {name: fitting(bound) * getattr(options, name) // longest for name in names}
+    if "max_new_tokens" not in given and getattr(options, "max_new_tokens", 0) > _writable(options, bound):
+        found["max_new_tokens"] = _writable(options, bound)
+    return found
+
+
+def check_lengths(config: Any, options: Any) -> None:
+    """That the model has positions for what the task reads and writes, known from its configuration alone.
+
+    Raises:
+        UserError: rows or generated texts are longer; where both are, or several kinds of rows, Faults.
+    """
+    faults: list[UserError] = []
+    bound, new = positions(config), getattr(options, "max_new_tokens", 0)
+    if bound is None:
+        return
+    for names in options.lengths:
+        faults += filter(None, [_too_long(names, sum(getattr(options, name) for name in names), bound)])
+    if new + options.continues > bound:
+        faults.append(
+            UserError(
+                f"{new} new tokens{' behind a prompt' * options.continues}, but the model has {bound} positions",
+                hint=f"set task.max_new_tokens to {_writable(options, bound)} or less",
+                where="task.max_new_tokens",
+            )
         )
+    if faults:
+        raise faults[0] if len(faults) == 1 else Faults(faults)
+
+
+def _writable(options: Any, bound: int) -> int:
+    """The most tokens of a generated text, which leaves half of the positions to a prompt that it shares them with."""
+    return bound // 2 if options.continues else bound

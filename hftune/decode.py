@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from . import batching, search
 from .errors import UserError
+from .schema import FREE
 from .search import Watch
 from .task import Options
 
@@ -29,35 +30,53 @@ _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
 
 class Decoding(Options):
-    """What a recipe may say under `task:` about generated text; the names are transformers' own."""
+    """What a recipe may say under `task:` about generated text; the names are transformers' own.
 
-    max_new_tokens: Positive = Field(128, description="maximum number of tokens to generate")
-    num_beams: Positive = Field(1, description="number of beams; 1: greedy decoding, or sampling")
+    None of it changes what is learned, so that a run goes on with other values.
+    """
+
+    max_new_tokens: Positive = Field(
+        128,
+        description="maximum number of tokens to generate; default: 128, or fewer where the model has few positions",
+        json_schema_extra=FREE,
+    )
+    num_beams: Positive = Field(
+        1, description="number of beams; 1: greedy decoding, or sampling", json_schema_extra=FREE
+    )
     length_penalty: float = Field(
-        1.0, description="beam search: a text's log-probability is divided by its length to this power"
+        1.0,
+        description="beam search: a text's log-probability is divided by its length to this power",
+        json_schema_extra=FREE,
     )
     early_stopping: bool | Literal["never"] = Field(
         False,
         description="beam search: true stops at num_beams finished texts; false when a better one is unlikely; "
         "never when none is possible",
+        json_schema_extra=FREE,
     )
-    no_repeat_ngram_size: Count = Field(0, description="no n-gram of this many tokens occurs twice; 0: no limit")
+    no_repeat_ngram_size: Count = Field(
+        0, description="no n-gram of this many tokens occurs twice; 0: no limit", json_schema_extra=FREE
+    )
     repetition_penalty: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="above 1: tokens that already occurred become less likely"
+        1.0, description="above 1: tokens that already occurred become less likely", json_schema_extra=FREE
     )
-    do_sample: bool = Field(False, description="sample each token instead of taking the most likely")
+    do_sample: bool = Field(
+        False, description="sample each token instead of taking the most likely", json_schema_extra=FREE
+    )
     temperature: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="sampling: below 1 sharper, above 1 flatter distribution"
+        1.0, description="sampling: below 1 sharper, above 1 flatter distribution", json_schema_extra=FREE
     )
-    top_k: Count = Field(0, description="sampling: only this many most likely tokens; 0: all")
+    top_k: Count = Field(0, description="sampling: only this many most likely tokens; 0: all", json_schema_extra=FREE)
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="sampling: only the smallest set of tokens with this total probability"
+        1.0, description="sampling: only the smallest set of tokens with this total probability", json_schema_extra=FREE
     )
     min_p: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="sampling: only tokens at least this likely relative to the most likely one"
+        0.0,
+        description="sampling: only tokens at least this likely relative to the most likely one",
+        json_schema_extra=FREE,
     )
-    num_return_sequences: Positive = Field(1, description="number of texts for each row")
-    seed: Count = Field(0, description="sampling: random seed")
+    num_return_sequences: Positive = Field(1, description="number of texts for each row", json_schema_extra=FREE)
+    seed: Count = Field(0, description="sampling: random seed", json_schema_extra=FREE)
 
     @property
     def written(self) -> int:

@@ -153,9 +153,9 @@ def keys(schema: Schema, prefix: str = "") -> Iterator[tuple[str, Schema]]:
             yield from keys(branch["items"], prefix)
 
 
-def marked(mark: str) -> dict[str, Any]:
-    """Keys of the schema that bear a mark, and what it says."""
-    return {key: inner[mark] for key, inner in keys(shape()) if mark in inner}
+def marked(mark: str, options: type[BaseModel] | None = None) -> dict[str, Any]:
+    """Keys of the schema that bear a mark, and what it says; `task` holds the given options."""
+    return {key: inner[mark] for key, inner in keys(shape(options)) if mark in inner}
 
 
 def wanted(schema: Schema) -> str:

@@ -162,8 +162,7 @@ class RunFolder:
 
     def _same_recipe(self, wanted: Recipe, allow: Sequence[str]) -> None:
         before = recipe.load(self.path / RECIPE)
-        said = wanted.task.options.model_fields_set  # what the recipe leaves open the program fills in
-        changed = [d for d in recipe.differences(before, wanted) if d[0] not in allow and not _harmless(*d, said)]
+        changed = [d for d in recipe.differences(before, wanted) if d[0] not in allow and not _harmless(*d, wanted)]
         if changed:
             told = "; ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in changed[:6])
             more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
@@ -262,12 +261,17 @@ def _entry(line: str) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _harmless(key: str, old: Any, new: Any, said: set[str]) -> bool:
+def _harmless(key: str, old: Any, new: Any, wanted: Recipe) -> bool:
     """What does not decide the mathematics, more of the same training, and what the program itself filled in."""
-    more = recipe.mark(key) == "extend" and (new is None or old is None or new >= old)
-    return (
-        more or recipe.mark(key) == "free" or (key.startswith("task.") and key.split(".")[1].split("[")[0] not in said)
-    )
+    options = wanted.task.options
+    mark = recipe.mark(key, type(options))
+    if mark == "extend":
+        return new is None or old is None or bool(new >= old)
+    if not key.startswith("task."):
+        return mark == "free"
+    # where a figure of written texts chooses the checkpoint, how they are written decides too
+    free = mark == "free" and wanted.train.metric_for_best_model == "loss"
+    return free or key.split(".")[1].split("[")[0] not in options.model_fields_set
 
 
 def _finite(value: Any) -> Any:

@@ -213,7 +213,11 @@ def micro_batch_overhead(model: torch.nn.Module) -> int:
     return int(min(2048, max(16, fixed * FLOPS / (6 * max(1, body)))))
 
 
-LAYER, PARAMETER, FLOPS = 2e-3, 6e-9, 4e10  # seconds a layer, seconds a parameter, operations a second (benchmarks/NOTES.md)
+LAYER, PARAMETER, FLOPS = (
+    2e-3,
+    6e-9,
+    4e10,
+)  # seconds a layer, seconds a parameter, operations a second (benchmarks/NOTES.md)
 
 
 PREPARING = timedelta(days=1)  # ranks wait so long for the first one to encode; in training the watchdog is shorter

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-def check(recipe: Recipe, task: Task, config: Any) -> None:
+def check(recipe: Recipe, task: Task, options: Any, config: Any) -> None:
     """Refuse what cannot work, before any weight is read.
 
     Args:
         recipe: the recipe.
         task: the task under its options.
+        options: these, complete.
         config: the model's configuration.
 
     Raises:
@@ -59,7 +60,7 @@ def check(recipe: Recipe, task: Task, config: Any) -> None:
         message = "prefix hands keys and values to the layers, which are not at hand when activations are recomputed"
         raise UserError(message, hint="set train.gradient_checkpointing: false", where="train.gradient_checkpointing")
     if peft.method in adapters.PROMPTS:
-        _check_room(peft, recipe.task.options, config)
+        _check_room(peft, options, config)
 
 
 def _check_room(peft: Peft, options: Any, config: Any) -> None:
@@ -70,12 +71,14 @@ def _check_room(peft: Peft, options: Any, config: Any) -> None:
             hint="set task.packing: false, or take another method",
             where="peft.method",
         )
-    bound, number, longest = positions(config), peft.num_virtual_tokens, getattr(options, "max_length", 0)
+    bound, number, names = positions(config), peft.num_virtual_tokens, options.lengths[0]
+    longest = sum(getattr(options, name) for name in names)
     if bound and width(longest) + number > bound:
+        keys = [f"task.{name}" for name in names]
         raise UserError(
             f"rows of {longest} tokens behind {number} virtual ones, but the model has {bound} positions",
-            hint=f"set task.max_length to {fitting(bound - number)} or less" if number < bound else "lower it",
-            where="task.max_length" if number < bound else "peft.num_virtual_tokens",
+            hint=f"set {' + '.join(keys)} to {fitting(bound - number)} or less" if number < bound else "lower it",
+            where=keys[-1] if number < bound else "peft.num_virtual_tokens",
         )
 
 

@@ -11,14 +11,24 @@ from typing import Any
 
 from . import hub, weights
 from .architectures import Architecture, architecture
-from .configs import base, check_fit, check_head, configuration, model_type_of, positions, special_ids
+from .configs import (
+    base,
+    check_fit,
+    check_head,
+    check_lengths,
+    configuration,
+    fitting_lengths,
+    model_type_of,
+    positions,
+    special_ids,
+)
 from .errors import UserError
 from .schema import Model
 from .task import labels_of, unnamed
 
 __all__ = [
-    "Architecture", "Built", "architecture", "build", "check_fit", "check_head", "configuration", "dry_run_save", "grow", "load",
-    "miniature", "model_type_of", "new_configuration", "new_names", "origin", "positions", "prepare_tokenizer", "shell", "sibling", "tops",
+    "Architecture", "Built", "architecture", "build", "check_fit", "check_head", "check_lengths", "configuration", "dry_run_save",
+    "fitting_lengths", "grow", "load", "miniature", "model_type_of", "new_configuration", "new_names", "origin", "positions", "prepare_tokenizer", "shell", "sibling", "tops",
 ]  # fmt: skip
 
 

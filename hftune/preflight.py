@@ -65,8 +65,9 @@ def preflight(
     made, stand_in = tokenizer
     with findings.collect():
         if not recipe.model.init:
-            added = task.tokens(options, made)
-            models.check_fit(config, made, getattr(options, "max_length", None), added)
+            models.check_fit(config, made, added=task.tokens(options, made))
+    with findings.collect():
+        models.check_lengths(prepare.suited(recipe.model, config, task, options, made), options)
     with findings.collect():
         _check_model(recipe, task, options, made, held, findings, trust_remote_code)
     for split, seen in looks.items():
@@ -101,7 +102,7 @@ def _check_together(recipe: Recipe, task: tasks.Task, options: Any, config: Any)
         warmstart.check_parts(task.head, config)
     else:
         models.check_head(config, task.head)
-    methods.check(recipe, task, config)
+    methods.check(recipe, task, options, config)
     machine.precision(recipe.train)
     if not (task.verify or task.network) or source.encoder or getattr(config, "auto_map", None):
         return
@@ -166,7 +167,7 @@ def _check_model(
         return same_vocabulary(source, tokenizer, trust_remote_code)
     if source.init:
         config = models.new_configuration(source, tokenizer, settings)
-        models.check_fit(config, tokenizer, getattr(options, "max_length", None))
+        models.check_fit(config, tokenizer)
     else:
         config = models.configuration(source, trust_remote_code, **settings)
     model = models.shell(config, task.head, source)

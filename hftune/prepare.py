@@ -17,11 +17,11 @@ import numpy as np
 
 from . import consistency, data, hub, models, store, tokenizer
 from . import task as tasks
-from .arrays import fitting, width
 from .errors import UserError
 from .loop import Rows
 from .recipe import Recipe
 from .report import Reporter
+from .schema import Model
 from .task import Task
 
 TOKENIZER = "tokenizer.json"
@@ -54,16 +54,20 @@ def open_split(recipe: Recipe, task: Task, options: Any, split: str) -> Any:
 
 def complete_options(task: Task, options: Any, config: Any, reader: Any) -> Any:
     """The task's options with what the recipe leaves open: the architecture's defaults, the label names found."""
-    given = options.model_fields_set
-    defaults = dict(models.architecture(config.model_type).options)
-    if (bound := models.positions(config)) and width(getattr(options, "max_length", 0)) > bound:
-        defaults["max_length"] = fitting(bound)
-    options = options.model_copy(
-        update={k: v for k, v in defaults.items() if k in type(options).model_fields and k not in given}
-    )
+    named = type(options).model_fields.keys() - options.model_fields_set
+    own = {name: v for name, v in models.architecture(config.model_type).options.items() if name in named}
+    options = options.model_copy(update=own)
+    options = options.model_copy(update=models.fitting_lengths(config, options))
     if task.labels is None or reader is None:
         return options
     return task.labels(reader, options, tasks.labels_of(config))
+
+
+def suited(source: Model, config: Any, task: Task, options: Any, tokenizer: Any) -> Any:
+    """The configuration of the block `model`: of new weights with the tokenizer's own vocabulary and special ids."""
+    if not source.init:
+        return config
+    return models.new_configuration(source, tokenizer, task.config(options, tokenizer))
 
 
 def load_tokenizer(
@@ -306,9 +310,9 @@ def prepare(
     if begun is not None and saved is None:
         tokenizer.save(prepared.tokenizer, begun)
     prepared.content["tokenizer"] = tokenizer.fingerprint(prepared.tokenizer)
-    if not recipe.model.init:
-        added = task.tokens(options, prepared.tokenizer)
-        models.check_fit(config, prepared.tokenizer, getattr(options, "max_length", None), added)
+    config = suited(recipe.model, config, task, options, prepared.tokenizer)
+    models.check_fit(config, prepared.tokenizer, added=task.tokens(options, prepared.tokenizer))
+    models.check_lengths(config, options)
     for split in splits:
         reader = readers[split]
         if reader is None:

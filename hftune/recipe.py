@@ -66,14 +66,14 @@ def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     return [(key, left.get(key), right.get(key)) for key in every if left.get(key) != right.get(key)]
 
 
-def mark(key: str) -> str | None:
-    """What a change of a key means to a run that is resumed.
+def mark(key: str, options: type[BaseModel] | None = None) -> str | None:
+    """What a change of a key means to a run that is resumed; `options` are those of its task.
 
     `"free"`: it does not decide the mathematics. `"extend"`: a greater value trains for longer. None: another run.
     """
     plain = re.sub(r"\[\d+\]", "", key)
-    for name, marks in (("free", _marked("free")), ("extend", _marked("extend"))):
-        if any(plain == k or plain.startswith(f"{k}.") for k in marks):
+    for name in ("free", "extend"):
+        if any(plain == k or plain.startswith(f"{k}.") for k in _marked(name, options)):
             return name
     return None
 
@@ -101,8 +101,8 @@ class _NoOptions(BaseModel):
 
 
 @cache
-def _marked(name: str) -> dict[str, Any]:
-    return wording.marked(name)
+def _marked(name: str, options: type[BaseModel] | None = None) -> dict[str, Any]:
+    return wording.marked(name, options)
 
 
 @cache

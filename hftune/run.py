@@ -65,9 +65,10 @@ def train(
     """
     config = models.configuration(recipe.model, trust_remote_code)
     task = tasks.load(recipe.task.name)
-    task = task.under(prepare.complete_options(task, recipe.task.options, config, None))
+    options = prepare.complete_options(task, recipe.task.options, config, None)
+    task = task.under(options)
     models.check_head(config, task.head)
-    methods.check(recipe, task, config)
+    methods.check(recipe, task, options, config)
     liger.check(recipe.train, config)
     accelerator = machine.accelerator(recipe.train)
     folder = RunFolder.claim(recipe, fresh=fresh, allow=allow, main=accelerator.is_main_process)

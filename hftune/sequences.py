@@ -35,6 +35,17 @@ class SequenceOptions(Decoding):
         None, description="code of the output's language, for tokenizers that have such codes"
     )
 
+    @property
+    def continues(self) -> bool:
+        """See Options."""
+        return self.form == "decoder-only"
+
+    @property
+    def lengths(self) -> tuple[tuple[str, ...], ...]:
+        """See Options; a prompt and its completion are one row."""
+        names = ("max_length", "max_target_length")
+        return (names,) if self.form == "decoder-only" else tuple((name,) for name in names)
+
     def varies(self) -> dict[str, Any]:
         """What a task is with the form: decoder-only it needs a causal head, of a model that reads from left to right."""
         if self.form == "encoder-decoder":

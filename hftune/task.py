@@ -38,6 +38,16 @@ class Options(BaseModel):
         """Texts written at once for a row, token by token, beams included; 0: the task writes none."""
         return 0
 
+    @property
+    def continues(self) -> bool:
+        """Whether a text is written behind what was read, so that the two share the model's positions."""
+        return False
+
+    @property
+    def lengths(self) -> tuple[tuple[str, ...], ...]:
+        """Options that bound the rows: for each kind of row the names of those whose sum is the most that it takes."""
+        return (("max_length",),) if "max_length" in type(self).model_fields else ()
+
     @model_validator(mode="after")
     def _lengths_are_of_this_world(self) -> Self:
         for name in ("max_length", "max_target_length", "max_new_tokens"):

@@ -21,7 +21,7 @@ def encoder_decoder(
     config = models.configuration(recipe, trust_remote_code, **settings)
     check_parts(head, config)
     same_vocabulary(recipe, tok, trust_remote_code)
-    models.check_fit(config, tok, None)
+    models.check_fit(config, tok)
     parts = {
         "encoder": models.load(
             recipe.encoder or "", "AutoModel", config.encoder, recipe, trust_remote_code, "model.encoder"

@@ -52,6 +52,7 @@ def models(home: Path) -> None:
         ("gpt2", zoo.CLM, {}),
         ("t5", zoo.S2S, {}),
         ("deberta-v2", zoo.MLM, {}),
+        ("marian", zoo.S2S, {}),
     ):
         from hftune import models as library
         from hftune.schema import Model
@@ -584,6 +585,41 @@ def _(folder):
 @case("rows longer than the positions", "task.max_length", "64 positions")
 def _(folder):
     return classify(folder, task={"max_length": 512})
+
+
+@case("targets longer than the positions", "task.max_target_length", "64 positions", "to 64 or less")
+def _(folder):
+    return translate(folder, "marian", task={"max_target_length": 100})
+
+
+@case("prompt and target together longer than the positions", "max_length + task.max_target_length", "64 positions")
+def _(folder):
+    return translate(folder, "gpt2", task={"max_target_length": 40})
+
+
+@case("more new tokens than positions", "task.max_new_tokens", "64 positions", "to 64 or less")
+def _(folder):
+    return translate(folder, "marian", task={"max_new_tokens": 100})
+
+
+@case("new tokens that leave no room for a prompt", "task.max_new_tokens", "64 positions", "to 32 or less")
+def _(folder):
+    return clm(folder, [{"prompt": "a", "completion": "b"}], task={"kind": "prompt", "max_new_tokens": 64})
+
+
+@case(
+    "lengths of new weights that are longer than the positions", "max_target_length", "max_new_tokens", "48 positions"
+)
+def _(folder):
+    block = {"init": "marian", "config": {"hidden_size": 32, "max_position_embeddings": 48}}
+    made = translate(folder, "marian", task={"max_target_length": 64, "max_new_tokens": 64})
+    return {**made, "model": block, "tokenizer": {"path": str(MADE["marian"])}}
+
+
+@case("virtual tokens before a prompt and its target", "task.max_length + task.max_target_length", "to 40 or less")
+def _(folder):
+    peft = {"method": "prompt", "num_virtual_tokens": 20}
+    return translate(folder, "gpt2", task={"max_length": 32, "max_target_length": 32}, peft=peft)
 
 
 @case("a setting that the model does not have", "model.config.hiden_size", "hidden_size")

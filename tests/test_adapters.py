@@ -444,7 +444,7 @@ def test_best_of_an_adapter_comes_with_its_ranks(base, tmp_path):
 def test_methods_pass_what_is_sound(base, tmp_path):
     wanted = recipe.from_dict(source(base, tmp_path, "lora"))
     task = tasks.load("classify").under(wanted.task.options)
-    methods.check(wanted, task, models.configuration(wanted.model))
+    methods.check(wanted, task, wanted.task.options, models.configuration(wanted.model))
 
 
 def test_further_modules_are_trained_whole(tmp_path):

@@ -5,7 +5,7 @@ import re
 import broken
 import pytest
 
-from hftune import commands, inspection, models, recipe
+from hftune import commands, inspection, models, prepare, recipe, task
 from hftune.errors import Faults, UserError
 
 SAYS = re.compile("wanted|not both|only with|must be")  # messages that say themselves what to do
@@ -64,3 +64,16 @@ def test_sound_recipes_stay_sound(tmp_path):
         tmp_path, [{"messages": broken.TALK}], task={"kind": "chat"}, tokenizer={"chat_template": broken.TEMPLATE}
     )
     assert checked(chat, tmp_path) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "marian"])
+def test_lengths_that_a_recipe_leaves_open_fit_the_model(name, tmp_path):
+    """All its positions are used, shared where prompt and answer are one row."""
+    made = broken.translate(tmp_path, name)
+    del made["task"]["max_length"]
+    assert checked(made, tmp_path) == ([], [])
+    wanted = recipe.from_dict(made)
+    plain, config = task.load("translate"), models.configuration(wanted.model)
+    options = prepare.complete_options(plain, wanted.task.options, config, None)
+    lengths = (options.max_length, options.max_target_length, options.max_new_tokens)
+    assert lengths == {"gpt2": (42, 21, 32), "marian": (64, 64, 64)}[name]

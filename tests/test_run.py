@@ -284,6 +284,22 @@ def test_weights_are_not_taken_for_others(saved):
         checkpoint.load_trained_state(torch.nn.Linear(4, 4), saved)
 
 
+def test_how_text_is_written_may_change_where_it_chooses_no_checkpoint(tmp_path):
+    options = {"name": "clm", "kind": "prompt", "max_new_tokens": 128, "max_length": 32}
+    made = {**tiny.mlm(tmp_path), "task": options}
+    held = folder.RunFolder.claim(recipe.from_dict(made))
+    held.set("finished")
+    del held
+    changed = {**made, "task": {**options, "max_new_tokens": 8, "num_beams": 2}}
+    folder.RunFolder.claim(recipe.from_dict(changed))
+    chosen = {**changed, "train": {**made["train"], "metric_for_best_model": "rouge1"}}
+    with pytest.raises(UserError, match=r"task\.max_new_tokens: 128 -> 8; task\.num_beams: 1 -> 2"):
+        folder.RunFolder.claim(recipe.from_dict(chosen), allow=["train.metric_for_best_model"])
+    longer = {**changed, "task": {**changed["task"], "max_length": 40}}
+    with pytest.raises(UserError, match=r"recipe \(task\.max_length: 32 -> 40\)"):
+        folder.RunFolder.claim(recipe.from_dict(longer))
+
+
 def test_a_second_start_names_the_first(straight):
     _path, source = straight
     held = folder.RunFolder.claim(recipe.from_dict(source))

@@ -67,6 +67,11 @@ class ClmOptions(Decoding):
             raise ValueError("fim_spm_rate has an effect only with fim_rate above 0")
         return self
 
+    @property
+    def continues(self) -> bool:
+        """See Options."""
+        return True
+
     def evaluating(self) -> "ClmOptions":
         """Text from left to right, a row a piece."""
         return self.model_copy(update={"packing": False, "fim_rate": 0.0})
