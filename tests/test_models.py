@@ -199,10 +199,13 @@ def test_a_head_for_as_many_other_labels_starts_anew_in_training(name, tmp_path)
     assert {n for n in states[0] if not torch.equal(states[2][n], states[3][n])} == changed
 
 
-def test_labels_without_names_may_be_given_any(tmp_path):
-    zoo.build("bert", zoo.CLASSIFY).model.save_pretrained(tmp_path)
-    settings = {"id2label": dict(enumerate("cab"))}
-    block = Model(path=str(tmp_path))
+@pytest.mark.parametrize(("there", "here"), [(None, "cab"), ("cab", "012")])
+def test_labels_without_names_stand_for_any(there, here, tmp_path):
+    model = zoo.build("bert", zoo.CLASSIFY).model
+    if there:
+        model.config.id2label = dict(enumerate(there))
+    model.save_pretrained(tmp_path)
+    block, settings = Model(path=str(tmp_path)), {"id2label": dict(enumerate(here))}
     assert not models.build(block, zoo.CLASSIFY, zoo.tok("bert"), settings=settings, seed=0, training=True).new
 
 
