@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import hub
 from .errors import UserError
 from .schema import Train
 
@@ -15,6 +16,8 @@ NO_DECAY = re.compile(r"(bias|\.b)$|ia3_l")  # IA3's factors start at one, not a
 
 
 GIVEN = {"optimizer", "num_training_steps", "num_warmup_steps", "last_epoch"}  # what a schedule gets from the run
+KWARGS = "train.lr_scheduler_kwargs"
+UNKNOWN = 10**6  # steps of a run that counts in epochs, as long as its rows are not known
 
 
 def layers(model: nn.Module) -> list[nn.ModuleList]:
@@ -94,32 +97,58 @@ def optimizer(parameters: Iterable[Any], recipe: Train) -> torch.optim.Optimizer
     return torch.optim.Adafactor(parameters, lr=recipe.learning_rate)
 
 
+def check(recipe: Train) -> None:
+    """Try the schedule at a stand-in, before anything is loaded.
+
+    Raises:
+        UserError: see `schedule`.
+    """
+    steps = recipe.max_steps or UNKNOWN + (recipe.warmup_steps or 0)
+    schedule(optimizer([torch.zeros(1)], recipe), recipe, steps)
+
+
+def _takes(recipe: Train) -> str:
+    """The arguments of the schedule, in words; refused are one that it does not have and the lack of one that it needs."""
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, SchedulerType
+
+    name, given = recipe.lr_scheduler_type, recipe.lr_scheduler_kwargs
+    known = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(name)]).parameters
+    own = {key: argument for key, argument in known.items() if key not in GIVEN}
+    takes = f"it takes {', '.join(sorted(own)) or 'nothing'}"
+    for key in given:
+        if key not in own:
+            raise UserError(f"{name} takes no {key}", hint=takes, where=f"{KWARGS}.{key}")
+    for key, argument in own.items():
+        if argument.default is argument.empty and key not in given:
+            raise UserError(f"{name} needs {key}", hint=f"set {KWARGS}.{key}; {takes}", where=KWARGS)
+    return takes
+
+
 def schedule(optimizer: torch.optim.Optimizer, recipe: Train, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
     """The learning-rate schedule over that many steps.
 
     Raises:
-        UserError: an argument that the schedule does not have.
+        UserError: an argument that the schedule does not have, one that it needs, or one that it cannot work with.
     """
     from transformers import get_scheduler
-    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, SchedulerType
 
-    known = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(recipe.lr_scheduler_type)]).parameters
-    for name in recipe.lr_scheduler_kwargs:
-        if name not in known:
-            raise UserError(
-                f"{recipe.lr_scheduler_type} takes no {name}",
-                hint=f"it takes {', '.join(sorted(set(known) - GIVEN)) or 'nothing'}",
-                where=f"train.lr_scheduler_kwargs.{name}",
-            )
+    name, takes = recipe.lr_scheduler_type, _takes(recipe)
     warmup = recipe.warmup_steps if recipe.warmup_steps is not None else round(recipe.warmup_ratio * steps)
-    made: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
-        recipe.lr_scheduler_type,
-        optimizer,
-        num_warmup_steps=warmup,
-        num_training_steps=steps,
-        scheduler_specific_kwargs=dict(recipe.lr_scheduler_kwargs),
-    )
-    return made
+    try:
+        made: Any = get_scheduler(
+            name,
+            optimizer,
+            num_warmup_steps=warmup,
+            num_training_steps=steps,
+            scheduler_specific_kwargs=dict(recipe.lr_scheduler_kwargs),
+        )
+        for step in (0, warmup, steps):  # where its parts meet
+            made.lr_lambdas[0](step)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        message = f"{name} does not work with these settings: {hub.first_line(error)}"
+        raise UserError(message, hint=f"{takes}, and needs steps after its warmup", where=KWARGS) from None
+    found: torch.optim.lr_scheduler.LRScheduler = made
+    return found
 
 
 def move(optimizer: Any, norm: Tensor, scaler: Any = None) -> None:

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from . import configs, hub, liger, models, prepare, store, weights
+from . import configs, hub, liger, models, optim, prepare, store, weights
 from . import task as tasks
 from .errors import UserError
 from .findings import Findings
@@ -34,6 +34,8 @@ def preflight(
         trust_remote_code: whether code that comes with a checkpoint may run.
     """
     task, config = tasks.load(recipe.task.name), None
+    with findings.collect():
+        optim.check(recipe.train)
     with findings.collect():
         config = models.configuration(recipe.model, trust_remote_code)
     if config is None:

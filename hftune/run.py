@@ -70,6 +70,7 @@ def train(
     models.check_head(config, task.head)
     methods.check(recipe, task, options, config)
     liger.check(recipe.train, config)
+    optim.check(recipe.train)
     accelerator = machine.accelerator(recipe.train)
     folder = RunFolder.claim(recipe, fresh=fresh, allow=allow, main=accelerator.is_main_process)
     with machine.Signals() as signals, _ends(folder, reporter):

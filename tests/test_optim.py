@@ -1,9 +1,11 @@
 """What is trained, how fast, and when: depths, decay, unfreezing, the frozen body and its features."""
 
+import itertools
 import json
 import signal
 import sys
 from types import ModuleType
+from typing import get_args
 
 import children
 import pytest
@@ -350,10 +352,52 @@ def test_gradients_that_are_not_finite_move_nothing(name):
     assert ended[0] == ended[1]
 
 
-def test_unknown_arguments_of_a_schedule_are_refused():
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
-    with pytest.raises(UserError, match="linear takes no min_lr"):
-        optim.schedule(optimizer, Train(lr_scheduler_kwargs={"min_lr": 1}), 10)
+NEEDED = {"warmup_stable_decay": {"num_decay_steps": 3}, "cosine_with_min_lr": {"min_lr": 1e-6}}
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize("name", get_args(Train.model_fields["lr_scheduler_type"].annotation))
+def test_every_schedule_rises_and_does_not_rise_again(name, warmup):
+    block = Train(lr_scheduler_type=name, lr_scheduler_kwargs=NEEDED.get(name, {}), warmup_steps=warmup)
+    optim.check(block)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    made, rates = optim.schedule(optimizer, block, 10), []
+    for _ in range(10):
+        rates.append(made.get_last_lr()[0])
+        optimizer.step()
+        made.step()
+    first = 0 if name == "constant" else warmup  # the one without warmup
+    assert rates[: first + 1] == pytest.approx([i / max(1, first) for i in range(first)] + [1.0])
+    assert all(one >= two for one, two in itertools.pairwise(rates[first:]))
+
+
+@pytest.mark.parametrize(
+    ("train", "words"),
+    [
+        ({"lr_scheduler_kwargs": {"min_lr": 1}}, r"\.min_lr: linear takes no min_lr"),
+        ({"lr_scheduler_kwargs": {"last_epoch": 1}}, "linear takes no last_epoch"),
+        (
+            {"lr_scheduler_type": "warmup_stable_decay"},
+            r"warmup_stable_decay needs num_decay_steps\n  hint: set train\.",
+        ),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "cosine_with_min_lr does not work .*min_lr or min_lr_rate"),
+        (
+            {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 1.0}},
+            r"lr_end \(1\.0\) must be smaller",
+        ),
+        ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "two"}}, "does not work"),
+        ({"lr_scheduler_type": "polynomial", "warmup_steps": 6}, "needs steps after its warmup"),
+    ],
+    ids=str,
+)
+def test_a_schedule_that_cannot_be_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, train, words):
+    monkeypatch.setattr(models, "build", None)
+    made = tiny.mlm(tmp_path, **train)
+    with pytest.raises(UserError, match=rf"train\.lr_scheduler_kwargs(.|\n)*{words}"):
+        inspection.check(recipe.from_dict(made))
+    with pytest.raises(UserError, match=words):
+        children.train(made)
+    assert not (tmp_path / "run").exists()
 
 
 def test_fp16_without_a_gpu_is_refused(base, tmp_path):
