@@ -31,13 +31,17 @@ def accelerator(recipe: Train | None = None) -> Any:
         UserError: the process group has another size than the launcher asked for, or is to cut the model up.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.utils import GradientAccumulationPlugin
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     gpu = torch.cuda.is_available()
     group = InitProcessGroupKwargs(timeout=PREPARING)
-    made = Accelerator(cpu=not gpu, mixed_precision=precision(recipe), kwargs_handlers=[group])
+    once = GradientAccumulationPlugin(num_steps=1)  # else the environment may divide what loop.train_step has divided
+    made = Accelerator(
+        cpu=not gpu, mixed_precision=precision(recipe), gradient_accumulation_plugin=once, kwargs_handlers=[group]
+    )
     if made.num_processes != wanted:
         raise UserError(
             f"{wanted} processes were asked for, {made.num_processes} came together",

@@ -30,10 +30,10 @@ def job(request, tmp_path_factory, tokenizer_folder):
     return pieces(path, tiny.mlm) if request.param == "mlm" else pieces(path, tiny.classify, str(tokenizer_folder))
 
 
-def gradients(prepared, model, budget, rows=slice(0, 8)):
+def gradients(prepared, model, budget, accelerator=None):
     """Gradients of one step cut under a budget, taken where the optimizer would use them."""
     model = copy.deepcopy(model)
-    accelerator = Accelerator(cpu=True)
+    accelerator = accelerator or Accelerator(cpu=True)
     data = prepared.rows["train"]
     steps = Steps(data, Plan(data.data.lengths, 0, 8), 0, budget, overhead=10**6)
     taken = {}
@@ -61,6 +61,15 @@ def test_gradients_are_the_same_at_every_split(job):
         for name, gradient in whole.items():
             torch.testing.assert_close(split[name], gradient, atol=1e-6, rtol=0)
     assert 8 in seen, "the last split must be row by row"
+
+
+def test_gradients_are_those_of_the_recipe_whatever_the_environment_says(job, monkeypatch):
+    """A launcher's own accumulation of gradients would divide them once more."""
+    found = []
+    for number in "14":
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", number)
+        found.append(gradients(*job, 10**6, machine.accelerator())[0])
+    assert all(torch.equal(found[1][name], gradient) for name, gradient in found[0].items())
 
 
 def test_a_step_divides_by_its_targets_not_by_its_micro_batches(job):
