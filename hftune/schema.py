@@ -262,7 +262,8 @@ class Train(Block):
     warmup_steps: Count | None = Field(None, description="number of warmup steps, instead of warmup_ratio")
     optim: Literal["adamw", "adafactor", "sgd"] = Field("adamw", description="optimizer")
     weight_decay: Annotated[float, Field(ge=0)] = Field(
-        0.01, description="decoupled weight decay; biases and norms are exempt"
+        0.01,
+        description="weight decay, decoupled from the gradient, but with sgd added to it; biases and norms are exempt",
     )
     adam_beta1: Decay = Field(0.9, description="Adam's beta1, decay of the first moment")
     adam_beta2: Decay = Field(0.999, description="Adam's beta2, decay of the second moment")

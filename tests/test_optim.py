@@ -352,6 +352,23 @@ def test_gradients_that_are_not_finite_move_nothing(name):
     assert ended[0] == ended[1]
 
 
+def test_what_weight_decay_is_decoupled_from():
+    """It leaves the moments alone, but with those optimizers that the field's text names."""
+    names, coupled = get_args(Train.model_fields["optim"].annotation), set()
+    for name in names:
+        moments = []
+        for decay in (0.0, 0.5):
+            weight = torch.nn.Parameter(torch.arange(1.0, 7).view(2, 3))
+            group = {"params": [weight], "weight_decay": decay}
+            optimizer = optim.optimizer([group], Train(optim=name, learning_rate=0.1))
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+            moments.append([value.tolist() for value in optimizer.state[weight].values()])
+        if moments[0] != moments[1]:
+            coupled.add(name)
+    assert {name for name in names if name in str(Train.model_fields["weight_decay"].description)} == coupled == {"sgd"}
+
+
 NEEDED = {"warmup_stable_decay": {"num_decay_steps": 3}, "cosine_with_min_lr": {"min_lr": 1e-6}}
 
 
