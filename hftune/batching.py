@@ -40,7 +40,8 @@ class Plan:
         batch_size: rows of a step; the last step of an epoch takes what is left.
         batch_tokens: instead of batch_size, tokens of a step; a longer row is a step of its own.
         group_by_length: rows of like length share a step.
-        repeats: float64 [rows] or None: how often a row is seen in an epoch (a mixture's weights).
+        repeats: float64 [rows] or None: how often a row is seen in an epoch (a mixture's weights), by chance where that is no
+            whole number; an epoch in which chance takes none has one of them.
     """
 
     lengths: Indices
@@ -63,7 +64,10 @@ class Plan:
         rows = np.arange(len(self.lengths), dtype=np.int64)
         if self.repeats is not None:
             whole = np.floor(self.repeats).astype(np.int64)
-            rows = np.repeat(rows, whole + (rng.random(len(rows)) < self.repeats - whole))
+            often = whole + (rng.random(len(rows)) < self.repeats - whole)
+            if not often.any():  # an epoch without steps would be none
+                often[rng.choice(len(rows), p=self.repeats / self.repeats.sum())] = 1
+            rows = np.repeat(rows, often)
         order = rng.permutation(rows)
         if self.group_by_length:
             width = GROUP * (self.batch_size if self.batch_tokens is None else max(1, self.batch_tokens // 16))

@@ -62,6 +62,27 @@ def test_weights_say_how_often_a_row_is_seen():
     assert (epoch, index) == (1, 2)
 
 
+@given(lengths, st.floats(1e-6, 0.2), st.booleans(), st.none() | st.integers(1, 200), st.integers(0, 5))
+def test_a_light_mixture_has_steps_in_every_epoch(sizes, weight, grouped, tokens, seed):
+    """However small the weights: each epoch has a row, none has one twice, and steps are found where they were counted."""
+    plan = Plan(sizes, seed, 4, tokens, grouped, repeats=np.full(len(sizes), weight))
+    epochs = [plan.epoch(epoch) for epoch in range(5)]
+    for steps in epochs:
+        seen = np.concatenate(steps)
+        assert 1 <= len(seen) == len(set(seen.tolist()))
+    assert plan.steps(5) == sum(map(len, epochs))
+    assert plan.locate(plan.steps(5) - 1) == (4, len(epochs[4]) - 1)
+    assert plan.done(plan.steps(5) - 1) == 5
+
+
+def test_the_row_of_an_epoch_that_chance_left_empty_is_one_of_the_mixture():
+    """As often from each part as its weight says."""
+    plan = Plan(np.ones(4, np.int64), 0, 1, repeats=np.array([3e-6, 1e-6, 0, 0]))
+    taken = np.bincount([int(plan.epoch(epoch)[0][0]) for epoch in range(1000)], minlength=4)
+    assert taken[2:].sum() == 0
+    assert abs(taken[0] - 750) < 60
+
+
 @given(lengths, st.integers(1, 400), st.integers(1, 4))
 @settings(max_examples=60)
 def test_micro_batches_hold_every_row_once_and_ranks_keep_step(sizes, budget, ranks):
