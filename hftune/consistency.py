@@ -83,10 +83,7 @@ def figures(recipe: Recipe, task: Task) -> set[str]:
     """Names of the figures that an evaluation of the recipe gives; those of single classes stand in brackets behind."""
     found = {"loss", *(f"{term.name}_loss" for term in task.terms if len(task.terms) > 1)}
     wanted = recipe.eval.metrics if recipe.eval.metrics is not None else task.metrics(recipe.task.options)
-    for name in [*wanted, *(["perplexity"] if task.vocabulary else [])]:
-        base, _ = metrics.split(name)
-        found |= {base} if base not in metrics.names() else set(metrics.describe(base)["figures"])
-    return found
+    return found | set(metrics.figures([*wanted, *(["perplexity"] if task.vocabulary else [])]))
 
 
 def views(recipe: Recipe, task: Task, options: Any) -> Iterator[UserError]:

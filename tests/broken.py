@@ -194,6 +194,12 @@ def _(folder):
     return classify(folder, eval={"metrics": ["seqeval"]})
 
 
+@case("the best by a figure that two metrics give", "metric_for_best_model", "no f1", "f1:average=micro")
+def _(folder):
+    block = {"metrics": ["f1:average=micro", "f1:average=weighted"]}
+    return classify(folder, data={"validation_fraction": 0.3}, eval=block, train={"metric_for_best_model": "f1"})
+
+
 @case("the best by a figure that is not computed", "metric_for_best_model", "bleu", "it gives")
 def _(folder):
     return classify(folder, data={"validation_fraction": 0.3}, train={"metric_for_best_model": "bleu"})

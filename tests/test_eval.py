@@ -205,14 +205,15 @@ def test_what_is_shown_of_a_row_obeys_nothing(tmp_path, capsys):
     assert max(map(len, shown.splitlines())) < 250
 
 
-def test_the_ends_are_ordered_by_figure_then_surety_then_place(tmp_path, capsys):
+@pytest.mark.parametrize("name", ["accuracy", "f1:average=micro"])
+def test_the_ends_are_ordered_by_figure_then_surety_then_place(name, tmp_path, capsys):
     rows = [
         {
             "text": f"row {i}",
             "prediction": "a",
             "reference": "b",
             "scores": {"a": p, "b": 1 - p},
-            "score": {"accuracy": s},
+            "score": {name: s},
         }
         for i, (s, p) in enumerate([(0, 0.6), (0, 0.9), (1, 0.7), (1, 0.8), (0, 0.9), (1, 0.8)])
     ]

@@ -138,7 +138,8 @@ def score(
 
     Returns:
         Strict JSON, by figure: `value`, `low`, `high`, `count` (rows), `signature`, `direction`, where
-        one of the three numbers is None the reason as `why`, and what the figure needs to be read.
+        one of the three numbers is None the reason as `why`, and what the figure needs to be read. Of a metric that is
+        named more than once the figures are told apart by their options: `f1`, `f1:average=micro`.
 
     Raises:
         UserError: no rows, columns of different length, a row of the wrong kind, an unknown name or option.
@@ -205,9 +206,36 @@ def compare(
     return scoring.compare(_chosen(metrics), systems, references, confidence, resamples, trials, seed, scores or {})
 
 
-def _chosen(metrics: Names) -> "list[tuple[Scorer, str | None]]":
-    """Each metric with the one figure that was asked of it, if it was one."""
-    if isinstance(metrics, str):
-        metrics = [metrics]
-    named = metrics.items() if isinstance(metrics, Mapping) else [(name, {}) for name in metrics]
-    return [(load(name, **options), None if split(name)[0] in names() else split(name)[0]) for name, options in named]
+def figures(metrics: Names) -> list[str]:
+    """Names of the figures that `score` gives, without those of single classes, which stand in brackets behind.
+
+    Raises:
+        UserError: an unknown metric.
+    """
+    found = []
+    for name, _, mark in _asked(metrics):
+        own = list(describe(name)["figures"]) if name in names() else [name.partition("[")[0]]
+        found += [figure + mark for figure in own]
+    return found
+
+
+def _asked(metrics: Names) -> list[tuple[str, dict[str, Any], str]]:
+    """Name and options of each metric, and what stands behind the names of its figures.
+
+    That is nothing, or its options where the same metric is named more than once.
+    """
+    listed = [metrics] if isinstance(metrics, str) else metrics
+    given = listed if isinstance(listed, Mapping) else {name: {} for name in listed}
+    every = [find(name) for name in given]
+    found = []
+    for name, more in given.items():
+        base, options = split(name)
+        options |= more
+        written = ",".join(f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in options.items())
+        found.append((base, options, f":{written}" if options and every.count(find(name)) > 1 else ""))
+    return found
+
+
+def _chosen(metrics: Names) -> "list[tuple[Scorer, str | None, str]]":
+    """Each metric, the one figure that was asked of it, if it was one, and what stands behind the names of its figures."""
+    return [(load(name, **options), None if name in names() else name, mark) for name, options, mark in _asked(metrics)]

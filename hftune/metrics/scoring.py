@@ -10,7 +10,7 @@ from . import intervals
 from .base import Figures, Scorer, plain
 from .rows import checked
 
-Chosen = Sequence[tuple[Scorer, str | None]]
+Chosen = Sequence[tuple[Scorer, str | None, str]]  # the figure that is wanted (None: all), what stands behind names
 
 
 def score(
@@ -24,14 +24,14 @@ def score(
 ) -> dict[str, dict[str, Any]]:
     """See hftune.metrics.score."""
     report = {}
-    for metric, only in metrics:
+    for metric, only, mark in metrics:
         left, right = checked(metric, predictions, references, scores)
         statistics = metric.statistics(left, right)
         values = _wanted(_once(metric, statistics), only)
         samples = _resampled(metric, statistics, values, resamples, seed)
         signature = metric.signature(right)
         for name, value in values.items():
-            report[name] = {
+            report[_marked(name, mark)] = {
                 **_interval(metric, name, value, samples, confidence),
                 "count": len(left),
                 "direction": metric.report(name)["direction"],
@@ -44,12 +44,18 @@ def score(
 def row_scores(metrics: Chosen, predictions: Any, references: Any, scores: Any) -> dict[str, list[float | None]]:
     """See hftune.metrics.row_scores."""
     report: dict[str, list[float | None]] = {}
-    for metric, only in metrics:
+    for metric, only, mark in metrics:
         left, right = checked(metric, predictions, references, scores)
         figures = metric.row_figures(metric.statistics(left, right))
         names = [name for name in figures if (name in metric.reports if only is None else name == only)]
-        report |= {name: plain(figures[name]) for name in names if not np.isnan(figures[name]).all()}
+        report |= {_marked(name, mark): plain(figures[name]) for name in names if not np.isnan(figures[name]).all()}
     return report
+
+
+def _marked(name: str, mark: str) -> str:
+    """A figure's name with the mark behind it, before the class that it may be of."""
+    figure, bracket, of = name.partition("[")
+    return f"{figure}{mark}{bracket}{of}"
 
 
 def compare(
@@ -66,7 +72,7 @@ def compare(
     if len(systems) < 2:
         raise UserError(f"a comparison needs two systems, not {len(systems)}")
     report: dict[str, dict[str, Any]] = {}
-    for metric, only in metrics:
+    for metric, only, mark in metrics:
         columns: list[list[Any]] = []
         right: list[Any] = []
         for system, predictions in systems.items():
@@ -92,7 +98,7 @@ def compare(
                 for value, sample in zip(values, samples, strict=True)
             ]
             _differences(metric, name, entries, samples, [chance.get(name) for chance in chances], confidence)
-            report[name] = {
+            report[_marked(name, mark)] = {
                 "direction": metric.report(name)["direction"],
                 "count": len(right),
                 "signature": signature,

@@ -85,6 +85,24 @@ def test_a_single_figure_can_be_asked_for():
     assert set(metrics.compare("mae", {"x": [1, 2], "y": [2, 3]}, [1, 1], trials=9)) == {"mae"}
 
 
+def test_a_metric_named_twice_gives_figures_told_apart_by_their_options():
+    sides = ["a", "a", "b", "c"], ["a", "b", "b", "a"]
+    several = ["f1", "f1:average=micro", "recall:average=weighted", "accuracy"]
+    found = metrics.score(several, *sides)
+    plain = {name: entry for name, entry in found.items() if "[" not in name}
+    assert list(plain) == [*metrics.figures(several)]
+    for name in several:
+        _, colon, options = name.partition(":")
+        for figure, entry in metrics.score(name, *sides).items():
+            start, bracket, label = figure.partition("[")
+            assert found[f"{start}{colon}{options}{bracket}{label}"] == entry
+    assert set(metrics.score("f1:average=micro", *sides)) >= {"f1", "precision", "recall"}, "once: as ever"
+    rows = metrics.row_scores(["exact_match", "exact_match:ignore_case=true"], ["A"], ["a"])
+    assert rows == {"exact_match": [0.0], "exact_match:ignore_case=true": [1.0]}
+    systems = metrics.compare(several, {"x": sides[0], "y": sides[1]}, sides[1], trials=9)
+    assert {"f1", "f1:average=micro", "recall:average=weighted"} <= systems.keys()
+
+
 def test_numbers_are_plain_and_json_is_strict():
     found = metrics.score(["accuracy", "f1", "confusion_matrix"], np.array([0, 1, 1]), np.array([0, 1, 0]))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
