@@ -28,7 +28,10 @@ def check(recipe: Recipe, task: Task) -> list[UserError]:
         recipe: the recipe.
         task: its task under its options.
     """
-    return [*_metrics(recipe, task), *_best(recipe, task), *views(recipe, task, recipe.task.options)]
+    options = recipe.task.options
+    return [
+        *_metrics(recipe, task), *_best(recipe, task), *views(recipe, task, options), *smoothing(recipe, task, options)
+    ]  # fmt: skip
 
 
 def warnings(recipe: Recipe) -> Iterator[str]:
@@ -106,6 +109,17 @@ def views(recipe: Recipe, task: Task, options: Any) -> Iterator[UserError]:
             f"the task {recipe.task.name} masks no single tokens of a text",
             hint="leave out eval.pseudo_perplexity; it is for masked language models",
             where="eval.pseudo_perplexity",
+        )
+
+
+def smoothing(recipe: Recipe, task: Task, options: Any) -> Iterator[UserError]:
+    """That labels are smoothed only where one of several classes is right: no other loss would change."""
+    predicted = {"number": "a number", "labels": "several labels"}.get(task.inputs(options) or "")
+    if recipe.train.label_smoothing_factor and predicted:
+        yield UserError(
+            f"label smoothing has no effect on a task that predicts {predicted} for a row",
+            hint="leave out train.label_smoothing_factor; it is for classes of which one is right",
+            where="train.label_smoothing_factor",
         )
 
 

@@ -16,6 +16,7 @@ from . import (
     breakdown,
     card,
     checkpoint,
+    consistency,
     evaluation,
     floors,
     heads,
@@ -68,6 +69,8 @@ def train(
     options = prepare.complete_options(task, recipe.task.options, config, None)
     task = task.under(options)
     models.check_head(config, task.head)
+    for fault in consistency.smoothing(recipe, task, options):
+        raise fault
     methods.check(recipe, task, options, config)
     liger.check(recipe.train, config)
     optim.check(recipe.train)

@@ -194,6 +194,16 @@ def _(folder):
     return classify(folder, eval={"metrics": ["seqeval"]})
 
 
+for kind in ("regression", "multi"):
+
+    @case(f"smoothed labels: {kind}", "train.label_smoothing_factor", "no effect", "leave out")
+    def _(folder, kind=kind):
+        values = [
+            {**row, "label": i % 3 / 2 if kind == "regression" else [row["label"]]} for i, row in enumerate(tweets())
+        ]
+        return classify(folder, values, task={"kind": kind}, train={"label_smoothing_factor": 0.2})
+
+
 @case("the best by a figure that two metrics give", "metric_for_best_model", "no f1", "f1:average=micro")
 def _(folder):
     block = {"metrics": ["f1:average=micro", "f1:average=weighted"]}

@@ -5,8 +5,9 @@ import re
 import broken
 import pytest
 
-from hftune import commands, inspection, models, prepare, recipe, task
+from hftune import commands, inspection, models, prepare, recipe, run, task
 from hftune.errors import Faults, UserError
+from hftune.report import Reporter
 
 SAYS = re.compile("wanted|not both|only with|must be")  # messages that say themselves what to do
 
@@ -56,7 +57,7 @@ def test_there_are_as_many_as_promised():
 
 def test_sound_recipes_stay_sound(tmp_path):
     for make in (broken.classify, broken.translate):
-        assert checked(make(tmp_path), tmp_path) == ([], [])
+        assert checked(make(tmp_path, train={"label_smoothing_factor": 0.1}), tmp_path) == ([], [])
     answers = {"text": ["Ada"], "answer_start": [0]}
     assert checked(broken.qa(tmp_path, answers), tmp_path) == ([], [])
     assert checked(broken.tag(tmp_path, [broken.PERSON]), tmp_path)[0] == []  # its head is new, and that is told
@@ -64,6 +65,14 @@ def test_sound_recipes_stay_sound(tmp_path):
         tmp_path, [{"messages": broken.TALK}], task={"kind": "chat"}, tokenizer={"chat_template": broken.TEMPLATE}
     )
     assert checked(chat, tmp_path) == ([], [])
+
+
+@pytest.mark.parametrize("kind", ["regression", "multi"])
+def test_a_run_does_not_smooth_labels_without_effect(kind, tmp_path):
+    made = broken.CASES[f"smoothed labels: {kind}"].make(tmp_path)
+    with pytest.raises(UserError, match="label smoothing has no effect"):
+        run.train(recipe.from_dict(made), Reporter(silent=True))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["gpt2", "marian"])
