@@ -262,7 +262,7 @@ WRONG = [
     (("{r}", "--output", "{p}/gpt"), "holds no results"),
     (("{r}", "--output", "/proc/none"), "cannot write"),
     (("--predictions", "{p}/a.jsonl"), "go together"),
-    (("--predictions", "{p}/a.jsonl", "--references", "{p}/a.jsonl", "--limit", "3"), "--limit and two files"),
+    (("--predictions", "{p}/a.jsonl", "--references", "{p}/a.jsonl", "--limit", "3"), "--limit cannot be combined"),
 ]  # fmt: skip
 
 
