@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,6 +12,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from .safety import clean
+
+LABELS = 12  # of a table that still fits a terminal
 
 
 def duration(seconds: float) -> str:
@@ -85,20 +88,22 @@ class Reporter:
             self._bar.stop()
             self._bar = None
 
-    def table(self, title: str, rows: list[tuple[str, str]]) -> None:
-        """Names and values."""
+    def table(self, title: str, rows: Sequence[tuple[str, ...]], header: Sequence[str] = ()) -> None:
+        """Names and values, under a header if there is one."""
         if self.silent:
             return
         table = Table(
             title=escape(clean(title)),
             title_justify="left",
-            show_header=False,
+            show_header=bool(header),
             box=None,
             pad_edge=False,
-            padding=(0, 3, 0, 0),
+            padding=(0, 1 if header else 3, 0, 0),
         )
-        for name, value in rows:
-            table.add_row(escape(clean(name)), escape(clean(value)))
+        for name in header:
+            table.add_column(escape(clean(name)))
+        for row in rows:
+            table.add_row(*(escape(clean(cell)) for cell in row))
         self.console.print(table)
 
     def figures(self, title: str, figures: dict[str, Any]) -> None:
@@ -116,6 +121,24 @@ class Reporter:
                 text += f"  {figure['note']}"
             rows.append((name, text))
         self.table(title, rows)
+        for name, figure in figures.items():
+            if isinstance(figure, dict) and isinstance(figure.get("value"), list):
+                self._matrix(name, figure)
+
+    def _matrix(self, name: str, figure: dict[str, Any]) -> None:
+        """A figure that is a table with a row and a column for each of its `labels`; a large one is for programs.
+
+        Columns have numbers for names, which would not fit a terminal.
+        """
+        labels, title = [str(label) for label in figure["labels"]], f"{name}: {figure['note']}"
+        if len(labels) > LABELS:
+            return self.say(
+                f"{title}; {len(labels)} of each, which --json shows, and metrics.json where results are kept"
+            )
+        numbers = [str(number) for number in range(1, len(labels) + 1)]
+        cells = [[f"{value:,.10g}" for value in row] for row in figure["value"]]
+        rows = [(label, number, *row) for label, number, row in zip(labels, numbers, cells, strict=True)]
+        return self.table(title, rows, ["", "", *numbers])
 
     def json(self, value: Any) -> None:
         """The answer for programs, on standard output."""

@@ -15,7 +15,7 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from hftune import byrow, cli, evaluation, leaks, models, recipe, tokenizer
+from hftune import byrow, cli, evaluation, leaks, metrics, models, recipe, tokenizer
 from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.report import Reporter
@@ -220,6 +220,23 @@ def test_the_ends_are_ordered_by_figure_then_surety_then_place(name, tmp_path, c
     byrow.show(tiny.write_rows(tmp_path / "rows.jsonl", rows), Reporter())
     shown = [line.split("'")[1] for line in capsys.readouterr().out.splitlines() if "'" in line]
     assert shown == ["row 1", "row 4", "row 0", "row 3", "row 5", "row 2"]
+
+
+@pytest.mark.parametrize("number", [12, 13])
+def test_a_table_that_was_asked_for_is_shown_or_said_where_it_is(number, capsys):
+    names = [f"c{i}" for i in range(number)]
+    found = metrics.score(["f1", "confusion_matrix"], [*names, "c3"], [*names, "c1"])
+    Reporter().figures("set", found)
+    title, *shown = capsys.readouterr().out.partition("confusion_matrix: ")[2].splitlines()
+    assert title.startswith("true class down, predicted across")
+    if number > 12:
+        assert shown == []
+        assert "--json" in title
+        return
+    head, *rows = (line.split() for line in shown)
+    assert [row[0] for row in rows] == found["confusion_matrix"]["labels"]
+    assert [row[1] for row in rows] == head
+    assert [list(map(float, row[2:])) for row in rows] == found["confusion_matrix"]["value"]
 
 
 def test_the_look_for_leaks_is_bounded_and_says_so(run):

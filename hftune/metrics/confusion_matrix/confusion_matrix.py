@@ -38,5 +38,5 @@ class ConfusionMatrix(base.Sums, base.Module):
         return {"confusion_matrix": sums.reshape(*sums.shape[:-1], len(self.classes), len(self.classes))}
 
     def extra(self, figure: str) -> dict[str, Any]:
-        """The classes of its rows and columns."""
-        return {"labels": self.classes}
+        """The classes of its rows and columns, and which are which."""
+        return {"labels": self.classes, "note": "true class down, predicted across"}
