@@ -13,10 +13,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from hftune import optim, positions
+from hftune import optim, unpadding
 
 SIZES = (512, 1024, 2048)
-KEPT = positions.KEYS + positions.VALUES
+KEPT = unpadding.KEYS + unpadding.VALUES
 
 
 def needed(name: str, where: Path) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def needed(name: str, where: Path) -> dict[str, Any]:
 
 def unread(model: Any, tokens: int) -> int:
     """Operations of the last layer at a position that no loss reads, in a row of so many: all but its key and value."""
-    if model.config.model_type not in positions.KNOWN:
+    if model.config.model_type not in unpadding.KNOWN:
         return 0
     last = optim.layers(model)[-1][-1].named_modules()
     linear = [

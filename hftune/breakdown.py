@@ -4,10 +4,10 @@ import errno
 import os
 import signal
 
+from .distributed import NoMemory, memory_ran_out
 from .errors import Breakdown, Lost, UserError
 from .files import disk_is_full, mebibytes
 from .loop import NotFinite
-from .together import NoMemory, memory_ran_out
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket closed", "recv failed")
 AGAIN = "the same command resumes from the last checkpoint"

@@ -291,9 +291,9 @@ def check(name: str, overrides: Sequence[str], overlap: bool, as_json: bool, tru
 
 def report_check(recipe: Recipe, reporter: Reporter, overlap: bool = False, trust_remote_code: bool = False) -> None:
     """Everything that can be known before weights are loaded; whatever is wrong is raised together, the rest is told."""
-    from . import inspection
+    from . import checking
 
-    found = inspection.check(recipe, trust_remote_code) | (inspection.leaks(recipe) if overlap else {})
+    found = checking.check(recipe, trust_remote_code) | (checking.leaks(recipe) if overlap else {})
     warnings = found.pop("warnings", [])
     reporter.json({"ok": True, **found, "warnings": warnings})
     reporter.table("no faults found", [(key, str(value)) for key, value in found.items()])
@@ -304,9 +304,9 @@ def report_check(recipe: Recipe, reporter: Reporter, overlap: bool = False, trus
 def inspect(name: str, overrides: Sequence[str], step: int, rows: int, as_json: bool, trust_remote_code: bool) -> None:
     """`hftune inspect`."""
     recipe = load_recipe(name, overrides)
-    from . import peek
+    from . import inspecting
 
-    peek.show(recipe, Reporter(as_json), step=step, most=rows, trust_remote_code=trust_remote_code)
+    inspecting.show(recipe, Reporter(as_json), step=step, most=rows, trust_remote_code=trust_remote_code)
 
 
 def train_tokenizer(

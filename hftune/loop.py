@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from . import batching, heads, kernels, labelled, memory, optim, positions, together
+from . import batching, distributed, heads, kernels, labelled, memory, optim, unpadding
 from .arrays import width
 from .batching import Plan
+from .distributed import NoMemory
 from .schema import Train
 from .shortcuts import NONE, Shortcuts
 from .task import IGNORE, Task
-from .together import NoMemory
 
 Batch = dict[str, Tensor]
 Also = Callable[[Any, Batch], None]
@@ -89,7 +89,7 @@ class Steps(Dataset[Step]):
     rank: int = 0
     ranks: int = 1
     total: int | None = None  # steps of the run
-    packed: bool = False  # padding is left out, see positions.py
+    packed: bool = False  # padding is left out, see unpadding.py
 
     def __getitem__(self, number: int) -> Step:
         """The batches of step `number` (counted from 0) for this rank."""
@@ -105,7 +105,7 @@ class Steps(Dataset[Step]):
         ]
         sizes = [(int(lengths[cut].sum()), len(cut) * width(int(lengths[cut].max()))) for cut in cuts if len(cut)]
         own = sum(real for real, _ in sizes)
-        computed = sum(positions.computed(*size) if self.packed else size[1] for size in sizes)
+        computed = sum(unpadding.computed(*size) if self.packed else size[1] for size in sizes)
         return Step(number, epoch, chosen, batches, int(lengths.sum()), 1 - own / max(1, computed))
 
 
@@ -170,17 +170,17 @@ def train_step(
     criterion = heads.Criterion(factors, smoothing, head=shortcuts.head)
     totals = {term.name: torch.zeros((), device=device) for term in task.terms}
     # ------------------------------------------------------------------ the training step
-    with together.attempted(accelerator), kernels.faster():
+    with distributed.attempted(accelerator), kernels.faster():
         for batch in batches:
             batch = labelled.moved(batch, device, task)
-            with positions.only(model, batch, shortcuts.read(batch, task)):
+            with unpadding.only(model, batch, shortcuts.read(batch, task)):
                 with accelerator.autocast():
                     found = heads.losses(model, batch, task, options, criterion)
                     loss = sum(part.total for part in found.values())
                 accelerator.backward(loss)
             for name, part in found.items():
                 totals[name] += part.total.detach()
-    together.add_gradients(model.parameters(), accelerator)
+    distributed.add_gradients(model.parameters(), accelerator)
     sums = accelerator.reduce(torch.stack([totals[t.name] / factors[t.name] for t in task.terms]), "sum")
     # a loss that is not finite makes the norm so, on every rank alike
     norm = accelerator.clip_grad_norm_(model.parameters(), max_norm or torch.inf) + 0 * sums.sum()
@@ -457,7 +457,7 @@ def evaluate_rows(
         batch = labelled.moved(batch, device, rows.task)
         # answers, made of the same outputs (heads.once), may be read where no label is
         read = None if also is not None and shortcuts.reads == "labels" else shortcuts.read(batch, rows.task)
-        with accelerator.autocast(), kernels.faster(), positions.only(model, batch, read):
+        with accelerator.autocast(), kernels.faster(), unpadding.only(model, batch, read):
             found = heads.losses(model, batch, rows.task, rows.options, criterion)
         if not len(chosen):
             continue

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import together
+from . import distributed
 from .errors import Interrupted, UserError
 from .schema import Train
 
@@ -47,7 +47,7 @@ def accelerator(recipe: Train | None = None) -> Any:
             f"{wanted} processes were asked for, {made.num_processes} came together",
             hint="start with hftune ... --processes N",
         )
-    together.check(made)
+    distributed.check(made)
     return made
 
 

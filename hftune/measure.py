@@ -27,11 +27,11 @@ from . import (
     memory,
     models,
     page,
-    positions,
     prepare,
     shortcuts,
     store,
     tokenizer,
+    unpadding,
 )
 from . import subject as subjects
 from . import task as tasks
@@ -376,7 +376,7 @@ def predict(
         batch = found.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])
         batch = {k: v.to(model.device) for k, v in batch.items()}
         raw = [{**found.data[int(row)], "row": first + int(row)} for row in chosen]
-        with positions.only(model, batch):
+        with unpadding.only(model, batch):
             given = prepared.task.predict(model, batch, raw, prepared.tokenizer, prepared.options)  # type: ignore[misc]
         for number, source, answer in zip(chosen, raw, given, strict=True):
             answers[int(number)] = {**{k: v for k, v in source.items() if isinstance(v, str)}, **answer}

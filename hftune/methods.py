@@ -140,7 +140,7 @@ def apply(built: Built, recipe: Recipe, head: str, steps: int, accelerator: Any,
         adapted = adapters.attach(built, peft, head, steps, recipe.model.path or "", recipe.model.revision, train.seed)
         method = Method(adapted.model, adapted.summary)
         if peft.method == "adalora":
-            from .ranks import Ranks
+            from .adalora import Ranks
 
             ranks = Ranks(adapted.model, accelerator)
             method = Method(adapted.model, adapted.summary, ranks.before, ranks.after, ranks.state, ranks.resume)

@@ -17,6 +17,7 @@ from . import (
     card,
     checkpoint,
     consistency,
+    distributed,
     evaluation,
     floors,
     heads,
@@ -27,11 +28,10 @@ from . import (
     models,
     optim,
     page,
-    positions,
     prepare,
     shortcuts,
-    together,
     tokenizer,
+    unpadding,
 )
 from . import task as tasks
 from .batching import Plan, evaluation_batches, generator
@@ -157,8 +157,8 @@ class Run:
         _advance(schedule, self.progress.step)
         budget = machine.micro_batch_tokens(train.micro_batch_tokens)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        packed = positions.possible(model)
-        overhead = machine.micro_batch_overhead(self.core) * (positions.CUT if packed else 1)
+        packed = unpadding.possible(model)
+        overhead = machine.micro_batch_overhead(self.core) * (unpadding.CUT if packed else 1)
         steps = Steps(rows["train"], plan, train.seed, budget, overhead, rank, ranks, self.total, packed)
         per_epoch = len(plan.epoch(0))
         if self.method.fill and self.total > per_epoch:
@@ -209,10 +209,10 @@ class Run:
         with self.accelerator.autocast():
             self.ways = shortcuts.choose(model, sample, task, options)
         self.core = model
-        together.begin_alike(model, self.accelerator)
+        distributed.begin_alike(model, self.accelerator)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         made = torch.compile(model) if train.compile else model
-        # evaluation mode leaves out DDP: see together
+        # evaluation mode leaves out DDP: see distributed
         return self.accelerator.prepare_model(made, evaluation_mode=True), self.optimizer
 
     def _compute_features(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import positions
+from . import unpadding
 from .heads import Criterion, before, losses, unwrap
 from .labelled import places
 from .optim import layers
@@ -35,7 +35,7 @@ class Shortcuts:
     reads: str = "all"
 
     def read(self, batch: dict[str, Tensor], task: Task) -> Tensor | None:
-        """What positions.only wants to know of a batch: bool [B, T], or None for all."""
+        """What unpadding.only wants to know of a batch: bool [B, T], or None for all."""
         if self.reads == "all" or "attention_mask" not in batch:
             return None
         if self.reads == "labels":
@@ -89,7 +89,7 @@ def _head(model: nn.Module, batch: dict[str, Tensor], task: Task, options: Any) 
 def _reads(model: nn.Module, batch: dict[str, Tensor], task: Task, options: Any, head: str) -> str:
     """Where the loss reads the last layer: what it does not read may be anything, even not a number."""
     labels, mask = batch[task.terms[0].labels], batch.get("attention_mask")
-    if mask is None or not positions.possible(model):
+    if mask is None or not unpadding.possible(model):
         return "all"
     reads = "labels" if labels.shape == mask.shape and not labels.is_floating_point() else "first"
     if reads == "labels":  # every other one, lest all that a loss can read is labelled

@@ -11,7 +11,7 @@ import torch
 import zoo
 from safetensors.torch import load_file
 
-from hftune import adapters, heads, inspection, measure, methods, models, recipe, shortcuts
+from hftune import adapters, checking, heads, measure, methods, models, recipe, shortcuts
 from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.report import Reporter
@@ -214,7 +214,7 @@ def test_grown_embeddings_are_trained_saved_and_merged(method, name, tmp_path):
 def test_regularization_has_the_gradient_that_peft_would_add(tmp_path):
     from accelerate import Accelerator
 
-    from hftune.ranks import Ranks
+    from hftune.adalora import Ranks
 
     batch, taken = zoo.batch("bert", zoo.CLASSIFY), []
     for own in (False, True):
@@ -404,7 +404,7 @@ def test_what_does_not_go_together_is_refused_before_anything_is_done(base, tmp_
         children.train(made)
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError, match=words):
-        inspection.check(wanted)
+        checking.check(wanted)
 
 
 def test_an_adapter_is_merged_before_it_is_trained_further(runs, tmp_path):
@@ -416,7 +416,7 @@ def test_an_adapter_is_merged_before_it_is_trained_further(runs, tmp_path):
 
 def test_check_says_what_it_could_not_see(base, tmp_path):
     made = {**source(base, tmp_path, "lora"), "model": {"path": "owner/elsewhere"}}
-    (told,) = inspection.check(recipe.from_dict(made))["warnings"]
+    (told,) = checking.check(recipe.from_dict(made))["warnings"]
     assert told.startswith("model.path: not checked: owner/elsewhere")
 
 
@@ -493,9 +493,9 @@ def test_a_step_that_is_left_out_says_nothing_of_ranks(optimizer, bad, base, tmp
     made = source(base, tmp_path, "adalora", **train)
 
     def work():
-        from hftune import ranks
+        from hftune import adalora
 
-        inner, before, at = heads.losses, ranks.Ranks.before, [-1]
+        inner, before, at = heads.losses, adalora.Ranks.before, [-1]
 
         def losses(model, *words):
             found = inner(model, *words)
@@ -508,7 +508,7 @@ def test_a_step_that_is_left_out_says_nothing_of_ranks(optimizer, bad, base, tmp
             at[0] = step + 1
             before(self, step)
 
-        heads.losses, ranks.Ranks.before = losses, begin
+        heads.losses, adalora.Ranks.before = losses, begin
         children.train(made)
 
     assert children.child(work) == 0

@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
-from hftune import breakdown, checkpoint, heads, loop, machine, optim, prepare, recipe, shortcuts, together
+from hftune import breakdown, checkpoint, distributed, heads, loop, machine, optim, prepare, recipe, shortcuts
 from hftune.batching import Plan
 from hftune.errors import Breakdown, Interrupted, UserError
 from hftune.loop import Job, Progress, Steps
@@ -151,7 +151,7 @@ def test_what_is_not_memory_is_not_hidden(made, monkeypatch):
 def test_memory_for_one_row_is_needed(made, monkeypatch):
     job, _ = work(made, budget=8)
     fail(monkeypatch, MemoryError(), 1)
-    with pytest.raises(together.NoMemory) as caught:
+    with pytest.raises(distributed.NoMemory) as caught:
         loop.train(job, Progress())
     told = breakdown.explain(caught.value, "run", "step-4")
     assert isinstance(told, Breakdown)
@@ -209,7 +209,7 @@ def lose_memory_for_one_row(made):
     with pytest.MonkeyPatch.context() as patch:
         if job.steps.rank == 1:
             fail(patch, MemoryError(), 1)
-        with pytest.raises(together.NoMemory):
+        with pytest.raises(distributed.NoMemory):
             loop.train(job, Progress())
     assert not log
 
@@ -220,19 +220,19 @@ def test_memory_for_one_row_is_needed_on_every_rank(made):
 
 def sum_up():
     rank = Accelerator(cpu=True).process_index
-    together.PIECE = 3
+    distributed.PIECE = 3
     both, one, none, fixed = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 2), (2,), (1,), (3,)))
     both.grad = torch.full((2, 2), 1.0 + rank).t()
     one.grad = torch.full((2,), 5.0) if rank == 1 else None
     fixed.requires_grad_(False)
-    together.add_gradients([both, one, none, fixed], Accelerator(cpu=True))
+    distributed.add_gradients([both, one, none, fixed], Accelerator(cpu=True))
     assert both.grad.tolist() == [[3, 3], [3, 3]]
     assert one.grad.tolist() == [5, 5]
     assert none.grad is None, "an optimizer must not move what no rank's loss has reached"
     assert fixed.grad is None
     layer = torch.nn.Linear(2, 2)
     torch.nn.init.constant_(layer.weight, rank + 1.0)
-    together.begin_alike(layer, Accelerator(cpu=True))
+    distributed.begin_alike(layer, Accelerator(cpu=True))
     assert layer.weight.tolist() == [[1, 1], [1, 1]]
 
 
@@ -242,7 +242,7 @@ def test_gradients_add_up_over_ranks_which_begin_alike():
 
 def test_a_model_in_parts_is_refused():
     with pytest.raises(UserError, match="FSDP cuts a model up"):
-        together.check(SimpleNamespace(distributed_type=DistributedType.FSDP))
+        distributed.check(SimpleNamespace(distributed_type=DistributedType.FSDP))
 
 
 def half_precision(scale):

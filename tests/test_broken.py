@@ -5,7 +5,7 @@ import re
 import broken
 import pytest
 
-from hftune import commands, inspection, models, prepare, recipe, run, task
+from hftune import checking, commands, models, prepare, recipe, run, task
 from hftune.errors import Faults, UserError
 from hftune.report import Reporter
 
@@ -27,11 +27,11 @@ def checked(source, folder):
     """(faults, warnings) of a recipe, as the command finds them."""
     try:
         if isinstance(source, dict):
-            found = inspection.check(recipe.from_dict(source))
+            found = checking.check(recipe.from_dict(source))
         else:
             file = folder / "recipe.yaml"
             file.write_bytes(source if isinstance(source, bytes) else source.encode())
-            found = inspection.check(commands.load_recipe(str(file), []))
+            found = checking.check(commands.load_recipe(str(file), []))
     except UserError as error:
         return (error.faults if isinstance(error, Faults) else [error]), []
     return [], [line for line in found.get("warnings", []) if "[UNK]" not in line and "<unk>" not in line]

@@ -6,7 +6,7 @@ import children
 import pytest
 import tiny
 
-from hftune import inspection, judging, metrics, recipe
+from hftune import checking, judging, metrics, recipe
 from hftune.errors import UserError
 from hftune.report import Reporter
 
@@ -55,7 +55,7 @@ def test_leaks_are_counted(tmp_path, tokenizer_folder):
     source = tiny.classify(tmp_path, str(tokenizer_folder))
     rows = tiny.lines("sentiment-tweets", limit=60)
     tiny.write_rows(tmp_path / "held.jsonl", rows[38:48])
-    (told,) = inspection.leaks(recipe.from_dict(source)).values()
+    (told,) = checking.leaks(recipe.from_dict(source)).values()
     assert told.startswith("2 of 10 exactly")
 
 

@@ -8,7 +8,7 @@ import tiny
 import torch
 from accelerate import Accelerator
 
-from hftune import batching, heads, loop, machine, optim, positions, prepare, recipe, shortcuts
+from hftune import batching, heads, loop, machine, optim, prepare, recipe, shortcuts, unpadding
 from hftune.batching import Plan, generator
 from hftune.loop import Steps
 from hftune.report import Reporter
@@ -212,7 +212,7 @@ def test_padding_and_operations_of_a_step(job):
     assert cut.padding < whole.padding
     packed = Steps(data, plan, 0, 10**6, 10**9, packed=True)[0]
     assert packed.padding < whole.padding
-    assert packed.tokens / (1 - packed.padding) == pytest.approx(-(-packed.tokens // positions.STEP) * positions.STEP)
+    assert packed.tokens / (1 - packed.padding) == pytest.approx(-(-packed.tokens // unpadding.STEP) * unpadding.STEP)
 
     def operations(step, head):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

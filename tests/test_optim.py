@@ -15,7 +15,7 @@ import zoo
 from safetensors.torch import load_file
 from transformers import BertConfig
 
-from hftune import checkpoint, features, heads, inspection, liger, models, optim, recipe, run, tokenizer
+from hftune import checking, checkpoint, features, heads, liger, models, optim, recipe, run, tokenizer
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.schema import Model, Train
@@ -199,10 +199,10 @@ def test_check_refuses_such_a_head_before_weights_are_loaded(added, tmp_path, mo
         "tokenizer": {},
     }
     if added:
-        assert inspection.check(recipe.from_dict(wanted))["train"]
+        assert checking.check(recipe.from_dict(wanted))["train"]
         return
     with pytest.raises(UserError, match=r"its head is its embedding(.|\n)*peft: \{method: lora\}"):
-        inspection.check(recipe.from_dict(wanted))
+        checking.check(recipe.from_dict(wanted))
 
 
 # ------------------------------------------------------------------ whole runs
@@ -411,7 +411,7 @@ def test_a_schedule_that_cannot_be_is_refused_before_anything_is_loaded(tmp_path
     monkeypatch.setattr(models, "build", None)
     made = tiny.mlm(tmp_path, **train)
     with pytest.raises(UserError, match=rf"train\.lr_scheduler_kwargs(.|\n)*{words}"):
-        inspection.check(recipe.from_dict(made))
+        checking.check(recipe.from_dict(made))
     with pytest.raises(UserError, match=words):
         children.train(made)
     assert not (tmp_path / "run").exists()

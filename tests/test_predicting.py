@@ -8,7 +8,7 @@ import test_table
 import tiny
 import zoo
 
-from hftune import filling, measure, recipe, run, task
+from hftune import fill_mask, measure, recipe, run, task
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.tasks import span
@@ -101,7 +101,7 @@ def test_a_text_without_a_gap_is_named():
     options = task.load("mlm").options(max_length=8)
     for text, why in (("no gap", "not there"), ("so " * 20 + "[MASK]", "beyond the first 8 tokens")):
         with pytest.raises(UserError, match=why):
-            filling.encode([{"text": text}], zoo.tok("bert"), options)
+            fill_mask.encode([{"text": text}], zoo.tok("bert"), options)
 
 
 def test_sentinels_take_what_was_written_behind_them():

@@ -12,7 +12,7 @@ import children
 import pytest
 import tiny
 
-from hftune import card, cli, data, errors, inspection, models, recipe, tokenizer
+from hftune import card, checking, cli, data, errors, models, recipe, tokenizer
 from hftune.errors import Faults, UserError
 from hftune.report import Reporter
 from hftune.safety import clean, markdown, without_tokens
@@ -30,7 +30,7 @@ def made(tmp_path_factory):
 def faults(source):
     """Text of all that is wrong with a recipe."""
     with pytest.raises(UserError) as caught:
-        inspection.check(recipe.from_dict(source))
+        checking.check(recipe.from_dict(source))
     return str(caught.value)
 
 
@@ -135,7 +135,7 @@ def test_code_of_a_checkpoint_runs_only_by_the_option(tmp_path):
     assert "--trust-remote-code" in faults(source)
     assert not mark.exists()
     with pytest.raises(UserError):  # the code runs, and has no head for the task
-        inspection.check(recipe.from_dict(source), trust_remote_code=True)
+        checking.check(recipe.from_dict(source), trust_remote_code=True)
     assert mark.exists()
 
 
@@ -261,7 +261,7 @@ def test_only_a_hub_id_reaches_for_the_network(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hub, "answers", lambda: pytest.fail("the Hub was asked"))
     monkeypatch.setattr(tokenizer, "answers", lambda: pytest.fail("the Hub was asked"))
-    inspection.check(recipe.from_dict(broken.classify(tmp_path)))
+    checking.check(recipe.from_dict(broken.classify(tmp_path)))
 
 
 def test_what_a_fault_says_is_what_its_parts_say():

@@ -18,7 +18,7 @@ import zoo
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from hftune import hub, loop, models, preflight, prepare, recipe, run, shortcuts, task, together, tokenizer
+from hftune import distributed, hub, loop, models, preflight, prepare, recipe, run, shortcuts, task, tokenizer
 from hftune.batching import Plan
 from hftune.errors import UserError
 from hftune.loop import Steps
@@ -302,7 +302,7 @@ def every_head(jobs):
         rows = prepared.rows["train"]
         accelerator = Accelerator(cpu=True)
         assert accelerator.num_processes == 2
-        together.PIECE = 1000
+        distributed.PIECE = 1000
         steps = Steps(rows, plan, 0, 10**6, rank=accelerator.process_index, ranks=2)
         found, _ = gradients(prepared, model, ways, accelerator, steps)
         assert_close(found, wanted)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from hftune import labelled, positions
+from hftune import labelled, unpadding
 
 ASKS = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2"}
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}  # a mask among the indices is first counted
@@ -49,7 +49,7 @@ def none(patch: pytest.MonkeyPatch) -> Iterator[None]:
 
     with patch.context() as inner:
         inner.setattr(labelled, "moved", moved)
-        inner.setattr(positions, "possible", lambda model: False)  # on a CPU alone
+        inner.setattr(unpadding, "possible", lambda model: False)  # on a CPU alone
         with _Watch() as watch:
             yield
     assert not {where for where in watch.seen if where[0]} - ON_A_CPU

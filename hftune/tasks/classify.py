@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 
 from .. import data
 from ..arrays import inputs
+from ..class_weights import Weighted, varies
 from ..errors import UserError
 from ..task import IGNORE, Task, label_names
-from ..weighting import Weighted, varies
 
 NUMBER = re.compile(r"-?\d+")
 

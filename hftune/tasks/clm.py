@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from .. import causal, chat, data, infill, packing, views
+from .. import causal, chat, data, fim, packing, views
 from ..arrays import Ragged
 from ..decode import Decoding
 from ..encoding import encode_batch
@@ -100,7 +100,7 @@ def encode(rows: list[Any], tokenizer: Any, options: ClmOptions) -> dict[str, An
     columns = (_text if options.kind == "text" else _supervised)(rows, tokenizer, options)
     if not options.packing:
         return columns
-    return packing.pack(columns, options.max_length, infill.EXTRA if options.fim_rate else 0)
+    return packing.pack(columns, options.max_length, fim.EXTRA if options.fim_rate else 0)
 
 
 def _text(rows: list[Any], tokenizer: Any, options: ClmOptions) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def _text(rows: list[Any], tokenizer: Any, options: ClmOptions) -> dict[str, Any
     sizes = np.diff(ids.offsets)
     flat = np.insert(ids.values, ids.offsets[1:][sizes > 0], end)
     targets = sizes + (sizes > 0)
-    most = options.max_length - (infill.EXTRA if options.fim_rate else 0)
+    most = options.max_length - (fim.EXTRA if options.fim_rate else 0)
     document, lengths = _whole_pieces(targets, most) if options.packing else pieces(targets, most)
     begins = np.cumsum(lengths) - lengths
     first = np.diff(document, prepend=-1) != 0
@@ -211,7 +211,7 @@ def _infilled(ids: Any, tokenizer: Any, options: ClmOptions, rng: np.random.Gene
         return ids
     start, end = causal.bounds(tokenizer)
     body = ids[1:-1] if ids[-1] == end else ids[1:]
-    return np.concatenate([[start], infill.rearrange(body, tokenizer, rng, options.fim_spm_rate), [end]])
+    return np.concatenate([[start], fim.rearrange(body, tokenizer, rng, options.fim_spm_rate), [end]])
 
 
 def predict(
@@ -251,7 +251,7 @@ def baseline(train: Iterable[Any], rows: Iterable[Any], options: ClmOptions) -> 
 
 def tokens(options: ClmOptions, tokenizer: Any) -> list[str]:
     """Special tokens that the rows need."""
-    return [*options.add_tokens, *(infill.marks(tokenizer) if options.fim_rate else ())]
+    return [*options.add_tokens, *(fim.marks(tokenizer) if options.fim_rate else ())]
 
 
 def verify(model: Any, options: ClmOptions) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 from pydantic import Field
 
-from .. import data, filling
+from .. import data, fill_mask
 from ..arrays import Ragged
 from ..encoding import encode_batch
 from ..errors import UserError
@@ -265,7 +265,7 @@ def varies(options: MlmOptions) -> dict[str, Any]:
 
     In rows to be predicted gaps are filled in.
     """
-    asked = filling.TASK if isinstance(options, Asking) else {}
+    asked = fill_mask.TASK if isinstance(options, Asking) else {}
     if options.next_sentence is None:
         return {"alone": lambda data, tokenizer: Alone(data, ordinary(tokenizer)), **asked}
     terms = (Term("mlm"), Term(options.next_sentence, LABEL))

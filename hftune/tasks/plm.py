@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
-from .. import data, filling
+from .. import data, fill_mask
 from ..arrays import inputs, pad, width
 from ..errors import UserError
 from ..spans import ordinary, scattered
@@ -120,7 +120,7 @@ TASK = Task(
     collate=collate,
     columns=lambda options: ["text"],
     metrics=lambda options: ["perplexity"],
-    varies=lambda options: filling.TASK | {"collate": collate} if isinstance(options, Asking) else {},
+    varies=lambda options: fill_mask.TASK | {"collate": collate} if isinstance(options, Asking) else {},
     verify=verify,
     config=lambda options, tokenizer: {"use_mems_eval": False},  # rows are whole: there is no memory of earlier ones
 )

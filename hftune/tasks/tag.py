@@ -12,9 +12,9 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from ..arrays import inputs, pad
+from ..class_weights import Weighted, varies
 from ..errors import UserError
 from ..task import IGNORE, Task, label_names
-from ..weighting import Weighted, varies
 from ..windows import Window, stride_within, windows
 
 SPECIAL = 8  # room for special tokens

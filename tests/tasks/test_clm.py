@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hftune import causal, chat, heads, infill, loop, packing, store
+from hftune import causal, chat, fim, heads, loop, packing, store
 from hftune.batching import generator
 from hftune.errors import UserError
 from hftune.task import IGNORE
@@ -515,7 +515,7 @@ def infilling():
     return tokenizer
 
 
-FIM = infill.MARKS[0]
+FIM = fim.MARKS[0]
 
 
 @settings(max_examples=150, deadline=None)
@@ -523,10 +523,10 @@ FIM = infill.MARKS[0]
 def test_rearranged_text_is_the_text(words, seed, spm):
     tokenizer, text = infilling(), "".join(words)
     ids = np.array(tokenizer(text)["input_ids"])
-    found = infill.rearrange(ids, tokenizer, np.random.default_rng(seed), float(spm))
+    found = fim.rearrange(ids, tokenizer, np.random.default_rng(seed), float(spm))
     pre, suf, mid = tokenizer.convert_tokens_to_ids(list(FIM))
     at = [found.tolist().index(mark) for mark in (pre, suf, mid)]
-    assert len(found) <= len(ids) + infill.EXTRA - 1
+    assert len(found) <= len(ids) + fim.EXTRA - 1
     if spm:
         assert at[:2] == [0, 1]
         suffix, rest = found[2 : at[2]], found[at[2] + 1 :]
@@ -563,8 +563,8 @@ def test_rows_are_filled_in_at_the_rate_and_only_in_training():
 
 def test_published_marks_are_recognised():
     tokenizer = copy.deepcopy(fine.tok("gpt2"))
-    tokenizer.add_tokens(list(infill.MARKS[1]), special_tokens=True)
-    assert infill.marks(tokenizer) == infill.MARKS[1]
+    tokenizer.add_tokens(list(fim.MARKS[1]), special_tokens=True)
+    assert fim.marks(tokenizer) == fim.MARKS[1]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import tiny
 from test_table import TASKS, source
 
-from hftune import peek, recipe, task
+from hftune import inspecting, recipe, task
 from hftune.report import Reporter
 
 ARCHITECTURE = {"clm": "gpt2", "plm": "xlnet", "span": "t5", "denoise": "bart", "rtd": "electra", "translate": "marian"}
@@ -19,7 +19,7 @@ def home(tmp_path_factory):
 def test_every_task_can_be_looked_at(name, tmp_path, home, capsys):
     architecture = ARCHITECTURE.get(name, "t5" if name == "summarize" else "bert")
     made = recipe.from_dict(source(name, architecture, tmp_path, home))
-    found = peek.show(made, Reporter(), most=2)
+    found = inspecting.show(made, Reporter(), most=2)
     assert len(found["rows"]) == 2
     assert found["step"]["rows"] == 8
     assert all(found["step"]["targets"].values())
@@ -28,7 +28,7 @@ def test_every_task_can_be_looked_at(name, tmp_path, home, capsys):
 
 
 def test_masked_tokens_stand_beside_what_they_were(tmp_path):
-    found = peek.show(recipe.from_dict(tiny.mlm(tmp_path)), Reporter(silent=True), most=8)
+    found = inspecting.show(recipe.from_dict(tiny.mlm(tmp_path)), Reporter(silent=True), most=8)
     pairs = [pair for row in found["rows"] for pair in row["input_ids"]]
     asked = [pair for pair in pairs if pair[1] is not None]
     assert len(asked) == found["step"]["targets"]["loss"]

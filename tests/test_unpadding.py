@@ -11,7 +11,7 @@ import zoo
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 
-from hftune import heads, kernels, loop, positions, shortcuts
+from hftune import heads, kernels, loop, shortcuts, unpadding
 from hftune.shortcuts import Shortcuts
 from hftune.task import IGNORE
 
@@ -51,7 +51,7 @@ def compare(model, batch, head, read=None, rows=PACKED):
     seen = widths(model)
     whole, theirs = step(model, batch, head, nullcontext())
     assert (1, rows) not in seen
-    found, ours = step(model, batch, head, positions.only(model, batch, read))
+    found, ours = step(model, batch, head, unpadding.only(model, batch, read))
     assert (1, rows) in seen
     torch.testing.assert_close(found.total, whole.total, atol=1e-5, rtol=1e-5)
     assert theirs.keys() == ours.keys()
@@ -66,17 +66,17 @@ def sparse(batch, head):
         labels[:, 1::3] = labels[:, ::4] = IGNORE
         batch = {**batch, "labels": labels}
     read = Shortcuts(reads="labels" if head in (zoo.MLM, zoo.TAG) else "first").read(batch, zoo.task(head))
-    return batch, read, -(-int(read.sum()) // positions.STEP) * positions.STEP
+    return batch, read, -(-int(read.sum()) // unpadding.STEP) * unpadding.STEP
 
 
-@pytest.mark.parametrize("name", positions.KNOWN)
+@pytest.mark.parametrize("name", unpadding.KNOWN)
 @pytest.mark.parametrize("head", zoo.HEADS["bert"], ids=zoo.ident)
 def test_the_same_gradients(name, head):
     compare(*made(name, head), head)
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, (40,) * 6], ids=["ragged", "even"])
-@pytest.mark.parametrize("name", positions.KNOWN)
+@pytest.mark.parametrize("name", unpadding.KNOWN)
 @pytest.mark.parametrize("head", [zoo.MLM, zoo.TAG, zoo.CLASSIFY, zoo.CHOICE], ids=zoo.ident)
 def test_the_same_gradients_of_a_last_layer_that_ends_where_it_is_read(name, head, lengths):
     model, batch = made(name, head, lengths=lengths)
@@ -90,7 +90,7 @@ def test_the_vocabulary_head_is_given_the_read_positions_in_their_order(way):
     batch, read, _ = sparse(batch, zoo.MLM)
     criterion = heads.Criterion(by_row=True, head=way)
     wanted = heads.losses(model, batch, zoo.task(zoo.MLM), None, heads.Criterion(by_row=True, head="full"))["loss"].rows
-    with positions.only(model, batch, read):
+    with unpadding.only(model, batch, read):
         found = heads.losses(model, batch, zoo.task(zoo.MLM), None, criterion)["loss"].rows
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
@@ -105,7 +105,7 @@ def test_a_label_where_padding_is_counts_too():
 def test_nothing_is_read_of_a_batch_that_counts_nothing():
     model, batch = made("bert", zoo.MLM)
     batch["labels"][:] = IGNORE
-    compare(model, batch, zoo.MLM, batch["labels"] != IGNORE, positions.STEP)
+    compare(model, batch, zoo.MLM, batch["labels"] != IGNORE, unpadding.STEP)
 
 
 def test_the_same_gradients_with_checkpointing():
@@ -138,7 +138,7 @@ def test_virtual_tokens_leave_the_batch_as_it_is(config, lengths):
     prompted = peft.get_peft_model(model, config).train()
     _, read, _ = sparse(batch, zoo.CLASSIFY)
     whole, theirs = step(prompted, batch, zoo.CLASSIFY, nullcontext())
-    found, ours = step(prompted, batch, zoo.CLASSIFY, positions.only(prompted, batch, read))
+    found, ours = step(prompted, batch, zoo.CLASSIFY, unpadding.only(prompted, batch, read))
     assert float(found.total.detach()) == float(whole.total.detach())
     assert all(torch.equal(ours[name], gradient) for name, gradient in theirs.items())
 
@@ -148,14 +148,14 @@ def test_other_models_stay_as_they_are(name):
     head = zoo.HEADS[name][0]
     model, batch = made(name, head)
     seen = widths(model)
-    step(model, batch, head, positions.only(model, batch))
+    step(model, batch, head, unpadding.only(model, batch))
     assert (1, PACKED) not in seen
 
 
 def test_no_operation_is_made_for_padding():
     model, batch = made("bert", zoo.TAG)
     counts = []
-    for within in (nullcontext(), positions.only(model, batch)):
+    for within in (nullcontext(), unpadding.only(model, batch)):
         with FlopCounterMode(display=False) as counter:
             step(model, batch, zoo.TAG, within)
         counts.append({str(op): n for op, n in counter.get_flop_counts()["Global"].items()})
@@ -171,7 +171,7 @@ def test_no_operation_of_the_last_layer_is_made_for_what_nobody_reads():
     counts = []
     for where in (None, read):
         with FlopCounterMode(display=False) as counter:
-            step(model, batch, zoo.CLASSIFY, positions.only(model, batch, where))
+            step(model, batch, zoo.CLASSIFY, unpadding.only(model, batch, where))
         found = {str(op): n for op, n in counter.get_flop_counts()["Global"].items()}
         counts.append(sum(n for op, n in found.items() if "bmm" not in op and "attention" not in op))
     width, inner = model.config.hidden_size, model.config.intermediate_size
@@ -190,7 +190,7 @@ def test_functions_and_models_are_as_before_even_after_a_fault():
     model, batch = made("bert", zoo.TAG)
     own = torch.nn.functional.scaled_dot_product_attention
     batch, read, _ = sparse(batch, zoo.TAG)
-    within = positions.only(model, batch, read)
+    within = unpadding.only(model, batch, read)
     within.__enter__()
     assert torch.nn.functional.scaled_dot_product_attention is not own
     assert not within.__exit__(*fault())
@@ -200,7 +200,7 @@ def test_functions_and_models_are_as_before_even_after_a_fault():
 
 @pytest.mark.parametrize(("real", "padded", "wanted"), [(101, 240, 112), (112, 240, 112), (230, 240, 240), (9, 12, 12)])
 def test_positions_that_are_computed(real, padded, wanted):
-    assert positions.computed(real, padded) == wanted
+    assert unpadding.computed(real, padded) == wanted
 
 
 class Rows:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .heads import unwrap
 from .optim import layers
 
-# whose layers ask nothing but attention where a position stands: tests/test_positions.py tries each
+# whose layers ask nothing but attention where a position stands: tests/test_unpadding.py tries each
 KNOWN = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
 KEYS, VALUES = ("key", "k_lin"), ("value", "v_lin")  # what their modules of these are called
 STEP = 16  # N and M are multiples of this, so that few shapes occur: see arrays.width
