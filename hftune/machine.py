@@ -32,9 +32,7 @@ def accelerator(recipe: Train | None = None) -> Any:
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import GradientAccumulationPlugin
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     gpu = torch.cuda.is_available()
     group = InitProcessGroupKwargs(timeout=PREPARING)

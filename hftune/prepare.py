@@ -341,6 +341,9 @@ def build_model(prepared: Prepared, *, trust_remote_code: bool = False, training
 
     In `training` a head that was trained for other labels starts anew; else the names are what its outputs are called.
     """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of reading and writing weights: what is told is told in hftune's own lines
     task, options, source = prepared.task, prepared.options, prepared.recipe.model
     build = partial(
         models.build, tokenizer=prepared.tokenizer, settings=task.config(options, prepared.tokenizer),

@@ -10,6 +10,7 @@ import tiny
 import torch
 import zoo
 from safetensors.torch import load_file
+from transformers.utils import logging
 
 from hftune import adapters, checking, heads, measure, methods, models, recipe, shortcuts
 from hftune import task as tasks
@@ -289,7 +290,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(method, first, last, runs, tmp_pa
 
 
 @pytest.mark.parametrize("method", ["lora", "adalora", "prompt"])
-def test_a_run_measures_predicts_and_merges_as_it_ended(method, runs, base, tmp_path):
+def test_a_run_measures_predicts_and_merges_as_it_ended(method, runs, base, tmp_path, capfd):
     place, recipe_source = runs(method)
     run, wanted = place / "run", recipe.from_dict(recipe_source)
     assert not (run / "model.safetensors").exists(), "an adapter alone is saved"
@@ -307,7 +308,10 @@ def test_a_run_measures_predicts_and_merges_as_it_ended(method, runs, base, tmp_
         with pytest.raises(UserError, match="cannot be merged"):
             measure.merge_run(run, saved, tmp_path / "merged")
         return
+    logging.enable_progress_bar()
+    capfd.readouterr()
     measure.merge_run(run, saved, tmp_path / "merged")
+    assert "Writing" not in capfd.readouterr().err, "no bar of transformers"
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
