@@ -20,6 +20,7 @@ from .yaml import Node, shown
 
 Schema = dict[str, Any]
 MAX_FAULTS = 50  # shown at once
+COMMAND_LINE = "command line"  # the place of what stands there
 
 # Names in other tools: the key here, or a sentence where there is no such key.
 FOREIGN = {
@@ -222,7 +223,8 @@ def word(errors: Iterable[Any], root: Node, schema: Schema) -> list[UserError]:
                 f"{key} is missing", hint=f"{key}: {description}" if description else None, where=node.where
             )
         elif error["type"] in ("value_error", "assertion_error"):
-            fault = UserError(f"{key}: {error['ctx']['error']}".removeprefix(": "), where=node.where)
+            said = str(error["ctx"]["error"])
+            fault = UserError(f"{key}: {said}".removeprefix(": "), where=_blamed(node, said).where)
         else:
             fault = UserError(
                 f"{key} is {given(node)}, wanted {wanted(inner)}", hint=_repair(node, inner), where=node.where
@@ -231,6 +233,13 @@ def word(errors: Iterable[Any], root: Node, schema: Schema) -> list[UserError]:
     # of a union's complaints those that looked into a list say most
     lists = {key[: bracket.start()] for key in found for bracket in re.finditer(r"\[", key)}
     return [fault for key, fault in found.items() if key not in lists]
+
+
+def _blamed(block: Node, said: str) -> Node:
+    """The first key that a fault of its block names and the command line sets; the block itself if there is none."""
+    inner = block.value if isinstance(block.value, dict) else {}
+    named = (inner[name] for name in re.findall(r"\w+", said) if name in inner)
+    return next((node for node in named if node.where.startswith(f"{COMMAND_LINE}: ")), block)
 
 
 def _locate(root: Node, schema: Schema, location: tuple[str | int, ...]) -> tuple[str, Node, Schema]:

@@ -26,7 +26,6 @@ from .schema import Recipe as Recipe
 from .schema import TaskBlock
 from .yaml import Node, shown
 
-COMMAND_LINE = "command line"
 _SECRET = re.compile(r"token|secret|passw|credential|api_?key|private", re.IGNORECASE)
 
 
@@ -48,7 +47,7 @@ def from_dict(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
         Faults: all that is wrong with it.
     """
     faults: list[UserError] = []
-    return _finish(_prepared(_node(data, COMMAND_LINE, faults)), overrides, faults)
+    return _finish(_prepared(_node(data, wording.COMMAND_LINE, faults)), overrides, faults)
 
 
 def dump(recipe: Recipe) -> str:
@@ -196,7 +195,7 @@ def _overrides(texts: Iterable[str], faults: list[UserError]) -> Node | None:
     """All overrides as one layer, so that their order among themselves decides nothing but repeated keys."""
     layer: Node | None = None
     for text in texts:
-        where = f"{COMMAND_LINE}: {shown(text, 200)}"
+        where = f"{wording.COMMAND_LINE}: {shown(text, 200)}"
         key, equals, value = text.partition("=")
         names = key.split(".")
         if not equals or not all(names) or key != key.strip():

@@ -129,7 +129,7 @@ def test_a_run_learns_to_talk_with_tokens_that_its_model_did_not_have(finished, 
 def test_faults_are_told(finished, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         ask(tmp_path, "x")
-    with pytest.raises(UserError, match="do_sample"):
+    with pytest.raises(UserError, match=r"^command line: task\.num_return_sequences=2: .*do_sample"):
         ask(finished, "x", "-n", 2)
     with pytest.raises(UserError, match="positions"):
         ask(finished, "x", "--max-new-tokens", 100)

@@ -272,6 +272,17 @@ def test_each_fault_has_its_place_and_a_hint(here, text, overrides, where, messa
     assert all("\n" not in fault.message for fault in found)
 
 
+def test_keys_that_contradict_each_other_are_told_where_the_last_was_said(here):
+    said = "load_best_model_at_end needs save_steps"
+    best = SMALL + "train: {load_best_model_at_end: true, save_steps: 4, eval_steps: 2}\n"
+    assert read(best).train.eval_steps == 2
+    (fault,) = faults_of(best, "train.eval_steps=3", "train.seed=1")
+    assert said in fault.message
+    assert fault.where == "command line: train.eval_steps=3"
+    (fault,) = faults_of(best.replace("eval_steps: 2", "eval_steps: 3"), "train.seed=1")
+    assert fault.where == f"{NAME}:{best.count(chr(10))}:1", "no key that it names was said later than the block"
+
+
 def test_all_faults_come_at_once_in_the_order_of_the_file(here):
     text = (
         "task: {name: fill, x: 1}\nmodel: {init: bert, attention: fast}\ntrian: {}\ndata: {train: 3}\ntrain: {lr: 1}\n"
