@@ -13,7 +13,7 @@ from typing import Any
 
 from . import consistency, data, keys
 from . import task as tasks
-from .errors import Faults, UserError
+from .errors import Faults, UserError, stop_at
 from .files import read_json, write_json
 from .findings import Findings
 from .folder import STATE, RunFolder, versions
@@ -53,8 +53,7 @@ def check(recipe: Recipe, trust_remote_code: bool = False) -> dict[str, Any]:
             with suppress(OSError):
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 write_json(kept, {"facts": findings.facts, "warnings": findings.warnings[told:]})
-    if findings.faults:
-        raise findings.faults[0] if len(findings.faults) == 1 else Faults(findings.faults)
+    stop_at(findings.faults)
     first = ("task", "output", "train", "validation", "test")
     facts = {name: findings.facts[name] for name in first if name in findings.facts} | findings.facts
     return facts | ({"warnings": findings.warnings} if findings.warnings else {})

@@ -9,7 +9,7 @@ from typing import Any
 from . import hub
 from .architectures import ARCHITECTURES, architecture
 from .arrays import fitting, width
-from .errors import Faults, UserError
+from .errors import UserError, stop_at
 from .schema import Model
 
 
@@ -281,8 +281,7 @@ def check_lengths(config: Any, options: Any) -> None:
                 where="task.max_new_tokens",
             )
         )
-    if faults:
-        raise faults[0] if len(faults) == 1 else Faults(faults)
+    stop_at(faults)
 
 
 def _writable(options: Any, bound: int) -> int:

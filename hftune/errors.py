@@ -54,3 +54,9 @@ class Faults(UserError):
 
     def __str__(self) -> str:
         return "\n".join(str(fault) for fault in self.faults)
+
+
+def stop_at(faults: list[UserError]) -> None:
+    """Raise what was found, if anything was: one fault as it is, several together."""
+    if faults:
+        raise faults[0] if len(faults) == 1 else Faults(faults)

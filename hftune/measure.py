@@ -36,7 +36,7 @@ from . import (
 from . import subject as subjects
 from . import task as tasks
 from .clean import Cleaner
-from .errors import Faults, UserError
+from .errors import UserError, stop_at
 from .files import read_json, read_lines, write_json
 from .folder import METRICS, RECIPE, STATE
 from .loop import Rows
@@ -78,8 +78,7 @@ def evaluate(
         _check_writable(subject.place)
     memory.steady()
     task = tasks.load(own.task.name).under(own.task.options)
-    if faults := consistency.measuring(own, task):
-        raise faults[0] if len(faults) == 1 else Faults(faults)
+    stop_at(consistency.measuring(own, task))
     if baseline:
         _check_baseline(subject.recipe, task)
     accelerator = machine.accelerator(own.train)

@@ -35,7 +35,7 @@ from . import (
 )
 from . import task as tasks
 from .batching import Plan, evaluation_batches, generator
-from .errors import Interrupted, UserError
+from .errors import Interrupted, UserError, stop_at
 from .files import read_json, sync, write_json
 from .folder import METRICS, MODEL, RunFolder, versions
 from .loop import Job, Progress, Steps
@@ -69,8 +69,7 @@ def train(
     options = prepare.complete_options(task, recipe.task.options, config, None)
     task = task.under(options)
     models.check_head(config, task.head)
-    for fault in consistency.smoothing(recipe, task, options):
-        raise fault
+    stop_at(consistency.check(recipe, task) + consistency.places(recipe))
     methods.check(recipe, task, options, config)
     liger.check(recipe.train, config)
     optim.check(recipe.train)

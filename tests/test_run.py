@@ -12,8 +12,9 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from hftune import checkpoint, folder, recipe
+from hftune import checkpoint, folder, prepare, recipe, run
 from hftune.errors import UserError
+from hftune.report import Reporter
 
 
 def weights(path):
@@ -306,3 +307,21 @@ def test_a_second_start_names_the_first(straight):
     with pytest.raises(UserError, match="another process is training"):
         folder.RunFolder.claim(recipe.from_dict(source))
     del held
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"eval": {"metrics": ["foo"]}}, "eval.metrics"),
+        ({"train": {"metric_for_best_model": "accuracy"}}, "train.metric_for_best_model"),
+        ({"eval": {"stride": 8}}, "eval.stride"),
+    ],
+)
+def test_settings_that_contradict_each_other_end_a_run_before_it_begins(changes, where, tmp_path, monkeypatch):
+    source = tiny.mlm(tmp_path)
+    source |= {key: source.get(key, {}) | block for key, block in changes.items()}
+    monkeypatch.setattr(prepare, "prepare", lambda *_, **__: pytest.fail("rows were read"))
+    with pytest.raises(UserError) as fault:
+        run.train(recipe.from_dict(source), Reporter(silent=True))
+    assert fault.value.where == where
+    assert not (tmp_path / "run").exists()
