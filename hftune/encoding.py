@@ -254,11 +254,18 @@ def _slow(tokenizer: Any, texts: list[str], words: bool) -> Ragged:
     return _ragged(rows)
 
 
-def _nowords(tokenizer: Any) -> list[int]:
-    """Ids of special tokens; the unknown token is a word unless it has another role too, as GPT-2's has."""
+def unknown_id(tokenizer: Any) -> int | None:
+    """Id of the token that stands for text which the tokenizer cannot spell.
+
+    None where there is no such token, or where it has another role too, as GPT-2's has: there bytes spell everything.
+    """
     others = {getattr(tokenizer, f"{role}_token") for role in ("bos", "eos", "pad", "cls", "sep", "mask")}
-    unknown = set() if tokenizer.unk_token in others else {tokenizer.unk_token_id}
-    return sorted(set(tokenizer.all_special_ids) - unknown)
+    return None if tokenizer.unk_token in others else tokenizer.unk_token_id
+
+
+def _nowords(tokenizer: Any) -> list[int]:
+    """Ids of special tokens; the unknown token is a word."""
+    return sorted(set(tokenizer.all_special_ids) - {unknown_id(tokenizer)})
 
 
 class _Memo:

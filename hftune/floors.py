@@ -81,8 +81,8 @@ def language(figures: dict[str, Any], train: Rows, rows: Rows, texts: Any, limit
     loss = unigram_loss(train, rows, limit=limit)
     count = own["count"]
     found = {"unigram_loss": {"value": loss, "count": count, "note": "the floor: word frequencies alone"}}
-    if "bits_per_byte" in figures:
-        scale = figures["bits_per_byte"]["value"] / own["value"]
+    if (bits := figures.get("bits_per_byte", {}).get("value")) is not None:
+        scale = bits / own["value"]
         found["unigram_bits_per_byte"] = {"value": loss * scale, "count": count, "note": "the same, a byte"}
         column = rows.task.text_columns(rows.options)[0]
         if limit is None:

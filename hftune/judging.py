@@ -139,7 +139,7 @@ def _sums(line: dict[str, Any], name: str, run: str) -> dict[str, Any]:
     prefix = "pseudo_" if metrics.find(name) == "pseudo_perplexity" else ""
     if prefix + NLL not in line:
         raise UserError(f"{run} has no {name}", hint=f"hftune eval {run} eval.pseudo_perplexity=true", where=run)
-    size = line if "bits_per_byte" in line["score"] else {}
+    size = line if line["score"].get("bits_per_byte") is not None else {}
     return {
         **{key: line[prefix + key] for key in (NLL, "tokens")},
         **{key: size.get(key) for key in ("bytes", "words")},

@@ -14,7 +14,7 @@ from .schema import Eval
 from .shortcuts import Shortcuts
 
 SHOWN = 48  # tokens by which a person knows a document again
-Sums = dict[str, float]
+Sums = dict[str, Any]  # numbers by name; None where one is not known
 
 
 def first_rows(rows: Rows, limit: int | None) -> int | None:
@@ -58,13 +58,17 @@ def documents(by_row: tuple[Any, Any], rows: Rows, of: Rows | None = None) -> li
         of: the rows that the documents were cut into, where `rows` are a view of them.
 
     Returns:
-        `nll` in nats and `tokens` (targets), and where the loss is of the whole text its `bytes` and `words`.
+        `nll` in nats and `tokens` (targets), and where the loss is of the whole text its `bytes` and `words`: None for a
+        document of which the tokenizer lost some text, since the loss is not of these bytes then.
     """
     number = rows.data.documents[: len(by_row[0])]
     nll, tokens = _sums(number, by_row, 0)
     found: dict[str, Any] = {"nll": nll, "tokens": tokens}
     if rows.task.whole_text:
-        found |= sizes(of or rows, len(nll))
+        known = of or rows
+        for name, column in sizes(known, len(nll)).items():
+            lost = _first(known, "lost", len(nll))
+            found[name] = [None if gone else size for size, gone in zip(column, lost, strict=True)]
     return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
 
 
@@ -76,10 +80,14 @@ def _sums(number: Any, by_row: tuple[Any, Any], count: int) -> tuple[list[float]
 
 def sizes(rows: Rows, count: int) -> dict[str, list[int]]:
     """Bytes and words of the first documents, where their rows say so; see text.document_sizes."""
-    if not rows.data.has("bytes"):
-        return {}
+    return {name: _first(rows, name, count) for name in ("bytes", "words") if rows.data.has(name)}
+
+
+def _first(rows: Rows, name: str, count: int) -> list[int]:
+    """What a column says of the first documents, at the first row of each."""
     first = np.flatnonzero(np.diff(rows.data.documents, prepend=-1))[:count]
-    return {name: rows.data.column(name)[first].tolist() for name in ("bytes", "words")}
+    found: list[int] = rows.data.column(name)[first].tolist()
+    return found
 
 
 def alone(model: Any, rows: Rows, accelerator: Any, settings: Eval, shortcuts: Shortcuts, count: int) -> list[Sums]:
@@ -97,7 +105,10 @@ def alone(model: Any, rows: Rows, accelerator: Any, settings: Eval, shortcuts: S
 
 
 def figures(tables: dict[str, list[Sums]], rows: Rows, settings: Eval, intervals: bool) -> dict[str, Any]:
-    """Figures of a metric's sums by document, for each of the metrics; `count` documents with `tokens` targets."""
+    """Figures of a metric's sums by document, for each of the metrics; `count` documents with `tokens` targets.
+
+    Where the loss is of the whole text a figure without a value says why; elsewhere it does not exist.
+    """
     shown = {"max_length": getattr(rows.options, "max_length", None), "stride": settings.stride}
     prefix = "".join(f"{name}:{value}|" for name, value in shown.items() if value is not None)
     found: dict[str, Any] = {}
@@ -106,7 +117,7 @@ def figures(tables: dict[str, list[Sums]], rows: Rows, settings: Eval, intervals
         scored = metrics.score([metric], table, confidence=settings.confidence, resamples=resamples)
         tokens = int(sum(document["tokens"] for document in table))
         for name, figure in scored.items():
-            if figure["value"] is not None:
+            if figure["value"] is not None or rows.task.whole_text:
                 found[name] = {**figure, "signature": prefix + figure["signature"], "tokens": tokens}
     return found
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Ragged
-from .encoding import encode_batch, encode_offsets
+from .encoding import encode_batch, encode_offsets, unknown_id
 
 PROBE = "a"
 SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*\s+|[。！？｡]+[」』”’）]*\s*|\s*\n\s*""")
@@ -79,18 +79,29 @@ def chunk(
     columns: dict[str, Any] = {"input_ids": _framed(ids.values, inner, before, after)}
     if starts is not None:
         columns["word_starts"] = _framed(starts.values.astype(np.int8), inner, [0] * len(before), [0] * len(after))
-    return columns | document_sizes(texts, document)
+    return columns | document_sizes(texts, document, unknown(ids, tokenizer))
 
 
-def document_sizes(texts: list[str], document: npt.NDArray[np.int64]) -> dict[str, Any]:
+def unknown(ids: Ragged, tokenizer: Any) -> npt.NDArray[np.int64]:
+    """How many tokens of each text stand for what the tokenizer cannot spell."""
+    found = np.flatnonzero(ids.values == unknown_id(tokenizer))
+    return np.bincount(np.searchsorted(ids.offsets, found, side="right") - 1, minlength=len(ids))
+
+
+def document_sizes(texts: list[str], document: npt.NDArray[np.int64], lost: npt.NDArray[np.int64]) -> dict[str, Any]:
     """What a loss is divided by to be comparable across tokenizers, for rows of which `document` names the text.
 
+    Args:
+        texts: documents.
+        document: for each row the document that it is of.
+        lost: tokens of each document that stand for what the tokenizer cannot spell, see `unknown`.
+
     Returns:
-        `begins`, 1 for the first row of a document, and there its `bytes` (UTF-8) and `words`, else 0; all int64.
+        `begins`, 1 for the first row of a document, and there its `bytes` (UTF-8), `words` and `lost`, else 0; all int64.
     """
     begins = np.diff(document, prepend=-1) != 0
     columns = {"begins": begins.astype(np.int64)}
-    counts = {"bytes": [len(t.encode()) for t in texts], "words": [len(t.split()) for t in texts]}
+    counts = {"bytes": [len(t.encode()) for t in texts], "words": [len(t.split()) for t in texts], "lost": lost}
     sizes = {name: np.where(begins, np.array(found, np.int64)[document], 0) for name, found in counts.items()}
     return columns | sizes
 

@@ -193,6 +193,30 @@ def test_a_limit_counts_documents_not_their_pieces():
     assert found == whole
 
 
+def of_texts(kind, values):
+    """Figures by document of texts that a causal model reads with a tokenizer of that kind; every loss is 2 nats."""
+    task = tasks.load("clm")
+    options = task.options(max_length=8)
+    rows = fine.encoded(task.under(options), kind, options, [{"text": text} for text in values])
+    counts = rows.data.lengths - 1
+    table = language.documents((2.0 * counts, counts), rows)
+    return language.figures({"perplexity": table}, rows, QUIET, intervals=False), table
+
+
+def test_bits_per_byte_are_of_texts_that_the_tokenizer_keeps():
+    """A token for what it cannot spell is easily learned, whatever the text was."""
+    known, strange = ["plain words of the text, and so on", "more words"], "ሰላም ለዓለም ሁሉ"
+    for values in (known, [strange, *known], [*known, strange]):
+        lost = strange in values
+        found, table = of_texts("xlnet", values)
+        assert [one["bytes"] for one in table] == [None if t == strange else len(t.encode()) for t in values]
+        for name in ("bits_per_byte", "word_perplexity"):
+            assert (found[name]["value"] is None) == lost
+            assert not lost or "unknown tokens" in found[name]["why"]
+        assert found["loss"]["value"] == 2
+        assert of_texts("gpt2", values)[0]["bits_per_byte"]["value"] > 0, "bytes spell everything"
+
+
 # ── sliding windows ─────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -17,7 +17,7 @@ from ..decode import Decoding
 from ..encoding import encode_batch
 from ..errors import UserError
 from ..task import Fraction, Task
-from ..text import document_sizes, pieces
+from ..text import document_sizes, pieces, unknown
 
 ONLY_FOR = {  # options that mean nothing with other kinds of rows
     "separator": ("prompt",),
@@ -117,7 +117,7 @@ def _text(rows: list[Any], tokenizer: Any, options: ClmOptions) -> dict[str, Any
     context = np.where(first, start, flat[begins - 1])
     offsets = np.concatenate([[0], np.cumsum(lengths + 1)]).astype(np.int64)
     columns = {"input_ids": Ragged(np.insert(flat, begins, context).astype(np.int32), offsets)}
-    return columns | document_sizes(texts, document)
+    return columns | document_sizes(texts, document, unknown(ids, tokenizer))
 
 
 def _whole_pieces(lengths: Any, most: int) -> tuple[Any, Any]:

@@ -19,7 +19,7 @@ from ..encoding import encode_batch
 from ..errors import UserError
 from ..spans import corrupt, noise_counts, noise_spans, ordinary, suffix, suffix_limit
 from ..task import IGNORE, Task
-from ..text import document_sizes, pieces
+from ..text import document_sizes, pieces, unknown
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
@@ -171,7 +171,7 @@ def encode(rows: list[Any], tokenizer: Any, options: SpanOptions) -> dict[str, A
     special = np.concatenate([[0], np.cumsum(~ordinary(tokenizer)[ids.values])])[ids.offsets]
     document, sizes = pieces(np.diff(ids.offsets), np.where(np.diff(special) > 0, least, most))
     rows_of_ids = Ragged(ids.values, np.concatenate([[0], np.cumsum(sizes)]))
-    return {"input_ids": rows_of_ids} | document_sizes(texts, document)
+    return {"input_ids": rows_of_ids} | document_sizes(texts, document, unknown(ids, tokenizer))
 
 
 def collate(

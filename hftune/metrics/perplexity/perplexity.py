@@ -17,12 +17,12 @@ class Perplexity(base.Sums, base.Module):
         "bits_per_byte": {
             "direction": "lower",
             "range": (0, None),
-            "undefined": "the rows do not say how many bytes they have, or have none",
+            "undefined": "the rows do not say how many bytes they have, have none, or hold unknown tokens",
         },
         "word_perplexity": {
             "direction": "lower",
             "range": (1, None),
-            "undefined": "the rows do not say how many words they have, or have none; or it is over 1e308",
+            "undefined": "the rows do not say how many words they have, have none, or hold unknown tokens; or it is over 1e308",
         },
     }
     needs_references = False
