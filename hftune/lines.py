@@ -60,7 +60,7 @@ class Text:
     """A file's text: lines (decoded, their ends kept) or chunks.
 
     Attributes:
-        given: the encoding as it was asked for.
+        given: the encoding as it was asked for; a file that begins with the mark of UTF-8 is UTF-8 all the same.
         number: number of the line that was given last, from 1.
         offset: bytes before the line that comes next.
         bad: number of the last line that could not be decoded; it was given with replacement characters.
@@ -88,6 +88,7 @@ class Text:
                 )
             if stream.peek(3).startswith(codecs.BOM_UTF8):
                 self.offset = len(stream.read(3))
+                encoding = "utf-8"  # the file says so itself
         except DAMAGE as error:
             raise self.file.damage(error) from None
         return stream, encoding

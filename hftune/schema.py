@@ -186,7 +186,9 @@ class Data(Block):
     )
     columns: Names = Field({}, description="NAME: COLUMN pairs for all sources")
     clean: Clean = Field(Clean(), description="cleaning of text")
-    encoding: str = Field("utf-8", description="encoding of text files")
+    encoding: str = Field(
+        "utf-8", description="encoding of text files; one that begins with the mark of UTF-8 is read as UTF-8"
+    )
     on_error: Literal["stop", "skip"] = Field("stop", description="what to do with a broken row")
     max_errors: Count = Field(100, description="with on_error: skip, the number of broken rows at which to stop")
     num_workers: Count = Field(

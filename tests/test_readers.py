@@ -432,6 +432,14 @@ def test_encodings(tmp_path, encoding):
         assert read(tmp_path / name, encoding=encoding) == rows
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "shift_jis", "utf-8"])
+def test_a_file_that_says_that_it_is_utf8_is(tmp_path, encoding):
+    contents = {"a.csv": 'text\n"€ 20, naïve"\n', "a.json": '[{"text": "€ 20, naïve"}]', "a.txt": "€ 20, naïve"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content.encode("utf-8-sig"))
+        assert [row["text"] for row in rows_of(tmp_path / name, encoding=encoding)] == ["€ 20, naïve"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
 def test_wide_text_without_the_mark_of_its_order_is_a_fault(tmp_path, encoding):
     path = tmp_path / "rows.txt"
