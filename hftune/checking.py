@@ -15,7 +15,7 @@ from . import consistency, data, keys
 from . import task as tasks
 from .errors import Faults, UserError, stop_at
 from .files import read_json, write_json
-from .findings import Findings
+from .findings import Findings, counted
 from .folder import STATE, RunFolder, versions
 from .leaks import seen_in_training, text_columns
 from .look import Look, look
@@ -89,16 +89,11 @@ def _look_closely(
         others = {name: seen for name, seen in looks.items() if getattr(recipe.data, name)} if split == "train" else {}
         with findings.collect():
             looks[split] = seen = look(reader, columns, split != "train", others)
-            findings.facts[split] += f": {_counted(seen)}"
+            findings.facts[split] += f": {counted(seen.rows, seen.report)}"
             findings.warnings += _common(seen, others)
     from .preflight import preflight
 
     preflight(recipe, readers, looks, findings, trust_remote_code)
-
-
-def _counted(seen: Look) -> str:
-    lost = [f"{n:,} {name.replace('_', ' ')}" for name, n in seen.report.items() if n and name not in ("read", "rows")]
-    return f"{seen.rows:,} rows" + (f" ({', '.join(lost)})" if lost else "")
 
 
 def _common(train: Look, others: dict[str, Look]) -> Iterator[str]:

@@ -36,3 +36,9 @@ class Findings:
             self.faults += several.faults
         except UserError as error:
             self.faults.append(error)
+
+
+def counted(rows: int, report: dict[str, int]) -> str:
+    """How many rows, and in brackets what became of them."""
+    lost = [f"{n:,} {name.replace('_', ' ')}" for name, n in report.items() if n and name not in ("read", "rows")]
+    return f"{rows:,} rows" + (f" ({', '.join(lost)})" if lost else "")

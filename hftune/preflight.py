@@ -11,7 +11,7 @@ from typing import Any
 from . import configs, hub, liger, models, optim, prepare, store, weights
 from . import task as tasks
 from .errors import UserError
-from .findings import Findings
+from .findings import Findings, counted
 from .look import Look
 from .recipe import Recipe
 from .report import Reporter
@@ -78,7 +78,8 @@ def preflight(
             own = own.model_copy(update={"max_length": 8 * own.max_length})
         with findings.collect():
             tried = _try_rows(task, own, made, readers[split], seen, split, findings)
-            findings.facts[split] += f"; {tried:,} rows of them tried"
+            became = {} if stand_in else readers[split].report  # by its tokens nothing can be said of lengths
+            findings.facts[split] += f"; tried {counted(tried, became)}"
     if looks and not stand_in:
         _tokenizer_fits(made, task, options, looks, findings)
 
@@ -257,12 +258,13 @@ def _check_weights(
 def _try_rows(
     task: tasks.Task, options: Any, tokenizer: Any, reader: Any, seen: Look, split: str, findings: Findings
 ) -> int:
-    """Encode a sample, and put some of it into a batch."""
+    """Encode a sample, and put some of it into a batch; `reader.report` says what became of the rows."""
     from .batching import EVALUATION, generator
     from .loop import Rows
 
     if not seen.sample:
         return 0
+    reader.report = {}
     encoded = store.in_memory(prepare.by_source(task, tokenizer, options, reader)(seen.sample))
     if not len(encoded):
         raise UserError(

@@ -11,6 +11,7 @@ from .arrays import Ragged, inputs, pad
 from .decode import Decoding
 from .errors import UserError
 from .task import IGNORE
+from .text import truncated
 
 Length = Annotated[int, Field(ge=4)]
 
@@ -54,7 +55,8 @@ class SequenceOptions(Decoding):
 
 
 def encode(rows: list[Any], tokenizer: Any, options: SequenceOptions, source: str, target: str) -> dict[str, Any]:
-    """Columns: `input_ids` and `labels` (ragged int32; decoder-only: `trained` for labels), the input and `reference` as text.
+    """Columns: `input_ids` and `labels` (ragged int32; decoder-only: `trained` for labels), the input and `reference` as text;
+    counts of rows `truncated` and of `targets_truncated`.
 
     Args:
         rows: with the columns `source` and, unless they are to be predicted, `target`.
@@ -73,24 +75,29 @@ def encode(rows: list[Any], tokenizer: Any, options: SequenceOptions, source: st
     if answers is not None:
         columns["reference"] = answers
     if options.form == "decoder-only":
-        cut = _cut(texts, options.separator, tokenizer, options.max_length)
-        ids, trained = causal.completions(cut, answers, tokenizer)
+        prompts, columns["truncated"] = _cut(texts, options.separator, tokenizer, options.max_length)
+        ids, trained = causal.completions(prompts, answers, tokenizer)
         most = options.max_length + options.max_target_length
-        columns["prompt"] = cut
+        columns["targets_truncated"] = sum(len(row) > most for row in ids)
+        columns["prompt"] = prompts
         columns["input_ids"] = Ragged.of([row[:most] for row in ids])
         if answers is not None:
             columns["trained"] = Ragged.of([row[:most] for row in trained], np.int8)
         return columns
     set_languages(tokenizer, options)
-    columns["input_ids"] = Ragged.of(tokenizer(texts, truncation=True, max_length=options.max_length)["input_ids"])
+    found, cut = truncated(tokenizer, options.max_length, texts)
+    columns |= {"input_ids": Ragged.of(found["input_ids"]), "truncated": int(cut.sum())}
     if answers is not None:
-        labels = tokenizer(text_target=answers, truncation=True, max_length=options.max_target_length)["input_ids"]
-        columns["labels"] = Ragged.of([_ended(row, tokenizer, options.max_target_length) for row in labels])
+        found, cut = truncated(tokenizer, options.max_target_length, text_target=answers)
+        labels = [_ended(row, tokenizer, options.max_target_length) for row in found["input_ids"]]
+        columns |= {"labels": Ragged.of(labels), "targets_truncated": int(cut.sum())}
     return columns
 
 
-def _cut(texts: list[str], separator: str, tokenizer: Any, most: int) -> list[str]:
-    """Prompts of at most so many tokens, as text: of a longer one the beginning is kept, and the separator behind it.
+def _cut(texts: list[str], separator: str, tokenizer: Any, most: int) -> tuple[list[str], int]:
+    """Prompts of at most so many tokens, as text, and how many were longer.
+
+    Of a longer one the beginning is kept, and the separator behind it.
 
     Raises:
         UserError: the separator alone has as many tokens.
@@ -101,11 +108,12 @@ def _cut(texts: list[str], separator: str, tokenizer: Any, most: int) -> list[st
     if room < 1:
         message = f"the separator takes {len(behind)} of the {most} tokens of a prompt: no room is left for the input"
         raise UserError(message, hint="shorten it, or raise task.max_length", where="task.separator")
-    return [
+    prompts = [
         # decode writes U+FFFD for a character of which only some bytes are left
         t if len(ids) <= most else tokenizer.decode(ids[:room]).rstrip("\ufffd") + separator
         for t, ids in zip(whole, found, strict=True)
     ]
+    return prompts, sum(len(ids) > most for ids in found)
 
 
 def _ended(ids: list[int], tokenizer: Any, most: int) -> list[int]:

@@ -175,8 +175,12 @@ class Encoded:
 
 def in_memory(columns: dict[str, Any]) -> Encoded:
     """Columns that a task's encode gave, without the disk."""
-    kept = {n: c if isinstance(c, (Ragged, np.ndarray)) else _from_arrow(_to_arrow(c)) for n, c in columns.items()}
-    return Encoded("", [_Part(kept, len(next(iter(columns.values()))), 0)])
+    kept = {
+        name: column if isinstance(column, (Ragged, np.ndarray)) else _from_arrow(_to_arrow(column))
+        for name, column in columns.items()
+        if not isinstance(column, int)  # a count
+    }
+    return Encoded("", [_Part(kept, len(next(iter(kept.values()))), 0)])
 
 
 def encode(reader: Iterable[Any], function: Any, key: str, folder: Path) -> Encoded:

@@ -94,7 +94,7 @@ class Task:
         encode: `(rows, tokenizer, options) -> columns`; rows of text to rows of ids. `rows` is a list of
             dicts (see data.Row), `columns` maps a name to a list, a numpy array or an `arrays.Ragged`, all
             of one length, which may differ from the number of rows; a whole number is no column but a count for the
-            report, of rows left out. Deterministic; run once, in batches of
+            report, of rows left out or cut. Deterministic; run once, in batches of
             rows, and cached by content. String columns are kept for scoring (raw references).
         collate: `(rows, tokenizer, options, rngs) -> batch`; encoded rows (dicts of numpy arrays and
             scalars) to a dict of numpy arrays of equal first dimension. Every draw for row i comes from

@@ -82,6 +82,30 @@ def chunk(
     return columns | document_sizes(texts, document, unknown(ids, tokenizer))
 
 
+def truncated(tokenizer: Any, most: int, *texts: list[str], **target: list[str]) -> tuple[Any, npt.NDArray[np.bool_]]:
+    """Rows of at most `most` tokens, special tokens included.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        most: tokens of a row.
+        texts: one text a row; two lists are pairs.
+        target: texts as `text_target` instead, for tokenizers that spell these in another way.
+
+    Returns:
+        What the tokenizer gives for the rows, and for each row whether it has lost some of its text.
+    """
+    found = tokenizer(*texts, truncation=True, max_length=most, **target)
+    cut = np.array([len(ids) >= most for ids in found["input_ids"]], bool)
+    for row in np.flatnonzero(cut).tolist():  # others have lost nothing, and to look costs
+        if found.encodings is not None:
+            cut[row] = bool(found.encodings[row].overflowing)
+        else:
+            one = {name: column[row] for name, column in target.items()}
+            whole = tokenizer(*(column[row] for column in texts), verbose=False, **one)
+            cut[row] = len(whole["input_ids"]) > most
+    return found, cut
+
+
 def unknown(ids: Ragged, tokenizer: Any) -> npt.NDArray[np.int64]:
     """How many tokens of each text stand for what the tokenizer cannot spell."""
     found = np.flatnonzero(ids.values == unknown_id(tokenizer))

@@ -11,6 +11,7 @@ from .. import data
 from ..arrays import inputs
 from ..errors import UserError
 from ..task import Options, Task
+from ..text import truncated
 
 
 class ChoiceOptions(Options):
@@ -47,19 +48,18 @@ def _label(row: Any) -> int:
 
 def encode(rows: list[Any], tokenizer: Any, options: ChoiceOptions) -> dict[str, Any]:
     """Columns: `input_ids`, `token_type_ids` (ragged, all choices of a row one after the other), `sizes` (ragged, the
-    tokens of each), `target`, `question`, `choices`, `context`.
+    tokens of each), `target`, `question`, `choices`, `context`; rows `truncated`, of which any choice is.
     """
     choices = [_choices(row) for row in rows]
     for name in ("question", "context") if options.context else ("question",):
         data.texts(rows, name)
     pairs = [pair for row, those in zip(rows, choices, strict=True) for pair in _pairs(row, those, options)]
-    found = tokenizer(
-        [first for first, _ in pairs], [second for _, second in pairs], truncation=True, max_length=options.max_length
-    )
+    found, cut = truncated(tokenizer, options.max_length, *map(list, zip(*pairs, strict=True)))
     columns: dict[str, list[Any]] = defaultdict(list)
-    at = 0
+    at = shortened = 0
     for row, those in zip(rows, choices, strict=True):
         own = slice(at, at := at + len(those))
+        shortened += int(cut[own].any())
         for name in ("input_ids", "token_type_ids"):
             if name in found:
                 columns[name].append(np.concatenate([np.array(part, np.int32) for part in found[name][own]]))
@@ -69,7 +69,7 @@ def encode(rows: list[Any], tokenizer: Any, options: ChoiceOptions) -> dict[str,
             columns[name].append(str(row[name]))
     if all("label" in row for row in rows):  # rows to predict may have none
         columns["target"] = [_label(row) for row in rows]
-    return dict(columns)
+    return {**columns, "truncated": shortened}
 
 
 def _pairs(row: Any, choices: list[str], options: ChoiceOptions) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from ..arrays import inputs
 from ..class_weights import Weighted, varies
 from ..errors import UserError
 from ..task import IGNORE, Task, label_names
+from ..text import truncated
 
 NUMBER = re.compile(r"-?\d+")
 
@@ -145,12 +146,13 @@ def _number(row: Any) -> float:
 
 
 def encode(rows: list[Any], tokenizer: Any, options: ClassifyOptions) -> dict[str, Any]:
-    """Columns: `input_ids` (ragged), `token_type_ids` where the model has them, `target`, `text`, `text_pair`."""
+    """Columns: `input_ids` (ragged), `token_type_ids` where the model has them, `target`, `text`, `text_pair`; rows `truncated`."""
     columns: dict[str, Any] = {"text": data.texts(rows, "text")}
     if options.pair:
         columns["text_pair"] = data.texts(rows, "text_pair")
     texts = [data.prefixed(rows, "text"), *([columns["text_pair"]] if options.pair else [])]
-    found = tokenizer(*texts, truncation=True, max_length=options.max_length)
+    found, cut = truncated(tokenizer, options.max_length, *texts)
+    columns["truncated"] = int(cut.sum())
     columns["input_ids"] = found["input_ids"]
     if "token_type_ids" in found:
         columns["token_type_ids"] = found["token_type_ids"]

@@ -92,7 +92,7 @@ def encode(rows: list[Any], tokenizer: Any, options: ClmOptions) -> dict[str, An
     Columns: `input_ids` ragged int32, one longer than the model's input; `trained` ragged int8, 1 where an id is to be
     learned (absent: all but the first); for packed rows `pieces` ragged int32, their lengths; for text that is not
     packed `begins`, `bytes` and `words` (see text.document_sizes); for prompts and conversations that are not packed
-    `prompt` and `reference`, as text.
+    `prompt` and `reference`, as text. Prompts and conversations have counts of rows `without_target` and `truncated`.
 
     Raises:
         UserError: nothing is left of a row to learn, or it has another shape than the kind says.
@@ -133,7 +133,7 @@ def _whole_pieces(lengths: Any, most: int) -> tuple[Any, Any]:
 def _supervised(rows: list[Any], tokenizer: Any, options: ClmOptions) -> dict[str, Any]:
     read = _conversations if options.kind == "chat" else _completions
     ids, trained, texts = read(rows, tokenizer, options)
-    kept = list(range(len(rows)))
+    kept, cut = list(range(len(rows))), 0
     if not isinstance(options, Asking):
         head = int(options.kind == "prompt")  # the beginning of text stays
         whole = trained
@@ -145,12 +145,13 @@ def _supervised(rows: list[Any], tokenizer: Any, options: ClmOptions) -> dict[st
         if len(kept) < len(rows) and options.on_no_target == "stop":
             i = next(i for i in range(len(rows)) if not trained[i][1:].any())
             raise _no_target(whole[i], getattr(rows[i], "where", None))
+        cut = sum(len(whole[i]) > len(trained[i]) for i in kept)
     columns: dict[str, Any] = {
         "input_ids": Ragged.of([ids[i] for i in kept], np.int32),
         "trained": Ragged.of([trained[i] for i in kept], np.int8),
         **{name: [values[i] for i in kept] for name, values in texts.items()},
     }
-    return columns if len(kept) == len(rows) else {**columns, "without_target": len(rows) - len(kept)}
+    return {**columns, "without_target": len(rows) - len(kept), "truncated": cut}
 
 
 def _no_target(trained: Any, where: str | None) -> UserError:

@@ -73,7 +73,8 @@ def test_a_translation_begins_with_its_language(many):
     seen = []
     generate = model.generate
     model.generate = lambda *args, **given: seen.append(given["generation_config"]) or generate(*args, **given)
-    raw = [{key: column[i] for key, column in made.items()} for i in range(2)]
+    columns = {key: column for key, column in made.items() if not isinstance(column, int)}
+    raw = [{key: column[i] for key, column in columns.items()} for i in range(2)]
     batch = {k: torch.as_tensor(v) for k, v in sequences.collate(raw, tok, options, None).items()}
     with torch.no_grad():
         [answer, again] = translate.TASK.predict(model, batch, raw, tok, options)
@@ -118,7 +119,7 @@ def test_a_decoder_only_model_learns_the_target_alone():
     tok = fine.tok("gpt2")
     options = translate.TranslateOptions(form="decoder-only", separator=" => ")
     made = translate.TASK.under(options).encode(fine.rows([PAIR]), tok, options)
-    raw = [{key: column[0] for key, column in made.items()}]
+    raw = [{key: column[0] for key, column in made.items() if not isinstance(column, int)}]
     labels = sequences.collate(raw, tok, options, None)["labels"][0]
     learned = labels[labels != IGNORE]
     assert tok.decode(learned[:-1]) == PAIR["target"]
