@@ -30,7 +30,7 @@ def check(recipe: Recipe, task: Task) -> list[UserError]:
     """
     options = recipe.task.options
     return [
-        *_metrics(recipe, task), *_best(recipe, task), *views(recipe, task, options), *smoothing(recipe, task, options)
+        *_metrics(recipe, task), *best(recipe, task), *views(recipe, task, options), *smoothing(recipe, task, options)
     ]  # fmt: skip
 
 
@@ -82,11 +82,19 @@ def _scores(metric: Any, kind: str) -> bool:
     return "scores" not in metric.inputs or scores is not None
 
 
-def figures(recipe: Recipe, task: Task) -> set[str]:
-    """Names of the figures that an evaluation of the recipe gives; those of single classes stand in brackets behind."""
+def figures(recipe: Recipe, task: Task, ordered: bool = False) -> set[str]:
+    """Names of the figures that an evaluation of the recipe gives; those of single classes stand in brackets behind.
+
+    `ordered`: only those of which one value is better than another.
+    """
     found = {"loss", *(f"{term.name}_loss" for term in task.terms if len(task.terms) > 1)}
-    wanted = recipe.eval.metrics if recipe.eval.metrics is not None else task.metrics(recipe.task.options)
-    return found | set(metrics.figures([*wanted, *(["perplexity"] if task.vocabulary else [])]))
+    wanted = [*_wanted(recipe, task), *(["perplexity"] if task.vocabulary else [])]
+    return found | set(metrics.figures(wanted, ordered))
+
+
+def _wanted(recipe: Recipe, task: Task) -> list[str]:
+    """The metrics that the recipe names, or else the task's own."""
+    return recipe.eval.metrics if recipe.eval.metrics is not None else task.metrics(recipe.task.options)
 
 
 def views(recipe: Recipe, task: Task, options: Any) -> Iterator[UserError]:
@@ -123,8 +131,8 @@ def smoothing(recipe: Recipe, task: Task, options: Any) -> Iterator[UserError]:
         )
 
 
-def _best(recipe: Recipe, task: Task) -> Iterator[UserError]:
-    """That there is an evaluation, and that it gives the figure, where a figure decides anything."""
+def best(recipe: Recipe, task: Task) -> Iterator[UserError]:
+    """That there is an evaluation, and that it gives a figure of better and worse, where one decides anything."""
     train = recipe.train
     asked = [
         name
@@ -143,16 +151,50 @@ def _best(recipe: Recipe, task: Task) -> Iterator[UserError]:
         )
     if train.metric_for_best_model == "loss":
         return
+    name = train.metric_for_best_model.partition("[")[0]
     try:
-        known = figures(recipe, task)
+        known, ordered = figures(recipe, task), figures(recipe, task, ordered=True)
     except UserError:  # an unknown metric is told above
         return
-    if train.metric_for_best_model.partition("[")[0] not in known:
+    if name not in ordered:
         yield UserError(
-            f"the evaluation gives no {train.metric_for_best_model}",
-            hint=f"it gives {', '.join(sorted(known))}; further metrics are named in eval.metrics",
+            f"{name} says of no checkpoint that it is better" if name in known else f"the evaluation gives no {name}",
+            hint=f"it gives {', '.join(sorted(ordered))}; further metrics are named in eval.metrics",
             where="train.metric_for_best_model",
         )
+
+
+def best_class(recipe: Recipe, task: Task, options: Any) -> Iterator[UserError]:
+    """That there is the class by whose figure the best checkpoint is chosen; known when the labels are."""
+    name = recipe.train.metric_for_best_model
+    figure, bracket, _ = name.partition("[")
+    try:
+        found = _of_labels(recipe, task, options)
+    except UserError:  # see labels
+        return
+    if bracket and found and name not in found:
+        those = [other for other in found if other.startswith(f"{figure}[")]
+        yield UserError(
+            f"the evaluation gives no {name}",
+            hint=f"it gives {', '.join(those) or 'no figures of single classes'}",
+            where="train.metric_for_best_model",
+        )
+
+
+def labels(recipe: Recipe, task: Task, options: Any) -> Iterator[UserError]:
+    """That the metrics take the labels as they are named."""
+    try:
+        _of_labels(recipe, task, options)
+    except UserError as error:
+        yield UserError(error.message, hint=error.hint, where="eval.metrics")
+
+
+def _of_labels(recipe: Recipe, task: Task, options: Any) -> dict[str, Any]:
+    """The figures of answers that name each label once; none where the task has no labels, or they are not known yet."""
+    kind, names = task.inputs(options) or "", getattr(options, "label_names", None) or ()
+    rows = {"label": list(names), "labels": [[name] for name in names], "tags": [[name] for name in names]}.get(kind)
+    wanted = [name for name in _wanted(recipe, task) if kind in metrics.describe(name)["inputs"]]
+    return metrics.score(wanted, rows, rows, resamples=0) if rows and wanted else {}
 
 
 def places(recipe: Recipe) -> list[UserError]:

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from . import configs, hub, liger, models, optim, prepare, store, weights
+from . import configs, consistency, hub, liger, models, optim, prepare, store, weights
 from . import task as tasks
 from .errors import UserError
 from .findings import Findings, counted
@@ -52,6 +52,8 @@ def preflight(
     if options is None:
         return
     task = task.under(options)
+    if not any(fault.where == "eval.metrics" for fault in findings.faults):
+        findings.faults += [*consistency.labels(recipe, task, options), *consistency.best_class(recipe, task, options)]
     with findings.collect():
         liger.check(recipe.train, config)
     before = len(findings.faults)

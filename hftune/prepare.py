@@ -299,7 +299,7 @@ def prepare(
     options = complete_options(task, recipe.task.options, config, readers["train"])
     recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"options": options})})
     task = task.under(options)
-    for fault in consistency.views(recipe, task, options):
+    for fault in (*consistency.views(recipe, task, options), *consistency.labels(recipe, task, options)):
         raise fault
     prepared = Prepared(recipe, task, options, None, model_type)
     first = accelerator is None or accelerator.is_main_process

@@ -82,6 +82,8 @@ def train(
         )  # fmt: skip
         if "train" not in prepared.rows:
             raise UserError("there is nothing to train on", hint="name it in data.train", where="data.train")
+        for fault in consistency.best_class(prepared.recipe, prepared.task, prepared.options):
+            raise fault
         folder.look()
         return Run(
             prepared.recipe, prepared, accelerator, folder, reporter, signals, allow, trust_remote_code

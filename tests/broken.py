@@ -215,6 +215,24 @@ def _(folder):
     return classify(folder, data={"validation_fraction": 0.3}, train={"metric_for_best_model": "bleu"})
 
 
+@case(
+    "the best by a figure that is a table",
+    "metric_for_best_model",
+    "no checkpoint that it is better",
+    "it gives accuracy",
+)
+def _(folder):
+    best = {"metric_for_best_model": "confusion_matrix"}
+    return classify(
+        folder, data={"validation_fraction": 0.3}, eval={"metrics": ["accuracy", "confusion_matrix"]}, train=best
+    )
+
+
+@case("the best by a class that there is not", "metric_for_best_model", "no f1[xyz]", "f1[negative], f1[positive]")
+def _(folder):
+    return classify(folder, data={"validation_fraction": 0.3}, train={"metric_for_best_model": "f1[xyz]"})
+
+
 @case("the best without validation", "load_best_model_at_end", "data.validation")
 def _(folder):
     return classify(folder, train={"load_best_model_at_end": True})

@@ -55,6 +55,8 @@ CASES = {
     "no such setting": (lambda s, f: change(s, "model.config", {"hiden_size": 3}), ["model.config.hiden_size", "hidden_size"]),
     "tokenizer folder without tokenizer": (lambda s, f: change(s, "tokenizer", {"path": str(f)}), ["tokenizer"]),
     "folder in use by files": (lambda s, f: change(s, "output.dir", str(f)), ["output.dir"]),
+    "best by a class that there is not": (lambda s, f: change(s, "train.metric_for_best_model", "f1[xyz]"), ["no f1[xyz]", "f1[neutral]"]),
+    "best by a table": (lambda s, f: change(change(s, "eval", {"metrics": ["confusion_matrix"]}), "train.metric_for_best_model", "confusion_matrix"), ["it gives loss"]),
     "output is a file": (lambda s, f: change(s, "output.dir", str(f / "tweets.jsonl")), ["output.dir"]),
 }  # fmt: skip
 

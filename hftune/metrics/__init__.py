@@ -206,16 +206,21 @@ def compare(
     return scoring.compare(_chosen(metrics), systems, references, confidence, resamples, trials, seed, scores or {})
 
 
-def figures(metrics: Names) -> list[str]:
+def figures(metrics: Names, ordered: bool = False) -> list[str]:
     """Names of the figures that `score` gives, without those of single classes, which stand in brackets behind.
+
+    Args:
+        metrics: see `score`.
+        ordered: only those of which one value is better than another.
 
     Raises:
         UserError: an unknown metric.
     """
     found = []
     for name, _, mark in _asked(metrics):
-        own = list(describe(name)["figures"]) if name in names() else [name.partition("[")[0]]
-        found += [figure + mark for figure in own]
+        facts = describe(name)["figures"]
+        own = facts if name in names() else [name.partition("[")[0]]
+        found += [figure + mark for figure in own if facts[figure]["direction"] or not ordered]
     return found
 
 
