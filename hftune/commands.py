@@ -176,6 +176,8 @@ def predict(
 ) -> None:
     """`hftune predict`."""
     path = _run(name)
+    if output is not None and Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
+        raise UserError(f"{output} is the file to be predicted", hint="choose another one", where="--output")
     recipe = recipes.load(path / RECIPE, overrides)
     from . import measure
 
@@ -262,6 +264,7 @@ def push(name: str, target: str, public: bool) -> None:
 
 
 def _write_lines(answers: Iterable[dict[str, Any]], output: str | None) -> None:
+    """Answers as jsonl; a file that is there already is replaced once the last of them is written, and not before."""
     if output is None:
         from .safety import clean
 
@@ -269,12 +272,24 @@ def _write_lines(answers: Iterable[dict[str, Any]], output: str | None) -> None:
             line = json.dumps(answer, ensure_ascii=False)
             sys.stdout.write((clean(line) if sys.stdout.isatty() else line) + "\n")
         return
+    place = Path(output)
+    aside = place.with_name(f"{place.name}.part") if place.is_file() or not place.exists() else place  # else a pipe
+    written = 0
     try:
-        with Path(output).open("w", encoding="utf-8") as file:
+        with aside.open("w", encoding="utf-8") as file:
             for answer in answers:
                 file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+                written += 1
+        if aside != place:
+            os.replace(aside, place)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}", where="--output") from error
+    finally:
+        if aside != place and aside.exists():
+            if written:
+                sys.stderr.write(f"the first {written} rows are in {aside}\n")
+            else:
+                aside.unlink()
 
 
 def check(name: str, overrides: Sequence[str], overlap: bool, as_json: bool, trust_remote_code: bool = False) -> None:

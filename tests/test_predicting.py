@@ -8,7 +8,7 @@ import test_table
 import tiny
 import zoo
 
-from hftune import fill_mask, measure, recipe, run, task
+from hftune import commands, fill_mask, measure, recipe, run, task
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.tasks import span
@@ -132,3 +132,22 @@ def test_rows_to_be_predicted_may_lack_mapped_answers_and_are_cleaned_as_the_oth
     assert typed["scores"] == pytest.approx(found[0]["scores"], abs=1e-6)
     known = tiny.write_rows(tmp_path / "known.jsonl", [rows[0]])
     assert [answer["reference"] for answer in measure.predict_rows(tmp_path / "run", made, str(known), None)] == ["y"]
+
+
+def test_predictions_never_cost_a_file_that_was_there(tokenizer_folder, tmp_path, capsys):
+    source = tiny.classify(tmp_path, str(tokenizer_folder), max_steps=1)
+    run.train(recipe.from_dict(source), Reporter(silent=True))
+    folder, rows, kept = str(tmp_path / "run"), tmp_path / "tweets.jsonl", tmp_path / "kept.jsonl"
+    before = rows.read_text()
+    with pytest.raises(UserError, match="is the file to be predicted"):
+        commands.predict(folder, str(rows), [], str(rows), None, False)
+    assert rows.read_text() == before
+    kept.write_text("good\n")
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text(before + "{broken\n")
+    with pytest.raises(UserError, match="broken"):
+        commands.predict(folder, str(broken), [], str(kept), None, False)
+    assert kept.read_text() == "good\n"
+    commands.predict(folder, str(rows), [], str(kept), 3, False)
+    assert len(kept.read_text().splitlines()) == 3
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("kept")) == ["kept.jsonl"]
