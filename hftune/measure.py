@@ -3,7 +3,7 @@
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import count, islice
 from pathlib import Path
@@ -268,7 +268,34 @@ def predict_rows(
         batch = list(islice(rows, BATCH))
         if not batch:
             return
-        yield from predict(model, prepared, batch, recipe.eval.batch_tokens, first)
+        answers: list[Any] = [None] * len(batch)
+        for chosen in _alike(batch, prepared):
+            numbers, asked = [first + i for i in chosen], [batch[i] for i in chosen]
+            given = predict(model, prepared, asked, recipe.eval.batch_tokens, numbers)
+            for i, answer in zip(chosen, given, strict=True):
+                answers[i] = answer
+        yield from answers
+
+
+def _alike(rows: list[Any], prepared: prepare.Prepared) -> list[list[int]]:
+    """The rows by number, those with answers and those without; an answer that cannot be read is left out of its row."""
+    names, options = prepared.task.answers(prepared.options), prepared.options
+
+    def readable(some: list[Any]) -> bool:
+        try:
+            prepared.task.encode(some, prepared.tokenizer, options)
+        except UserError:
+            return False
+        return True
+
+    with_answers = [i for i, row in enumerate(rows) if all(name in row for name in names)]
+    if with_answers and not readable([rows[i] for i in with_answers]):
+        with_answers = [i for i in with_answers if readable([rows[i]])]
+    without = sorted(set(range(len(rows))) - set(with_answers))
+    for i in without:
+        for name in names:
+            rows[i].pop(name, None)
+    return [chosen for chosen in (with_answers, without) if chosen]
 
 
 def ready(path: Path, recipe: Recipe, *, trust_remote_code: bool = False) -> tuple[prepare.Prepared, Any]:
@@ -361,9 +388,9 @@ def _object(line: str, wanted: list[str], where: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def predict(
-    model: Any, prepared: prepare.Prepared, rows: list[Any], budget: int, first: int = 0
+    model: Any, prepared: prepare.Prepared, rows: list[Any], budget: int, numbers: Sequence[int] = (0,)
 ) -> list[dict[str, Any]]:
-    """Predictions for rows of text, of which the first has that number among all."""
+    """Predictions for rows of text, which have these numbers among all."""
     found = Rows(
         store.in_memory(prepared.task.encode(rows, prepared.tokenizer, prepared.options)),
         prepared.task,
@@ -374,7 +401,7 @@ def predict(
     for chosen in batching.evaluation_batches(found.data.lengths, budget, written=prepared.options.written):
         batch = found.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])
         batch = {k: v.to(model.device) for k, v in batch.items()}
-        raw = [{**found.data[int(row)], "row": first + int(row)} for row in chosen]
+        raw = [{**found.data[int(row)], "row": numbers[found.data.documents[row]]} for row in chosen]
         with unpadding.only(model, batch):
             given = prepared.task.predict(model, batch, raw, prepared.tokenizer, prepared.options)  # type: ignore[misc]
         for number, source, answer in zip(chosen, raw, given, strict=True):

@@ -151,3 +151,18 @@ def test_predictions_never_cost_a_file_that_was_there(tokenizer_folder, tmp_path
     commands.predict(folder, str(rows), [], str(kept), 3, False)
     assert len(kept.read_text().splitlines()) == 3
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("kept")) == ["kept.jsonl"]
+
+
+@pytest.mark.parametrize("kind", ["classify", "tag", "qa", "choice"])
+def test_an_answer_that_cannot_be_read_is_left_out_of_its_row_alone(kind, tmp_path, home):
+    source = test_table.source(kind, NAMES[kind], tmp_path, home, max_steps=1)
+    run.train(recipe.from_dict(source), Reporter(silent=True))
+    made = recipe.load(tmp_path / "run" / "recipe.yaml", [])
+    rows = [json.loads(line) for line in (home / f"{kind}.jsonl").read_text().splitlines()[:4]]
+    [name] = task.load(kind).answers(made.task.options)
+    column = source["data"]["columns"].get(name, name)
+    whole = list(measure.predict_rows(tmp_path / "run", made, str(tiny.write_rows(tmp_path / "a.jsonl", rows)), None))
+    rows[1][column], rows[2] = "?", {key: value for key, value in rows[2].items() if key != column}
+    found = list(measure.predict_rows(tmp_path / "run", made, str(tiny.write_rows(tmp_path / "b.jsonl", rows)), None))
+    assert [answer["prediction"] for answer in found] == [answer["prediction"] for answer in whole]
+    assert ["reference" in answer for answer in found] == [True, False, False, True]
