@@ -1,5 +1,6 @@
 """From a recipe to a run, top to bottom. Read this second, after loop.py."""
 
+import json
 import math
 import os
 import shutil
@@ -271,6 +272,7 @@ class Run:
                 + " ".join(f"--allow {key}" for key in refused),
                 where=refused[0],
             )
+        _same_settings(before.get("settings", {}), here["settings"], found.step)
         old, new = ({**facts, **facts["versions"]} for facts in (before, here))
         told = [f"{k} {old.get(k)} -> {v}" for k, v in new.items() if isinstance(v, (str, int)) and old.get(k) != v]
         if told:
@@ -278,7 +280,9 @@ class Run:
 
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint's manifest says besides its files."""
+        settings = self.prepared.task.config(self.prepared.options, self.prepared.tokenizer)
         return {
+            "settings": json.loads(json.dumps(settings)),  # as they are read again
             "content": self.prepared.content, "versions": versions(), "world_size": self.accelerator.num_processes,
             "threads": torch.get_num_threads(), "precision": machine.precision(self.recipe.train),
         }  # fmt: skip
@@ -482,6 +486,18 @@ def total_steps(recipe: Recipe, plan: Plan) -> int:
 def seconds(text: str | None) -> float | None:
     """`90s`, `30m`, `8h` or `2d` (the schema lets nothing else through) in seconds."""
     return None if text is None else float(text[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[text[-1]]
+
+
+def _same_settings(old: dict[str, Any], new: dict[str, Any], step: int) -> None:
+    """Refuse label names and the like that are not those of the checkpoint: its head would answer with other words."""
+    for name, value in new.items():
+        if name in old and old[name] != value:
+            was, now = (models.listed(v.values() if isinstance(v, dict) else [v]) for v in (old[name], value))
+            raise UserError(
+                f"the model's {name} was {was} when step {step} was saved, and would be {now}",
+                hint="put the rows or task.label_names back, or start over with --fresh",
+                where="data.train",
+            )
 
 
 def _advance(schedule: torch.optim.lr_scheduler.LRScheduler, step: int) -> None:

@@ -325,3 +325,27 @@ def test_settings_that_contradict_each_other_end_a_run_before_it_begins(changes,
         run.train(recipe.from_dict(source), Reporter(silent=True))
     assert fault.value.where == where
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("other", [{"b": "z"}, {"c": "d", "d": "d"}])
+def test_labels_that_changed_end_a_run_that_is_resumed_whatever_is_allowed(other, tokenizer_folder, tmp_path):
+    """A name that sorts elsewhere, and one more name."""
+    source = tiny.classify(tmp_path, str(tokenizer_folder), max_steps=2)
+    texts = [row["text"] for row in tiny.lines("sentiment-tweets", limit=24)]
+    names = "abca" if "b" in other else "abcd"
+
+    def write(change):
+        rows = [{"text": text, "label": change.get(names[i % 4], names[i % 4])} for i, text in enumerate(texts)]
+        for split in ("train", "validation"):
+            source["data"][split] = str(tiny.write_rows(tmp_path / f"{split}.jsonl", rows))
+
+    write({"d": "a"})
+    assert children.child(children.train, source) == 0
+    write(other)
+    source["train"]["max_steps"] = 4
+
+    def work():
+        with pytest.raises(UserError, match="id2label was a, b, c when step 2 was saved, and would be a, "):
+            children.train(source, allow=["data.train", "data.validation"])
+
+    assert children.child(work) == 0
