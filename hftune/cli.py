@@ -34,7 +34,8 @@ Output = Annotated[
 ]
 Processes = Annotated[int, typer.Option("--processes", help="processes on this machine")]
 Restarts = Annotated[
-    int, typer.Option("--restarts", help="restart from the newest checkpoint up to this many times after a failure")
+    int,
+    typer.Option("--restarts", min=0, help="restart from the newest checkpoint up to this many times after a failure"),
 ]
 Fresh = Annotated[bool, typer.Option("--fresh/--resume", help="start over, or resume from the newest checkpoint")]
 Allow = Annotated[
@@ -53,7 +54,7 @@ Metric = Annotated[
     typer.Option("--metric", "-m", help="metric, with options as in bleu:lang=zh; may be repeated", show_default=False),
 ]
 Limit = Annotated[
-    int | None, typer.Option("--limit", help="use only this many rows from the start", show_default=False)
+    int | None, typer.Option("--limit", min=1, help="use only this many rows from the start", show_default=False)
 ]
 
 
@@ -432,13 +433,15 @@ def train_tokenizer(
     output: Annotated[str, typer.Option("--output", "-o", help="folder to save it in")],
     kind: Annotated[str, typer.Option("--kind", help="wordpiece, bpe or unigram")] = "wordpiece",
     vocab_size: Annotated[int, typer.Option("--vocab-size", help="entries, special tokens included")] = 8000,
-    lowercase: Annotated[bool, typer.Option("--lowercase", help="fold case")] = False,
-    min_frequency: Annotated[int, typer.Option("--min-frequency", help="least count of a pair to be merged")] = 2,
+    lowercase: Annotated[bool, typer.Option("--lowercase", help="lowercase the text")] = False,
+    min_frequency: Annotated[
+        int, typer.Option("--min-frequency", min=1, help="minimum count of a pair to be merged")
+    ] = 2,
     column: Annotated[str, typer.Option("--column", help="column that holds the text")] = "text",
     model: Annotated[
         str | None, typer.Option("--model", help="architecture that it is for, e.g. bert, gpt2, t5", show_default=False)
     ] = None,
-    max_length: Annotated[int, typer.Option("--max-length", help="longest row of the model")] = 512,
+    max_length: Annotated[int, typer.Option("--max-length", min=1, help="longest row of the model")] = 512,
 ) -> None:
     """Train a tokenizer and save it as a folder that AutoTokenizer loads."""
     from . import commands

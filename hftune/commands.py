@@ -336,12 +336,18 @@ def train_tokenizer(
     max_length: int,
 ) -> None:
     """`hftune tokenizer train`."""
-    from . import data, tokenizer
+    from . import configs, data, tokenizer
     from .schema import Data
 
     kinds = ("wordpiece", "bpe", "unigram")
     if kind not in kinds:
         raise UserError(f"no kind of tokenizer named {kind!r}", hint=f"kinds: {', '.join(kinds)}", where="--kind")
+    place = Path(output)
+    if place.exists() and not (place.is_dir() and {path.name for path in place.iterdir()} <= tokenizer.FILES):
+        hint = "choose a new folder, or one that holds a tokenizer alone"
+        raise UserError(f"{output} holds something else than a tokenizer", hint=hint, where="--output")
+    if model is not None:
+        configs.check_type(model, "--model")
     block = Data.model_validate({"train": list(files), "columns": {} if column == "text" else {"text": column}})
     reader = data.open_split(block, "train", text_columns=["text"])
     assert reader is not None
@@ -356,7 +362,7 @@ def train_tokenizer(
         max_length=max_length,
     )
     try:
-        tokenizer.save(made, Path(output))
+        tokenizer.save(made, place)
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror}", where="--output") from error
     Reporter().say(f"{kind} tokenizer of {len(made):,} entries in {output}")

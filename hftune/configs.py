@@ -79,8 +79,12 @@ def base(recipe: Model) -> Model:
     return recipe.model_copy(update={"path": path, "revision": found.get("revision")})
 
 
-def _default_config(model_type: str) -> Any:
-    from transformers import AutoConfig
+def check_type(model_type: str, where: str) -> None:
+    """That transformers has the architecture.
+
+    Raises:
+        UserError: it has not.
+    """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     if model_type not in CONFIG_MAPPING:
@@ -90,8 +94,14 @@ def _default_config(model_type: str) -> Any:
             hint=f"did you mean {' or '.join(near)}?"
             if near
             else "names are transformers' model types: bert, gpt2, t5, ...",
-            where="model.init",
+            where=where,
         )
+
+
+def _default_config(model_type: str) -> Any:
+    from transformers import AutoConfig
+
+    check_type(model_type, "model.init")
     return AutoConfig.for_model(model_type)
 
 

@@ -71,10 +71,15 @@ def copy(name: str, to: Path) -> list[Path]:
     made = []
     for relative in wanted:
         target, source = to / relative, ROOT / relative
-        if target.exists() and target.read_bytes() != source.read_bytes():
-            raise UserError(f"{target} exists with other content", hint="choose another folder with --to")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        try:
+            if target.exists() and target.read_bytes() != source.read_bytes():
+                raise UserError(f"{target} exists with other content", hint="choose another folder with --to")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {target}: {error.strerror}", hint="choose another folder with --to"
+            ) from error
         made.append(target)
     return made
 

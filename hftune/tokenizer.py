@@ -18,6 +18,9 @@ VOCABULARIES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model",
     "tokenizer.model", "source.spm", "tekken.json", "bpe.codes",
 )  # fmt: skip
+FILES = {  # of a tokenizer
+    *VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt", "chat_template.jinja",
+}  # fmt: skip
 WITHOUT_VOCABULARY = {"ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer"}  # bytes or code points are the ids
 UNBOUNDED = 10**9  # transformers says 1e30 where it knows no limit
 LENGTH = 512  # model_max_length where neither tokenizer nor configuration knows one

@@ -150,3 +150,31 @@ def test_version():
     done = CliRunner().invoke(cli.app, ["--version"])
     assert done.exit_code == 0
     assert done.stdout.startswith("hftune ")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["finetune", "r.yaml", "--restarts", "-1"], "--restarts"),
+        (["predict", "run", "rows.csv", "--limit", "0"], "--limit"),
+        (["predict", "run", "--limit", "-1"], "--limit"),
+        (["recipes", "copy", "sentiment", "--to", "rows.csv"], "cannot write rows.csv/"),
+        (["tokenizer", "train", "rows.csv", "-o", "new", "--min-frequency", "-1"], "--min-frequency"),
+        (["tokenizer", "train", "rows.csv", "-o", "new", "--max-length", "0"], "--max-length"),
+        (["tokenizer", "train", "rows.csv", "-o", "new", "--model", "nope"], "no architecture named 'nope'"),
+        (["tokenizer", "train", "rows.csv", "-o", "run"], "run holds something else than a tokenizer"),
+        (["tokenizer", "train", "rows.csv", "-o", "rows.csv"], "rows.csv holds something else than a tokenizer"),
+    ],
+)
+def test_what_makes_no_sense_on_the_command_line_is_refused(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = tiny.write_rows(tmp_path / "rows.csv", [])
+    rows.write_text("text\none two three\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "model.safetensors").touch()
+    before = sorted(tmp_path.rglob("*"))
+    result = CliRunner().invoke(cli.app, words)
+    told = result.output if isinstance(result.exception, SystemExit) else str(result.exception)
+    assert isinstance(result.exception, (SystemExit, UserError))
+    assert said in told
+    assert sorted(tmp_path.rglob("*")) == before
