@@ -42,7 +42,7 @@ from .folder import METRICS, RECIPE, STATE
 from .loop import Rows
 from .recipe import Recipe, dump
 from .report import Reporter
-from .schema import Clean, Data, Source
+from .schema import Clean, Data
 from .subject import Subject
 from .task import Options, Task
 
@@ -192,12 +192,15 @@ def _tell_overlap(recipe: Recipe, name: str, rows: Any, reporter: Reporter) -> N
 
 
 def _keep(subject: Subject, place: Path, figures: dict[str, Any], prepared: prepare.Prepared) -> None:
-    """Write the figures and their page, with them the card of a run, or beside them the recipe that gave them."""
+    """Write the figures and their page, with them the card of a run, or beside them the recipe that gave them.
+
+    The card, which others read, says nothing of training rows nor of a part of others.
+    """
     write_json(place / METRICS, figures)
-    if place == Path(subject.path):
-        card.write(place, subject.recipe, prepared.model_type, {name or "test": file for name, file in subject.named})
-    else:
+    if place != Path(subject.path):
         (place / RECIPE).write_text(dump(prepared.recipe), encoding="utf-8")
+    elif subject.recipe.eval.limit is None and subject.asked != "train":
+        card.write(place, subject.recipe, prepared.model_type, {name or "test": file for name, file in subject.named})
     page.write(place)
 
 
@@ -352,7 +355,7 @@ def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | No
         return
     clean = recipe.data.clean.model_copy(update={"min_chars": 0, "deduplicate": False})
     block = Data(
-        train=[Source(path=source, limit=limit)],
+        train=[subjects.like_training(recipe.data, source, limit=limit)],
         columns=recipe.data.columns,
         clean=clean,
         encoding=recipe.data.encoding,

@@ -11,9 +11,17 @@ from . import hub, recipe, shipped
 from .errors import UserError
 from .folder import METRICS, RECIPE, STATE, is_run, newest
 from .recipe import Recipe
-from .schema import Data, Model, Tokenizer
+from .schema import Data, Model, Source, Tokenizer
 
 PREDICTIONS = "predictions"
+READING = {
+    "format",
+    "field",
+    "columns",
+    "quotes",
+    "delimiter",
+    "sample_by",
+}  # settings of a source that say how to read it
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ class Subject:
         """
         data, split = self.recipe.data, self.asked or "test"
         if self.named:
-            given = [(name, data.model_copy(update={"test": _sources(path)})) for name, path in self.named]
+            given = [(name, data.model_copy(update={"test": [like_training(data, path)]})) for name, path in self.named]
             return [Rows(name or "test", "test", _only(own, "test"), f"{name}/" if name else "") for name, own in given]
         if self.asked is None and not data.test:
             split = "validation"
@@ -92,8 +100,11 @@ class Subject:
         return [Rows(split, split, _only(data, split))]
 
 
-def _sources(path: str) -> Any:
-    return Data.model_validate({"test": path}).test
+def like_training(data: Data, path: str, **more: Any) -> Source:
+    """Rows given by a path alone, read as the training files with that ending are (delimiter, columns, ...), if these agree."""
+    same = [source for source in data.train or [] if Path(source.path).suffix == Path(path).suffix]
+    ways = [source.model_dump(include=READING, exclude_defaults=True) for source in same]
+    return Source(path=path, **(ways[0] if ways and all(way == ways[0] for way in ways) else {}), **more)
 
 
 def _only(data: Data, split: str) -> Data:
@@ -182,6 +193,9 @@ def _named(data: Sequence[str]) -> tuple[tuple[str, str], ...]:
             name, path = "", text
         elif not re.fullmatch(r"[A-Za-z0-9][\w-]*", name) or not path:
             raise UserError(f"{text!r} is not of the form NAME=PATH", hint="e.g. news=news.jsonl", where="--data")
+        elif name in ("train", "validation", "test"):
+            hint = "choose another name, or measure the recipe's with --split"
+            raise UserError(f"{name} is the name of the recipe's own rows", hint=hint, where="--data")
         found.append((name, path))
     names = [name for name, _ in found]
     if len(found) > 1 and "" in names:

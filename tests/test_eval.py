@@ -171,6 +171,10 @@ def test_the_card_holds_what_was_measured(run, place):
     assert (run / "recipe.yaml").read_text() in (run / "README.md").read_text(), (
         "the recipe as it ran, not as overridden"
     )
+    before = (run / "README.md").read_text()
+    figures(run, "--limit", 3)
+    figures(run, "--split", "train")
+    assert (run / "README.md").read_text() == before, "neither a part nor rows it has learned from"
 
 
 def test_a_person_sees_the_ends_and_what_leaked(run):
@@ -269,12 +273,12 @@ WRONG = [
     (("{r}", "--data", "{p}/a.jsonl", "--data", "{p}/b.jsonl"), "needs a name"),
     (("{r}", "--data", "x={p}/a.jsonl", "--data", "x={p}/b.jsonl"), "two sets"),
     (("{r}", "--data", "../x={p}/a.jsonl"), "NAME=PATH"),
+    (("{r}", "--data", "validation={p}/a.jsonl"), "recipe's own rows"),
     (("{r}", "--data", "{p}/a.jsonl", "--split", "test"), "both given"),
     (("{r}", "--split", "dev"), "no split"),
     (("{r}", "--metric", "bleu"), "cannot score what the task"),
     (("{r}", "--metric", "acuracy"), "did you mean"),
     (("{r}", "--num-beams", "2"), "writes no text"),
-    (("{r}", "--limit", "0"), "positive"),
     (("{r}", "model.path={p}/gpt"), "model's own"),
     (("{r}", "--output", "{p}/gpt"), "holds no results"),
     (("{r}", "--output", "/proc/none"), "cannot write"),

@@ -8,7 +8,7 @@ import test_table
 import tiny
 import zoo
 
-from hftune import commands, fill_mask, measure, recipe, run, task
+from hftune import commands, fill_mask, measure, recipe, run, subject, task
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.tasks import span
@@ -166,3 +166,19 @@ def test_an_answer_that_cannot_be_read_is_left_out_of_its_row_alone(kind, tmp_pa
     found = list(measure.predict_rows(tmp_path / "run", made, str(tiny.write_rows(tmp_path / "b.jsonl", rows)), None))
     assert [answer["prediction"] for answer in found] == [answer["prediction"] for answer in whole]
     assert ["reference" in answer for answer in found] == [True, False, False, True]
+
+
+def test_files_are_read_as_those_of_training_are(tokenizer_folder, tmp_path):
+    source = tiny.classify(tmp_path, str(tokenizer_folder), max_steps=1)
+    rows = "".join(f"{i % 2};text {i}, and more\n" for i in range(12))
+    for name in ("train", "other"):
+        (tmp_path / f"{name}.csv").write_text("stars;body\n" + rows)
+    columns = {"text": "body", "label": "stars"}
+    source["data"] = {"train": [{"path": str(tmp_path / "train.csv"), "delimiter": ";", "columns": columns}]}
+    source["data"]["cache_dir"] = str(tmp_path / "cache")
+    run.train(recipe.from_dict(source), Reporter(silent=True))
+    made, other = recipe.load(tmp_path / "run" / "recipe.yaml", []), str(tmp_path / "other.csv")
+    found = list(measure.predict_rows(tmp_path / "run", made, other, 5))
+    assert [(answer["text"], answer["reference"]) for answer in found][1] == ("text 1, and more", "1")
+    figures = measure.evaluate(subject.find(str(tmp_path / "run"), [], data=[other]), Reporter(silent=True))
+    assert figures["accuracy"]["count"] == 12
