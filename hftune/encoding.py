@@ -242,7 +242,7 @@ def _slow(tokenizer: Any, texts: list[str], words: bool) -> Ragged:
     ids = [tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] for text in texts]
     if not words:
         return _ragged(ids)
-    nowords = _nowords(tokenizer)
+    nowords = no_words(tokenizer)
     rows = []
     for row in ids:
         tokens = tokenizer.convert_ids_to_tokens(row)
@@ -263,8 +263,8 @@ def unknown_id(tokenizer: Any) -> int | None:
     return None if tokenizer.unk_token in others else tokenizer.unk_token_id
 
 
-def _nowords(tokenizer: Any) -> list[int]:
-    """Ids of special tokens; the unknown token is a word."""
+def no_words(tokenizer: Any) -> list[int]:
+    """Ids of special tokens that are no words; the unknown token is one."""
     return sorted(set(tokenizer.all_special_ids) - {unknown_id(tokenizer)})
 
 
@@ -273,7 +273,7 @@ class _Memo:
 
     def __init__(self, tokenizer: Any, backend: Any, words: bool):
         added = backend.get_added_tokens_decoder().values()
-        self.backend, self.words, self.nowords = backend, words, _nowords(tokenizer)
+        self.backend, self.words, self.nowords = backend, words, no_words(tokenizer)
         self.cutting = _cutting(backend, words)
         if backend.normalizer is not None and any(token.normalized for token in added):
             self.cutting = None  # such tokens are looked for in the normalized text, which is not at hand

@@ -26,6 +26,7 @@ from .task import Task
 
 TOKENIZER = "tokenizer.json"
 SOURCE = "number of source"  # a column's name that no task has
+SAMPLE = 256  # encoded rows of which unknown tokens are counted
 
 
 @dataclass
@@ -266,6 +267,12 @@ def _told(split: str, found: store.Encoded) -> str:
     return f"{line}, {len(found):,} rows of {int(found.lengths.sum()):,} tokens encoded"
 
 
+def _sample(found: store.Encoded) -> Any:
+    """Ids of rows spread over a split."""
+    chosen = np.linspace(0, len(found) - 1, min(len(found), SAMPLE)).astype(int)
+    return np.concatenate([found[row]["input_ids"] for row in chosen.tolist()])
+
+
 def prepare(
     recipe: Recipe,
     splits: Sequence[str],
@@ -330,7 +337,10 @@ def prepare(
             recipe, task, own, prepared.tokenizer, reader, reporter, split, fingerprint, begun if first else None
         )
         if first:
-            reporter.say(_told(split, prepared.rows[split].data))
+            found = prepared.rows[split].data
+            reporter.say(_told(split, found))
+            for line in tokenizer.unknown_text(prepared.tokenizer, _sample(found)):
+                reporter.warn(f"{split}: {line}")
     if first and accelerator is not None:
         accelerator.wait_for_everyone()
     return prepared

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .architectures import architecture
-from .encoding import encode_batch, encode_offsets
+from .encoding import encode_batch, encode_offsets, no_words
 from .errors import UserError
 from .hub import Unreachable, answers
 from .vocabulary import train
 
-__all__ = ["check", "encode_batch", "encode_offsets", "fingerprint", "load", "save", "train"]
+__all__ = ["check", "encode_batch", "encode_offsets", "fingerprint", "load", "save", "train", "unknown_text"]
 
 VOCABULARIES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model",
@@ -174,12 +176,14 @@ def check(tokenizer: Any, vocab_rows: int, sample_texts: Sequence[str]) -> list[
             hint="use the tokenizer that belongs to the model, or start from new weights with model.init",
             where="tokenizer",
         )
-    warnings = []
-    ids = encode_batch(tokenizer, sample_texts).values
-    unknown = float((ids == tokenizer.unk_token_id).mean()) if len(ids) and tokenizer.unk_token_id is not None else 0.0
-    if unknown > UNKNOWN_BOUND:
-        warnings.append(
-            f"{unknown:.1%} of the tokens are {tokenizer.unk_token}: the tokenizer does not know this text; "
-            "train one from it, or take another"
-        )
-    return warnings
+    return unknown_text(tokenizer, encode_batch(tokenizer, sample_texts).values)
+
+
+def unknown_text(tokenizer: Any, ids: Any) -> list[str]:
+    """A warning where many of the ids of a text, special ones aside, stand for what the tokenizer cannot spell."""
+    words = ids[~np.isin(ids, no_words(tokenizer))]
+    share = float((words == tokenizer.unk_token_id).mean()) if len(words) else 0.0
+    if share <= UNKNOWN_BOUND:
+        return []
+    told = f"{share:.1%} of the tokens are {tokenizer.unk_token}: the tokenizer does not know this text"
+    return [f"{told}; train one from it, or take another"]

@@ -5,11 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import tiny
 from tiny import lines
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hftune import tokenizer
+from hftune import prepare, recipe, tokenizer
 from hftune.errors import UserError
+from hftune.report import Reporter
 from hftune.vocabulary import train
 
 
@@ -158,6 +160,21 @@ def test_ids_without_a_row_are_refused(made, texts):
 def test_unknown_text_is_warned_of(made):
     (line,) = tokenizer.check(made, len(made), ["жук " * 10 + "the " * 10])
     assert line.startswith("50.0% of the tokens are [UNK]")
+
+
+@pytest.mark.parametrize(("strange", "told"), [(0, False), (3, True), (40, True)])
+def test_preparing_warns_of_unknown_text_too(folder, tmp_path, capsys, strange, told):
+    """Each text is of two special tokens and four words that one token each stands for."""
+    source = tiny.classify(tmp_path, str(folder))
+    texts = ["жук " * 4 if number < strange else "the " * 4 for number in range(40)]
+    rows = [{"text": text, "label": "ab"[number % 2]} for number, text in enumerate(texts)]
+    source["data"] = {
+        "train": str(tiny.write_rows(tmp_path / "rows.jsonl", rows)),
+        "cache_dir": str(tmp_path / "cache"),
+    }
+    prepare.prepare(recipe.from_dict(source), ["train"], Reporter())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (f"warning: train: {strange / 40:.1%} of the tokens are [UNK]" in shown) == told
 
 
 def test_import_is_cheap():
