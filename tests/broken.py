@@ -233,6 +233,11 @@ def _(folder):
     return classify(folder, data={"validation_fraction": 0.3}, train={"metric_for_best_model": "f1[xyz]"})
 
 
+@case("a binary average of names", "eval.metrics", "needs the class", "positive=LABEL, one of negative, positive")
+def _(folder):
+    return classify(folder, eval={"metrics": ["f1:average=binary"]})
+
+
 @case("the best without validation", "load_best_model_at_end", "data.validation")
 def _(folder):
     return classify(folder, train={"load_best_model_at_end": True})

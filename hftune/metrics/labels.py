@@ -40,7 +40,7 @@ def classes(given: Sequence[Any] | None, *sides: Sequence[frozenset[Any]]) -> li
     if len({isinstance(label, str) for label in found}) > 1:
         raise UserError(
             "some labels are texts and some are numbers",
-            hint="write all of them the same way, an option `positive` too",
+            hint="write all of them the same way",
         )
     if given is None:
         return sorted(found)

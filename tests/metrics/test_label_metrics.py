@@ -141,6 +141,26 @@ def test_labels_that_do_not_occur_have_no_figure_and_a_reason():
     assert (absent["value"], absent["low"]) == (None, None)
 
 
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1))
+def test_a_binary_average_of_numbers_written_as_texts_is_that_of_the_numbers(rows):
+    predictions, references = sides(rows)
+    texts = [list(map(str, side)) for side in (predictions, references)]
+    for options in ({}, {"positive": 0}, {"positive": 1}):
+        found = values("f1", *texts, average="binary", **options)
+        assert found == values("f1", predictions, references, average="binary", **options)
+
+
+@PLAIN
+@given(single)
+def test_a_binary_average_of_names_needs_the_one_that_it_speaks_of(rows):
+    predictions, references = sides(rows)
+    with pytest.raises(UserError, match="needs the class") as caught:
+        values("f1", predictions, references, average="binary")
+    assert caught.value.hint == f"give positive=LABEL, one of {', '.join(sorted({*predictions, *references}))}"
+    found = values("f1", predictions, references, average="binary", positive=references[0])
+    assert found["f1"] == found[f"f1[{references[0]}]"]
+
+
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [

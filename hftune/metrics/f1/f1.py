@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from hftune.errors import UserError
 from hftune.metrics import base, labels
 
 _WHY = {"undefined": "no row has this label, in the predictions or in the references"}
@@ -23,7 +24,7 @@ class F1(base.Sums, base.Module):
     }
     options = {
         "average": ("macro", "over the classes that occur", ("macro", "micro", "weighted", "binary")),
-        "positive": (None, "the class that a binary average speaks of; 1 if not given"),
+        "positive": (None, "the class that a binary average speaks of; 1 if not given, which names do not have"),
         "per_class": (True, "also the figures of each class, as f1[LABEL]"),
         "labels": labels.NAMES,
     }
@@ -32,14 +33,29 @@ class F1(base.Sums, base.Module):
     def statistics(self, predictions: base.Rows, references: base.Rows) -> base.Array:
         """Hits, predicted and true rows of each class, sparse [N, 3C]."""
         left, right = labels.as_sets(predictions), labels.as_sets(references)
-        also = [frozenset([self.positive()])] if self.settings["average"] == "binary" else []
+        if self.settings["average"] == "binary":
+            self.positive = self._positive(frozenset().union(*left, *right))
+            also = [frozenset([self.positive])]
+        else:
+            also = []
         self.classes = labels.classes(self.settings["labels"], left, right, also)
         predicted, true = labels.indicator(left, self.classes), labels.indicator(right, self.classes)
         return sparse.hstack([predicted * true, predicted, true], format="csr")
 
-    def positive(self) -> Any:
-        """The class that a binary average speaks of."""
-        return 1 if self.settings["positive"] is None else self.settings["positive"]
+    def _positive(self, found: frozenset[Any]) -> Any:
+        """The class that a binary average speaks of, as text where the labels are texts.
+
+        Raises:
+            UserError: none was given, and the labels are names.
+        """
+        given, texts = self.settings["positive"], sorted(label for label in found if isinstance(label, str))
+        if given is None and "1" not in texts and not all(label.isdecimal() for label in texts):
+            raise UserError(
+                "f1: average=binary needs the class that it speaks of",
+                hint=f"give positive=LABEL, one of {', '.join(texts)}",
+            )
+        given = 1 if given is None else given
+        return str(given) if texts else given
 
     def figures(self, sums: np.ndarray) -> base.Figures:
         """See Sums; the averages leave out classes that neither side names, as scikit-learn does."""
@@ -48,7 +64,7 @@ class F1(base.Sums, base.Module):
         if average == "micro":
             figures = labels.precision_recall_f1(hits.sum(-1), predicted.sum(-1), true.sum(-1))
         elif average == "binary":
-            figures = {name: value[..., self.classes.index(self.positive())] for name, value in each.items()}
+            figures = {name: value[..., self.classes.index(self.positive)] for name, value in each.items()}
         else:
             weight = true if average == "weighted" else (predicted + true > 0).astype(float)
             total = weight.sum(-1)
