@@ -118,6 +118,8 @@ def load_tokenizer(
                 texts, block.train, block.vocab_size, lowercase=block.lowercase, min_frequency=block.min_frequency,
                 model_type=model_type, max_length=length,
             )  # fmt: skip
+            if len(made) < block.vocab_size:
+                reporter.say(f"it has {len(made):,} entries: the training text holds no more")
             aside = folder.with_name(f".{folder.name}.{os.getpid()}")
             tokenizer.save(made, aside)
             shutil.rmtree(folder, ignore_errors=True)

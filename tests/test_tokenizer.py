@@ -177,6 +177,18 @@ def test_preparing_warns_of_unknown_text_too(folder, tmp_path, capsys, strange, 
     assert (f"warning: train: {strange / 40:.1%} of the tokens are [UNK]" in shown) == told
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "fewer"), [("bpe", 300, False), ("bpe", 50_000, True), ("wordpiece", 50_000, True)]
+)
+def test_a_training_that_gives_fewer_entries_says_how_many(tmp_path, capsys, kind, size, fewer):
+    source = tiny.mlm(tmp_path)
+    source["tokenizer"] = {"train": kind, "vocab_size": size}
+    prepared = prepare.prepare(recipe.from_dict(source), [], Reporter())
+    shown = capsys.readouterr().out
+    assert (len(prepared.tokenizer) < size) == fewer
+    assert (f"it has {len(prepared.tokenizer):,} entries" in shown) == fewer
+
+
 def test_import_is_cheap():
     code = "import sys, hftune.tokenizer; print([m for m in ('torch', 'transformers', 'datasets', 'pyarrow') if m in sys.modules])"
     assert (
