@@ -1,5 +1,6 @@
 """`hftune inspect`: what the model is given and must answer, token by token, before an hour is spent on it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,12 @@ from .report import Reporter
 from .run import make_plan
 from .task import IGNORE
 
+# The letters by which byte-level vocabularies spell bytes (Radford et al. 2019): a byte that can be seen by its own letter
+# of Latin-1, the others by those from 256 on
+_SEEN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTES = dict(zip(map(chr, _SEEN), _SEEN, strict=True))
+BYTES |= {chr(256 + i): byte for i, byte in enumerate(sorted(set(range(256)) - set(_SEEN)))}
+BLANKS = {byte: letter for letter, byte in BYTES.items() if byte <= 0x20 or byte == 0x7F}
 MASK, IDS, LABELS = "attention_mask", "input_ids", "labels"
 
 
@@ -49,7 +56,7 @@ def show(
     batch = {name: tensor.numpy() for name, tensor in whole.batches[0].items()}
     names = prepared.task.config(prepared.options, prepared.tokenizer).get("id2label")
     if names is None and prepared.task.vocabulary:
-        names = dict(enumerate(prepared.tokenizer.convert_ids_to_tokens(range(len(prepared.tokenizer)))))
+        names = dict(enumerate(tokens_of(prepared.tokenizer, range(len(prepared.tokenizer)))))
     found = [_row(batch, number, prepared.tokenizer, names) for number in range(min(most, len(batch[IDS])))]
     reporter.table(f"step {step}", [(name, _words(value)) for name, value in facts.items()])
     for row in found:
@@ -61,12 +68,30 @@ def show(
     return answer
 
 
+def tokens_of(tokenizer: Any, ids: Iterable[int]) -> list[str]:
+    """Tokens as a person reads them: of a byte-level vocabulary, which spells bytes by letters, the text of these bytes.
+
+    A byte that is no whole character stands as `\\xe1`, white space as the vocabulary has it (`Ġ`).
+    """
+    tokens: list[str] = tokenizer.convert_ids_to_tokens(list(ids))
+    decoder = getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None)
+    if decoder is None or b"ByteLevel" not in decoder.__getstate__():
+        return tokens
+    added = tokenizer.get_added_vocab()  # these are text as it is
+    return [token if token in added or not BYTES.keys() >= set(token) else _spelled(token) for token in tokens]
+
+
+def _spelled(token: str) -> str:
+    text = bytes(BYTES[letter] for letter in token).decode("utf-8", "backslashreplace")
+    return text.translate(BLANKS)
+
+
 def _row(batch: dict[str, Any], number: int, tokenizer: Any, names: dict[int, str] | None) -> dict[str, Any]:
     """One row of a batch: ids as tokens, with their targets where both stand at the same places; the rest as it is."""
     row = {name: array[number] for name, array in batch.items()}
     ids, labels = row.pop(IDS), row.pop(LABELS, None)
     kept = row.pop(MASK, np.ones(ids.shape)).astype(bool)
-    tokens = np.array(tokenizer.convert_ids_to_tokens(ids.ravel().tolist()), object).reshape(ids.shape)
+    tokens = np.array(tokens_of(tokenizer, ids.ravel().tolist()), object).reshape(ids.shape)
 
     def target(value: Any) -> Any:
         return None if value == IGNORE else names.get(value, value) if names else value

@@ -1,11 +1,16 @@
 """hftune inspect shows the very batch that training sees, for every task."""
 
+import fine
 import pytest
 import tiny
+from hypothesis import given
+from hypothesis import strategies as st
 from test_table import TASKS, source
+from tokenizers.pre_tokenizers import ByteLevel
 
 from hftune import inspecting, recipe, task
 from hftune.report import Reporter
+from hftune.vocabulary import train
 
 ARCHITECTURE = {"clm": "gpt2", "plm": "xlnet", "span": "t5", "denoise": "bart", "rtd": "electra", "translate": "marian"}
 
@@ -35,3 +40,19 @@ def test_masked_tokens_stand_beside_what_they_were(tmp_path):
     assert {"[MASK]"} < {token for token, _ in asked} | {"x"}
     assert "[PAD]" not in {token for token, _ in pairs}
     assert not {"[MASK]", "[CLS]"} & {answer for _, answer in asked}
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_letters_that_stand_for_bytes_are_read_back(text):
+    letters = "".join(piece for piece, _ in ByteLevel(add_prefix_space=False).pre_tokenize_str(text))
+    assert inspecting._spelled(letters) == text.translate(inspecting.BLANKS)
+
+
+def test_letters_of_several_bytes_are_whole_where_a_token_holds_them():
+    tok = train(["საქართველო ენა " * 20], "bpe", 320, model_type="gpt2")
+    tok.add_tokens(["é<ა>"])
+    shown = inspecting.tokens_of(tok, tok("საქართველო ენა é<ა> ж\n")["input_ids"])
+    assert "".join(shown) == "საქართველოĠენა" + "Ġ" + "é<ა>" + "Ġ" + "\\xd0\\xb6" + "Ċ"
+    bert = fine.tok("bert")
+    ids = bert("plain words")["input_ids"]
+    assert inspecting.tokens_of(bert, ids) == bert.convert_ids_to_tokens(ids)
