@@ -10,6 +10,7 @@ from typing import Any
 from . import recipe as recipes
 from . import shipped
 from .errors import Faults, Interrupted, UserError
+from .files import typed_lines
 from .folder import RECIPE, is_run, newest
 from .recipe import Recipe
 from .report import Reporter
@@ -242,7 +243,7 @@ def _task_settings(given: dict[str, Any], drawn: dict[str, Any] | None = None, s
 def _standard_input() -> str:
     if sys.stdin.isatty():
         sys.stderr.write("the prompt (end it with Ctrl-D):\n")
-    return sys.stdin.read().removesuffix("\n")
+    return "".join(typed_lines()).removesuffix("\n")
 
 
 def merge(name: str, output: str | None, trust_remote_code: bool) -> None:

@@ -1,11 +1,15 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and standard input."""
 
 import errno
+import io
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from .errors import UserError
 
 
 def sync(path: Path) -> None:
@@ -53,3 +57,19 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)
+
+
+def typed_lines() -> Iterator[str]:
+    """Lines of standard input as files are read: UTF-8 whatever the locale says, without its mark, each ending in a newline.
+
+    Raises:
+        UserError: bytes that are no UTF-8.
+    """
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict", newline=None)
+    try:
+        yield from sys.stdin
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{error.object[error.start]:02x}"
+        hint = "convert it first, e.g. iconv -f cp1252 -t utf-8"
+        raise UserError(f"not UTF-8: {found}", hint=hint, where="standard input") from None

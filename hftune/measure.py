@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from itertools import count, islice
@@ -37,7 +36,7 @@ from . import subject as subjects
 from . import task as tasks
 from .clean import Cleaner
 from .errors import UserError, stop_at
-from .files import read_json, read_lines, write_json
+from .files import read_json, read_lines, typed_lines, write_json
 from .folder import METRICS, RECIPE, STATE
 from .loop import Rows
 from .recipe import Recipe, dump
@@ -348,7 +347,7 @@ def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | No
     """Rows that may lack the answers, cleaned as those of training were; none is dropped."""
     wanted = task.inputs_only(options)
     if source == "-":
-        for number, line in enumerate(islice(sys.stdin, limit), 1):
+        for number, line in enumerate(islice(typed_lines(), limit), 1):
             where = f"standard input:{number}"
             row = {wanted[0]: line.rstrip("\n")} if len(wanted) == 1 else _object(line, wanted, where)
             yield asked(row, wanted, recipe.data.clean, where)

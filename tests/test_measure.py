@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from hftune import batching, cli, evaluation, loop, measure, prepare, recipe, run, schema
 from hftune import task as tasks
 from hftune.errors import UserError
+from hftune.files import typed_lines
 from hftune.report import Reporter
 from hftune.tasks import tag
 
@@ -197,3 +198,15 @@ def test_lines_of_text_are_rows_and_where_a_row_has_several_parts_objects(monkey
     assert lines("classify", "just text\n", monkeypatch)[0]["text"] == "just text"
     with pytest.raises(UserError, match="text and text_pair"):
         lines("classify", "just text\n", monkeypatch, pair=True)
+
+
+def test_standard_input_is_read_as_files_are(monkeypatch):
+    """As UTF-8 in any locale, without a mark and without what ends lines elsewhere; other bytes are one line."""
+
+    def read(content):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="ascii", newline="\n"))
+        return list(typed_lines())
+
+    assert read(b"\xef\xbb\xbfcaf\xc3\xa9\r\ntwo\n") == ["caf\u00e9\n", "two\n"]
+    with pytest.raises(UserError, match=r"standard input: not UTF-8: byte 0xe9(.|\n)*iconv"):
+        read(b"caf\xe9\n")
