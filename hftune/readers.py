@@ -5,7 +5,8 @@ a key as one row, take columns of changing types, and say neither file nor line 
 """
 
 import csv
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 from . import jsonrows
@@ -65,8 +66,15 @@ def table(text: Text, source: Source, rejects: Rejects) -> Placed:
         else:
             line = delimiter.join(fields)
             message = f"{len(fields)} fields where the header has {len(header)}: {shown(line)}"
-            hint = 'a field that holds the separator, a quote or a line end must stand in "double quotes"'
+            quote = 'a field that holds the separator, a quote or a line end must stand in "double quotes"'
+            hint = separated(header) or quote
             rejects.add(UserError(message, hint=hint, where=f"{name}:{start}"), line)
+
+
+def separated(header: Sequence[str]) -> str | None:
+    """What to do about a header of one column whose name holds what separates columns elsewhere."""
+    marks = [mark for mark in ";\t|" if mark in header[0]] if len(header) == 1 else []
+    return f"give the source its separator: {{path: ..., delimiter: {json.dumps(marks[0])}}}" if marks else None
 
 
 def _unique(names: list[str], where: str) -> list[str]:

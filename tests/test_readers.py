@@ -459,3 +459,20 @@ def test_what_is_no_encoding_of_files_is_none(encoding):
 )
 def test_what_is_one_is_taken(encoding):
     assert lines.check_encoding(encoding)
+
+
+@pytest.mark.parametrize(("mark", "written"), [(";", '";"'), ("|", '"|"'), ("\t", r'"\t"')])
+@pytest.mark.parametrize("more", ["", ", too"])
+def test_a_file_that_is_separated_otherwise_is_told_how_to_be_read(mark, written, more, tmp_path):
+    """Whether its rows look like one column, or like more than the header has."""
+    file = tmp_path / "rows.csv"
+    file.write_text(f"text{mark}label\none{more}{mark}1\n")
+    reader = data.open_split(Data(train=str(file)), "train", ["text"], ["label"])
+    with pytest.raises(UserError) as fault:
+        list(reader) if more else data.check_columns(reader, ["text", "label"])
+    assert f"delimiter: {written}" in fault.value.hint
+    block = Data.model_validate({"train": [{"path": str(file), "delimiter": mark}]})
+    assert dict(next(iter(data.open_split(block, "train", ["text"], ["label"])))) == {
+        "text": f"one{more}",
+        "label": "1",
+    }

@@ -47,11 +47,8 @@ def _names(row: Any, options: ClassifyOptions) -> list[str]:
     value = row["label"]
     if options.kind != "multi":
         if isinstance(value, (list, dict)) or value is None or value == "":
-            raise UserError(
-                f"the label is {json.dumps(value)[:40]}, wanted one label",
-                hint="for lists set task.kind: multi",
-                where=row.where,
-            )
+            hint = "for lists set task.kind: multi" if value else "give the row a label, or leave it out"
+            raise UserError(f"the label is {json.dumps(value)[:40]}, wanted one label", hint=hint, where=row.where)
         return [_name(value, row)]
     values = value.split(options.separator) if isinstance(value, str) else value if isinstance(value, list) else [value]
     return [name for v in values if v is not None and (name := _name(v, row))]
@@ -138,7 +135,8 @@ def _number(row: Any) -> float:
             learned = np.float32(value)
     except (TypeError, ValueError, OverflowError):
         message = f"the label is {str(row['label'])[:40]!r}, wanted a number"
-        raise UserError(message, hint="for names set task.kind: single", where=row.where) from None
+        hint = "for names set task.kind: single" if row["label"] else "give the row a label, or leave it out"
+        raise UserError(message, hint=hint, where=row.where) from None
     if learned == IGNORE or not np.isfinite(learned):
         why = "which elsewhere marks what a loss ignores" if learned == IGNORE else "wanted a finite number"
         raise UserError(f"the label is {value:g}, {why}", hint="drop the row, or scale the numbers", where=row.where)
