@@ -4,7 +4,7 @@ import difflib
 from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .errors import UserError
 from .task import Options
@@ -24,6 +24,12 @@ class Weighted(Options):
     label_counts: tuple[int, ...] | None = Field(
         None, description="targets of each label, for class_weights: balanced; default: counted in the training rows"
     )
+
+    @model_validator(mode="after")
+    def _each_label_once(self) -> Self:
+        if twice := [name for name, count in Counter(self.label_names or ()).items() if count > 1]:
+            raise ValueError(f"label_names holds {twice[0][:40]!r} twice")
+        return self
 
     def counted(self, counts: Counter[str]) -> Self:
         """With the targets of each label.

@@ -166,11 +166,11 @@ class RunFolder:
         if changed:
             told = "; ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in changed[:6])
             more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
+            hint = "choose another output.dir, or start over with --fresh"
+            if not any(recipe.mark(key) == "fixed" for key, _, _ in changed):
+                hint += ", or accept the change with " + " ".join(f"--allow {key}" for key, _, _ in changed[:6])
             raise UserError(
-                f"{self.path} holds a run of a different recipe ({told}{more})",
-                hint="choose another output.dir, start over with --fresh, or accept the change with "
-                + " ".join(f"--allow {key}" for key, _, _ in changed[:6]),
-                where="output.dir",
+                f"{self.path} holds a run of a different recipe ({told}{more})", hint=hint, where="output.dir"
             )
 
     def has_trained(self) -> bool:

@@ -68,10 +68,11 @@ def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
 def mark(key: str, options: type[BaseModel] | None = None) -> str | None:
     """What a change of a key means to a run that is resumed; `options` are those of its task.
 
-    `"free"`: it does not decide the mathematics. `"extend"`: a greater value trains for longer. None: another run.
+    `"free"`: it does not decide the mathematics. `"extend"`: a greater value trains for longer. `"fixed"`: it decides which
+    weights and moments there are, so that nothing of the old ones could be kept. None: another run.
     """
     plain = re.sub(r"\[\d+\]", "", key)
-    for name in ("free", "extend"):
+    for name in ("free", "extend", "fixed"):
         if any(plain == k or plain.startswith(f"{k}.") for k in _marked(name, options)):
             return name
     return None

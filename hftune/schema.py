@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 from pydantic.config import JsonDict
 
 FREE: JsonDict = {"free": True}  # does not decide the mathematics: a resumed run may change it
+FIXED: JsonDict = {"fixed": True}  # decides which weights and moments there are: no resumed run can change it
 EXTEND: JsonDict = {"extend": True}  # says how long to train: a resumed run may go on for longer
 PATH: JsonDict = {"path": True}  # may hold ${VARIABLE}
 
@@ -209,14 +210,20 @@ class Peft(Block):
     """Parameter-efficient fine-tuning with peft."""
 
     method: Literal["lora", "rslora", "dora", "ia3", "adalora", "prefix", "prompt", "p-tuning"] = Field(
-        description="the PEFT method"
+        description="the PEFT method", json_schema_extra=FIXED
     )
-    r: Positive = Field(8, description="rank, for the LoRA family")
+    r: Positive = Field(8, description="rank, for the LoRA family", json_schema_extra=FIXED)
     lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="scale, for the LoRA family")
     lora_dropout: Share = Field(0.0, description="dropout on the adapter's input, for the LoRA family")
-    target_modules: list[str] | str | None = Field(None, description="module names; default: by architecture")
-    modules_to_save: list[str] = Field([], description="further modules to train and save whole")
-    num_virtual_tokens: Positive = Field(20, description="length of the prompt, for prefix, prompt and p-tuning")
+    target_modules: list[str] | str | None = Field(
+        None, description="module names; default: by architecture", json_schema_extra=FIXED
+    )
+    modules_to_save: list[str] = Field(
+        [], description="further modules to train and save whole", json_schema_extra=FIXED
+    )
+    num_virtual_tokens: Positive = Field(
+        20, description="length of the prompt, for prefix, prompt and p-tuning", json_schema_extra=FIXED
+    )
 
 
 class Train(Block):
@@ -262,7 +269,7 @@ class Train(Block):
         0.0, description="fraction of the steps for linear warmup", json_schema_extra=replaces("warmup_steps")
     )
     warmup_steps: Count | None = Field(None, description="number of warmup steps, instead of warmup_ratio")
-    optim: Literal["adamw", "adafactor", "sgd"] = Field("adamw", description="optimizer")
+    optim: Literal["adamw", "adafactor", "sgd"] = Field("adamw", description="optimizer", json_schema_extra=FIXED)
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.01,
         description="weight decay, decoupled from the gradient, but with sgd added to it; biases and norms are exempt",
@@ -272,9 +279,11 @@ class Train(Block):
     adam_epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="Adam's epsilon")
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="maximum gradient norm; 0: no clipping")
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="label smoothing")
-    freeze: Literal["none", "body"] = Field("none", description="body: train the new head only (a linear probe)")
+    freeze: Literal["none", "body"] = Field(
+        "none", description="body: train the new head only (a linear probe)", json_schema_extra=FIXED
+    )
     layerwise_lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="factor on the learning rate from each layer to the one below it"
+        1.0, description="factor on the learning rate from each layer to the one below it", json_schema_extra=FIXED
     )
     gradual_unfreezing: Count = Field(
         0,

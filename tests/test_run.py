@@ -231,6 +231,8 @@ def test_another_recipe_is_refused(straight):
     with pytest.raises(UserError, match=r"train\.learning_rate: 0\.001 -> 0\.005"):
         folder.RunFolder.claim(other)
     folder.RunFolder.claim(other, allow=["train.learning_rate"])
+    with pytest.raises(UserError, match=r"start over with --fresh\Z"):  # no --allow would bring the moments of another
+        folder.RunFolder.claim(recipe.from_dict({**source, "train": {**source["train"], "optim": "sgd"}}))
     free = recipe.from_dict({**source, "train": {**source["train"], "logging_steps": 5, "micro_batch_tokens": 64}})
     folder.RunFolder.claim(free)
 
