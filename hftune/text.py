@@ -108,7 +108,10 @@ def truncated(tokenizer: Any, most: int, *texts: list[str], **target: list[str])
 
 def unknown(ids: Ragged, tokenizer: Any) -> npt.NDArray[np.int64]:
     """How many tokens of each text stand for what the tokenizer cannot spell."""
-    found = np.flatnonzero(ids.values == unknown_id(tokenizer))
+    wanted = unknown_id(tokenizer)
+    if wanted is None:  # bytes spell everything
+        return np.zeros(len(ids), np.int64)
+    found = np.flatnonzero(ids.values == wanted)
     return np.bincount(np.searchsorted(ids.offsets, found, side="right") - 1, minlength=len(ids))
 
 
