@@ -25,15 +25,7 @@ def first_rows(rows: Rows, limit: int | None) -> int | None:
 def measured(
     model: Any, rows: Rows, accelerator: Any, settings: Eval, shortcuts: Shortcuts, also: loop.Also | None = None
 ) -> dict[str, tuple[Any, Any]]:
-    """As loop.evaluate_rows, of the rows of the first `settings.limit` texts.
-
-    Args:
-        model: unwrapped model.
-        rows: the split.
-        accelerator: accelerate's Accelerator.
-        settings: the recipe's block `eval`.
-        shortcuts: what need not be computed for the losses.
-        also: called with the numbers of the rows and the batch, after the losses of each.
+    """As loop.evaluate_rows, of the rows of the first `settings.limit` texts; arguments as of evaluation.evaluate.
 
     Returns:
         By term, (sums float64 [rows], counts int64 [rows]).

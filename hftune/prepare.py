@@ -21,7 +21,7 @@ from .errors import UserError
 from .loop import Rows
 from .recipe import Recipe
 from .report import Reporter
-from .schema import Model
+from .schema import Model, Tokenizer
 from .task import Task
 
 TOKENIZER = "tokenizer.json"
@@ -112,21 +112,8 @@ def load_tokenizer(
         length = getattr(options, "max_length", 512)
         folder = trained_folder(recipe, reader, model_type, length)
         if _damaged(folder):
-            reporter.say(f"training a {block.train} tokenizer of {block.vocab_size:,} entries")
             texts = (text for row in reader for name in task.text_columns(options) for text in strings(row[name]))
-            made = tokenizer.train(
-                texts, block.train, block.vocab_size, lowercase=block.lowercase, min_frequency=block.min_frequency,
-                model_type=model_type, max_length=length,
-            )  # fmt: skip
-            if len(made) < block.vocab_size:
-                reporter.say(f"it has {len(made):,} entries: the training text holds no more")
-            aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-            tokenizer.save(made, aside)
-            shutil.rmtree(folder, ignore_errors=True)
-            try:
-                os.rename(aside, folder)
-            except OSError:  # another run was as far
-                shutil.rmtree(aside, ignore_errors=True)
+            _train_tokenizer(block, texts, model_type, length, folder, reporter)
         found = tokenizer.load(str(folder))
     elif block.path or recipe.model.path or recipe.model.encoder:
         path = block.path or recipe.model.path or recipe.model.encoder or ""
@@ -143,6 +130,27 @@ def load_tokenizer(
         [token for token in task.tokens(options, found) if token not in found.get_vocab()], special_tokens=True
     )
     return models.prepare_tokenizer(found, model_type)
+
+
+def _train_tokenizer(
+    block: Tokenizer, texts: Iterator[str], model_type: str, length: int, folder: Path, reporter: Reporter
+) -> None:
+    """Train what the block `tokenizer` asks for, and put it into the folder whole."""
+    assert block.train is not None
+    reporter.say(f"training a {block.train} tokenizer of {block.vocab_size:,} entries")
+    made = tokenizer.train(
+        texts, block.train, block.vocab_size, lowercase=block.lowercase, min_frequency=block.min_frequency,
+        model_type=model_type, max_length=length,
+    )  # fmt: skip
+    if len(made) < block.vocab_size:
+        reporter.say(f"it has {len(made):,} entries: the training text holds no more")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    tokenizer.save(made, aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        os.rename(aside, folder)
+    except OSError:  # another run was as far
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _template(given: str) -> str:
