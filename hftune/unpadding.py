@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import streams
 from .heads import unwrap
 from .optim import layers
 
@@ -36,12 +37,14 @@ def only(model: nn.Module, batch: dict[str, Tensor], read: Tensor | None = None)
 
     Args:
         model: wrapped or not; of a kind that is not known, or compiled, or on another device than a CPU, it stays as it is.
+            Of XLNet see streams.py.
         batch: its `attention_mask` [B, T] (or [B, C, T], of choices) says which positions are real; without one, all are.
         read: bool of the same shape, where the last layer's output is read; None: everywhere.
     """
     place = _place(batch, read) if possible(model) else None
     if place is None:
-        yield
+        with streams.only(model):
+            yield
         return
     kept = unwrap(model).get_output_embeddings() is not None
     handles = [handle for stack in layers(model) for handle in place.hooks(stack, kept)]
