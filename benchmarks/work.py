@@ -1,7 +1,7 @@
 """What a job needs at least: floating-point operations of its matrix products, and how fast this machine does those.
 
 Needed is what the mathematics needs: each row at its own length, the vocabulary head at the targets alone, of an encoder's
-last layer only what the loss reads, three times the forward for training. Dropout, norms, the optimizer and everything
+last layer only what the loss reads, XLNet's query stream at its targets, three times the forward for training. Dropout, norms, the optimizer and everything
 else that is no matrix product count as nothing.
 """
 
@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hftune import optim, unpadding
+from hftune import optim, streams, unpadding
 
 SIZES = (512, 1024, 2048)
 KEPT = unpadding.KEYS + unpadding.VALUES
@@ -46,7 +47,8 @@ def needed(name: str, where: Path) -> dict[str, Any]:
         real = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))  # packed rows have none, nor padding
         shape = int(real.sum()), labels if kept(model, batch) else 0
         if shape not in found:
-            with shapes_alone, FlopCounterMode(display=False) as counter, torch.no_grad():
+            counter = FlopCounterMode(display=False)
+            with shapes_alone, streams.only(model), sdpa_kernel(SDPBackend.MATH), counter, torch.no_grad():
                 model(**shaped(model, batch, *shape))
             found[shape] = counter.get_total_flops()
         read = labels if batch["labels"].ndim > 1 else 1
