@@ -39,7 +39,9 @@ def permuted(rate=0.2, lengths=(WIDTH, 7, 29)):
         {"input_ids": np.array([*before, *rng.choice(free, n - len(before) - len(after)), *after])} for n in lengths
     ]
     batch = plm.collate(rows, tokenizer, options, [np.random.default_rng(i) for i in range(len(rows))])
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+    found = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+    found["token_type_ids"][:, 1::3] = 1  # so that some targets are of another segment than others
+    return found
 
 
 def step(model, batch, within):
