@@ -422,8 +422,10 @@ class Run:
                     self.recipe.eval.limit,
                 )
         spent = self.progress.seconds
+        facts = {"step": self.progress.step, "tokens": self.progress.tokens, "training_seconds": round(spent, 1)}
         self.accelerator.wait_for_everyone()
         with self.signals.held():
+            self.folder.set("running", skipped_steps=self.progress.skipped, **facts)  # the card tells them
             if self.folder.main:
                 self._write_model()
                 for figure in figures.values():
@@ -432,8 +434,7 @@ class Run:
                     os.replace(shown, shown.with_name("validation.jsonl"))
                 write_json(self.folder.path / METRICS, figures)
                 card.write(self.folder.path, self.recipe, self.prepared.model_type)
-            facts = {"step": self.progress.step, "tokens": self.progress.tokens, "training_seconds": round(spent, 1)}
-            self.folder.set("finished", skipped_steps=self.progress.skipped, **facts)
+            self.folder.set("finished")
             if self.folder.main:
                 page.write(self.folder.path)
             self.accelerator.wait_for_everyone()

@@ -222,7 +222,9 @@ def test_a_finished_run_is_not_run_again_but_extended(straight, tmp_path):
     assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
     longer = {**source, "train": {**source["train"], "max_steps": 14}}
     assert children.child(children.train, longer) == 0
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["step"] == 14
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert told["step"] == 14
+    assert f"14 steps, {told['tokens']:,} tokens in" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_another_recipe_is_refused(straight):
