@@ -20,7 +20,8 @@ TASK_TYPES = {  # peft's name of what a head does; a head without one takes no v
     "AutoModelForCausalLM": "CAUSAL_LM",
     "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
 }
-HEADS = {"SEQ_CLS": {"classifier", "score"}, "TOKEN_CLS": {"classifier", "score"}}  # peft trains these whole by itself
+# peft trains these whole by itself
+HEADS = {"SEQ_CLS": {"classifier", "score"}, "TOKEN_CLS": {"classifier", "score"}, "QUESTION_ANS": {"qa_outputs"}}
 MERGEABLE = ("lora", "rslora", "dora", "adalora", "ia3")  # these change weights
 PROMPTS = ("prompt", "p-tuning", "prefix")  # these put virtual tokens before the text
 
@@ -175,6 +176,8 @@ def _configuration(model: Any, peft: Peft, head: str, steps: int, whole: list[st
     common: dict[str, Any] = {"task_type": TASK_TYPES.get(head), "modules_to_save": [*whole] or None}
     if peft.method in PROMPTS:
         return _virtual(model, peft, common)
+    if common["task_type"] == "QUESTION_ANS":
+        common["task_type"] = None  # peft's class of that name keeps the segment ids from the model
     chosen = targets(peft.method, model.config)
     if peft.target_modules is not None:
         chosen["target_modules"] = _named(model, peft.target_modules, whole)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from . import hub
 from .files import read_json
 from .folder import METRICS, RECIPE
 from .recipe import Recipe
@@ -62,6 +63,7 @@ def write(path: Path, recipe: Recipe, model_type: str, named: Mapping[str, str] 
         MARK,
         f"# {markdown(path.name)}",
         f"A {model_type} model trained by hftune {state.get('versions', {}).get('hftune', '')} for the task {markdown(recipe.task.name)} on {markdown(sources)}.",
+        *([ADAPTER] if hub.adapter(str(path)) else []),
         "## Figures",
         "| figure | value | interval | rows or targets |\n|---|---|---|---|\n" + "\n".join(rows)
         if rows
@@ -74,6 +76,9 @@ def write(path: Path, recipe: Recipe, model_type: str, named: Mapping[str, str] 
     card.write_text("\n\n".join(text) + "\n", encoding="utf-8")
 
 
+ADAPTER = (
+    "It is an adapter, which is loaded onto the model that it changes; `hftune merge` makes a plain model of the two."
+)
 MARK = "<!-- written by hftune; a card without this line is left alone -->"
 
 

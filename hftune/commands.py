@@ -11,7 +11,7 @@ from . import recipe as recipes
 from . import shipped
 from .errors import Faults, Interrupted, UserError
 from .files import typed_lines
-from .folder import RECIPE, is_run, newest
+from .folder import MERGED, RECIPE, is_run, newest
 from .recipe import Recipe
 from .report import Reporter
 
@@ -251,7 +251,7 @@ def merge(name: str, output: str | None, trust_remote_code: bool) -> None:
     path = _run(name)
     from . import measure
 
-    place = Path(output) if output else path / "merged"
+    place = Path(output) if output else path / MERGED
     told = measure.merge_run(path, recipes.load(path / RECIPE), place, trust_remote_code=trust_remote_code)
     Reporter().say(f"{told}: one plain model in {place}")
 

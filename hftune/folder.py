@@ -25,6 +25,7 @@ from .safety import without_tokens
 
 STATE, RECIPE, LOG, METRICS, CHECKPOINTS = "run.json", "recipe.yaml", "log.jsonl", "metrics.json", "checkpoints"
 MODEL = "model"  # what is being written of it lies in .model, then beside the rest
+MERGED = "merged"  # the plain model that an adapter and its base make
 
 
 @cache

@@ -5,6 +5,7 @@ from typing import Any
 
 from . import hub
 from .errors import UserError
+from .folder import MERGED
 
 # What stays here: checkpoints; predictions and the page, which show rows of the data; what tells of this machine
 KEPT_HERE = ["checkpoints/*", "predictions/*", "report.html", "log.jsonl", "run.json", ".*", "*/.*"]
@@ -22,11 +23,18 @@ def push(path: Path, name: str, *, public: bool = False) -> str:
         Address of the commit.
 
     Raises:
-        UserError: the run has no model yet, there is no token, or the Hub refuses or cannot be reached.
+        UserError: the run has no model yet or is an adapter of one that lies here alone, there is no token, or the Hub
+            refuses or cannot be reached.
     """
-    if not (path / "config.json").is_file() and not hub.adapter(str(path)):
+    adapter = hub.adapter(str(path))
+    if not (path / "config.json").is_file() and not adapter:
         raise UserError(
             f"{path} is not finished: it has no model yet", hint="start its command again: it resumes where it stopped"
+        )
+    if adapter and Path(adapter["base_model_name_or_path"]).is_absolute():
+        raise UserError(
+            f"{path} is an adapter of {adapter['base_model_name_or_path']}, which nobody else has",
+            hint=f"hftune merge {path}, then push {path / MERGED}; or train it from the name of its base on the Hub",
         )
     if name.count("/") != 1 or not all(name.split("/")):
         raise UserError(f"{name} is no name on the Hub", hint="write owner/name")

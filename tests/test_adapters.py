@@ -342,6 +342,7 @@ def test_peft_and_transformers_load_a_run(runs):
 
     place, _ = runs("lora")
     run = place / "run"
+    assert "`hftune merge` makes a plain model" in (run / "README.md").read_text()
     _, ours = measure.ready(run, recipe.load(run / "recipe.yaml"))
     batch = {"input_ids": torch.tensor([[2, 30, 31, 32, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
     theirs = AutoPeftModelForSequenceClassification.from_pretrained(run, num_labels=3).eval()

@@ -59,6 +59,15 @@ def test_public_only_when_asked(run, asked):
     assert asked[0][1]["private"] is False
 
 
+def test_an_adapter_goes_only_where_others_find_its_base(run, asked):
+    (run / "config.json").unlink()
+    (run / "adapter_config.json").write_text('{"base_model_name_or_path": "/home/me/base"}')
+    with pytest.raises(UserError, match=r"nobody else has\n  hint: hftune merge .*, then push .*/merged"):
+        push(run, "me/model")
+    (run / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
+    assert push(run, "me/model") == "https://hub/commit"
+
+
 def test_what_cannot_be_pushed_is_one_line(run, asked, monkeypatch):
     with pytest.raises(UserError, match="no name on the Hub"):
         push(run, "model")

@@ -82,16 +82,17 @@ def batch(name: str, head: str, seed: int = 0, lengths: tuple[int, ...] = LENGTH
     plain = np.setdiff1d(np.arange(len(t)), t.all_special_ids)
     left = t.padding_side == "left"
     ids = np.full((len(lengths), width), t.pad_token_id)
-    mask = np.zeros_like(ids)
+    mask, kinds = np.zeros_like(ids), np.zeros_like(ids)
     for row, length in enumerate(lengths):
         chosen = np.random.default_rng((seed, row)).choice(plain, length)
         if head == CLASSIFY and name in SEQ2SEQ:
             chosen[-1] = t.eos_token_id  # these heads read it
         here = slice(width - length, None) if left else slice(length)
         ids[row, here], mask[row, here] = chosen, 1
+        kinds[row, here] = np.arange(length) > length // 2
     found: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if "token_type_ids" in t.model_input_names:
-        found["token_type_ids"] = np.zeros_like(ids)
+        found["token_type_ids"] = kinds
     rows = np.arange(len(lengths))
     if head == CHOICE:
         found = {key: value.reshape(len(lengths) // 2, 2, width) for key, value in found.items()}
