@@ -72,15 +72,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if d_bias is not None:
                 d_bias += probabilities.sum(0)
             gradient = probabilities.to(logits.dtype)
-            late = (
-                gradient.dtype == torch.float16
-            )  # in which gradients vanish that the loss's scale has not reached yet
+            # half precision loses gradients that the loss's scale has not reached yet
+            late = gradient.dtype == torch.float16
             if d_hidden is not None:
                 d_hidden[at : at + step] = (gradient @ weight_VH)[:real]
             if need_weight:
-                hidden = (
-                    hidden if late else hidden * factor
-                )  # where it is small: not among the V columns of the gradient
+                # the factor goes where it is cheap: H columns, not the V of the gradient
+                hidden = hidden if late else hidden * factor
                 exact = gradient.dtype == weight_VH.dtype == hidden.dtype
                 if d_weight is None:  # nothing to add to: a pass of zeros over V x H spared
                     d_weight = (gradient.T @ hidden).to(weight_VH.dtype)

@@ -91,10 +91,8 @@ class Group:
         while True:
             codes = [rank.poll() for rank in self.ranks]
             if first is None and (failed := [(rank, code) for rank, code in enumerate(codes) if code]):
-                first, deadline = (
-                    min(failed, key=lambda pair: pair[1]),
-                    time.monotonic() + GRACE,
-                )  # the killed before others
+                first = min(failed, key=lambda pair: pair[1])  # the killed before others
+                deadline = time.monotonic() + GRACE
                 if self.received is None:
                     self._tell(*first)
                     self._all(signal.SIGTERM)

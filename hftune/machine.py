@@ -215,12 +215,8 @@ def micro_batch_overhead(model: torch.nn.Module) -> int:
     return int(min(2048, max(16, fixed * FLOPS / (6 * max(1, body)))))
 
 
-LAYER, PARAMETER, FLOPS = (
-    2e-3,
-    6e-9,
-    4e10,
-)  # seconds a layer, seconds a parameter, operations a second (benchmarks/NOTES.md)
-
+# seconds a layer, seconds a parameter, operations a second (benchmarks/NOTES.md)
+LAYER, PARAMETER, FLOPS = 2e-3, 6e-9, 4e10
 
 PREPARING = timedelta(days=1)  # ranks wait so long for the first one to encode; in training the watchdog is shorter
 GAIN = 1.3  # how many times as fast a matrix product must be to be worth what it takes to begin with each shape
