@@ -48,7 +48,7 @@ def explain(error: Exception, folder: str, last: str | None, needs: int = 0) -> 
     if memory_ran_out(error):
         return Breakdown(
             f"memory ran out; {kept}",
-            hint="a smaller train.micro_batch_tokens (or eval.batch_tokens) needs less and changes no figure",
+            hint="a smaller train.micro_batch_tokens (or eval.batch_tokens) needs less, at the same mathematics",
         )
     if "DataLoader worker" in str(error) or isinstance(error, (ConnectionError, EOFError)):
         return Breakdown(

@@ -233,7 +233,7 @@ class Train(Block):
     batch_tokens: Positive | None = Field(None, description="instead of batch_size: tokens of one optimizer step")
     micro_batch_tokens: Positive | None = Field(
         None,
-        description="padded tokens of a micro-batch; affects speed and memory, not the results; default: chosen to fit the memory",
+        description="padded tokens of a micro-batch; affects speed, memory and where dropout falls, nothing else; default: chosen to fit the memory",
         json_schema_extra=FREE,
     )
     num_train_epochs: Annotated[float, Field(gt=0)] = Field(
