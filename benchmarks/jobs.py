@@ -72,21 +72,21 @@ WRITTEN = {"max_length": 1024, "max_target_length": 128, "max_new_tokens": 127}
 
 FULL: dict[str, Job] = {
     "masked_lm": Job(
-        "mlm", "docs-text", (8, 3), 4, ("wordpiece", 30522), ("bert", {**SMALL_BERT, "vocab_size": 30522}),
+        "mlm", "docs-text", (24, 6), 4, ("wordpiece", 30522), ("bert", {**SMALL_BERT, "vocab_size": 30522}),
         "AutoModelForMaskedLM", BERT, 3.0, TEXT, memory=32,
     ),
     "causal_lm": Job(
-        "clm", "docs-text", (10, 2), 8, ("bpe", 50257),
+        "clm", "docs-text", (24, 3), 8, ("bpe", 50257),
         ("gpt2", {"n_embd": 384, "n_layer": 6, "n_head": 6, "vocab_size": 50257}),
         "AutoModelForCausalLM", ("resid_pdrop", "embd_pdrop", "attn_pdrop"), 1.9, {**TEXT, "packing": True}, memory=32,
     ),
     "xlnet": Job(
-        "plm", "docs-text", (6, 3), 4, ("unigram", 32000),
+        "plm", "docs-text", (18, 6), 4, ("unigram", 32000),
         ("xlnet", {"d_model": 384, "n_layer": 6, "n_head": 6, "d_inner": 1536, "vocab_size": 32000}),
         "AutoModelForCausalLM", ("dropout",), 1.5, TEXT,
     ),
     "t5_spans": Job(
-        "span", "docs-text", (16, 3), 8, ("unigram", 32000),
+        "span", "docs-text", (40, 4), 8, ("unigram", 32000),
         ("t5", {"d_model": 384, "d_kv": 64, "num_heads": 6, "d_ff": 1536, "num_layers": 6, "vocab_size": 32128}),
         "AutoModelForSeq2SeqLM", ("dropout_rate",), 2.2, TEXT,
     ),
@@ -95,7 +95,7 @@ FULL: dict[str, Job] = {
         "AutoModelForSequenceClassification", BERT, 3.3, TEXT,
     ),
     "tagging": Job(
-        "tag", "address-tokens", (320, 96), 16, ("wordpiece", 30522), ("bert", {**SMALL_BERT, "vocab_size": 30522}),
+        "tag", "address-tokens", (960, 128), 16, ("wordpiece", 30522), ("bert", {**SMALL_BERT, "vocab_size": 30522}),
         "AutoModelForTokenClassification", BERT, 2.5, {"max_length": 512},
     ),
     "translation": Job(
