@@ -54,10 +54,11 @@ def show(
         "steps_per_epoch": len(plan.epoch(0)),
     }
     batch = {name: tensor.numpy() for name, tensor in whole.batches[0].items()}
-    names = prepared.task.config(prepared.options, prepared.tokenizer).get("id2label")
+    config = prepared.task.config(prepared.options, prepared.tokenizer)
+    names, flags = config.get("id2label"), config.get("problem_type") == "multi_label_classification"
     if names is None and prepared.task.vocabulary:
         names = dict(enumerate(tokens_of(prepared.tokenizer, range(len(prepared.tokenizer)))))
-    found = [_row(batch, number, prepared.tokenizer, names) for number in range(min(most, len(batch[IDS])))]
+    found = [_row(batch, number, prepared.tokenizer, names, flags) for number in range(min(most, len(batch[IDS])))]
     reporter.table(f"step {step}", [(name, _words(value)) for name, value in facts.items()])
     for row in found:
         reporter.say(f"\na row of step {step}")
@@ -86,8 +87,13 @@ def _spelled(token: str) -> str:
     return text.translate(BLANKS)
 
 
-def _row(batch: dict[str, Any], number: int, tokenizer: Any, names: dict[int, str] | None) -> dict[str, Any]:
-    """One row of a batch: ids as tokens, with their targets where both stand at the same places; the rest as it is."""
+def _row(
+    batch: dict[str, Any], number: int, tokenizer: Any, names: dict[int, str] | None, flags: bool
+) -> dict[str, Any]:
+    """One row of a batch: ids as tokens, with their targets where both stand at the same places; the rest as it is.
+
+    Labels that are flags, one a name, are shown as the names that hold.
+    """
     row = {name: array[number] for name, array in batch.items()}
     ids, labels = row.pop(IDS), row.pop(LABELS, None)
     kept = row.pop(MASK, np.ones(ids.shape)).astype(bool)
@@ -97,13 +103,15 @@ def _row(batch: dict[str, Any], number: int, tokenizer: Any, names: dict[int, st
         return None if value == IGNORE else names.get(value, value) if names else value
 
     found: dict[str, Any] = {}
-    if np.shape(labels) == ids.shape:
+    if np.shape(labels) == ids.shape and not flags:
         targets = map(target, labels[kept].tolist())
         found[IDS] = [[token, answer] for token, answer in zip(tokens[kept].tolist(), targets, strict=True)]
     else:  # several texts a row, as in multiple choice, have a line each
         lines = [line[mask].tolist() for line, mask in zip(np.atleast_2d(tokens), np.atleast_2d(kept), strict=True)]
         found[IDS] = lines if ids.ndim > 1 else lines[0]
-        if labels is not None:
+        if labels is not None and flags:
+            found[LABELS] = [target(i) for i in np.flatnonzero(labels).tolist()]
+        elif labels is not None:
             answers = [target(value) for value in np.atleast_1d(labels).tolist() if value != IGNORE]
             found[LABELS] = answers if np.ndim(labels) else answers[0]
     return found | {name: array.tolist() for name, array in row.items() if array.ndim < 2}

@@ -42,6 +42,17 @@ def test_masked_tokens_stand_beside_what_they_were(tmp_path):
     assert not {"[MASK]", "[CLS]"} & {answer for _, answer in asked}
 
 
+def test_flags_are_shown_as_the_labels_that_hold(tmp_path, home):
+    given = [["cough", "rash"], [], ["fever"], ["cough", "fever", "rash"]]
+    # each text is three tokens, as many as there are labels
+    rows = [{"text": text, "label": labels} for text, labels in zip("abcd", given, strict=True)]
+    made = source("classify", "bert", tmp_path, home, batch_size=4) | {"task": {"name": "classify", "kind": "multi"}}
+    made["data"] = {"train": str(tiny.write_rows(tmp_path / "rows.jsonl", rows))}
+    found = inspecting.show(recipe.from_dict(made), Reporter(silent=True), most=4)
+    shown = {row["input_ids"][1]: row["labels"] for row in found["rows"]}
+    assert shown == dict(zip("abcd", given, strict=True))
+
+
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_letters_that_stand_for_bytes_are_read_back(text):
     letters = "".join(piece for piece, _ in ByteLevel(add_prefix_space=False).pre_tokenize_str(text))
