@@ -275,6 +275,7 @@ def _repair(node: Node, schema: Schema) -> str | None:
         if "boolean" in types and value.lower() in ("yes", "on", "y", "no", "off", "n", "true", "false"):
             return f"write {'true' if value.lower() in ('yes', 'on', 'y', 'true') else 'false'}, without quotes"
         digits = re.sub(r"(?<=\d)[,_](?=\d)", "", value.strip())
+        digits = "".join(str(int(letter)) if letter.isdecimal() else letter for letter in digits)  # of any script
         if types & {"integer", "number"} and re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", digits):
             return f"write {digits}, without quotes or separators"
     elif isinstance(value, float) and "integer" in types and value.is_integer() and abs(value) < 2**63:

@@ -198,6 +198,7 @@ CASES: list[tuple[str, list[str], str, str, str]] = [
     (TRAIN + "max_steps: ten", [], "6:3", "train.max_steps is 'ten', wanted a positive whole number", ""),
     (TRAIN + "max_steps: '10'", [], "6:3", "train.max_steps is '10', wanted", "write 10, without quotes"),
     (TRAIN + "max_steps: 1_000", [], "6:3", "is '1_000'", "write 1000, without"),
+    (TRAIN + "max_steps: ١٢", [], "6:3", "is '١٢'", "write 12, without"),
     (TRAIN + "max_steps: 1e3", [], "6:3", "train.max_steps is 1e3, wanted a positive whole", "write 1000"),
     (TRAIN + "max_steps: 0", [], "6:3", "train.max_steps is 0, wanted a positive whole number", ""),
     (TRAIN + "max_steps: true", [], "6:3", "train.max_steps is true, wanted a positive", ""),
