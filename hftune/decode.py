@@ -172,18 +172,28 @@ def answers(
     return found
 
 
-def _config(model: Any, tokenizer: Any, decoding: Decoding, settings: dict[str, Any]) -> Any:
-    """The model's generation settings with the recipe's; what the recipe cannot say (forced tokens, ...) stays."""
+def settings_of(model: Any, decoding: Decoding) -> Any:
+    """The model's generation settings with the recipe's; what the recipe cannot say (forced tokens, ...) stays.
+
+    Saved with a model they let transformers' own `generate` write as `hftune predict` does, but for what is drawn.
+    """
     from transformers import GenerationConfig
 
     config = GenerationConfig.from_dict(model.generation_config.to_dict())
-    named = decoding.model_dump(include=set(Decoding.model_fields) - {"seed", *SEARCHED})
+    named = decoding.model_dump(include=set(Decoding.model_fields) - {"seed"})
     if not decoding.do_sample:
         named |= dict.fromkeys(("temperature", "top_k", "top_p", "min_p"))
+    if decoding.num_beams == 1:
+        named |= dict.fromkeys(("length_penalty", "early_stopping"))
+    config.update(**named, max_length=None)
+    return config
+
+
+def _config(model: Any, tokenizer: Any, decoding: Decoding, settings: dict[str, Any]) -> Any:
+    config = settings_of(model, decoding)
     ends = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
     fill = next((i for i in (tokenizer.pad_token_id, config.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-    named |= {"max_length": None, "use_cache": True, "eos_token_id": ends, "pad_token_id": fill}
-    config.update(**{**named, **SEARCHED, **settings})
+    config.update(**{"use_cache": True, "eos_token_id": ends, "pad_token_id": fill, **SEARCHED, **settings})
     return config
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from . import consistency, data, hub, models, store, tokenizer
+from . import consistency, data, decode, hub, models, store, tokenizer
 from . import task as tasks
 from .errors import UserError
 from .loop import Rows
@@ -370,6 +370,8 @@ def build_model(prepared: Prepared, *, trust_remote_code: bool = False, training
         seed=prepared.recipe.train.seed, trust_remote_code=trust_remote_code, max_length=getattr(options, "max_length", None), training=training,
     )  # fmt: skip
     built = build(source, task.head)
+    if isinstance(options, decode.Decoding) and getattr(built.model, "generation_config", None) is not None:
+        built.model.generation_config = decode.settings_of(built.model, options)
     if task.tokens(options, prepared.tokenizer):
         built = models.grow(built, prepared.tokenizer)
     if hub.adapter(source.path):

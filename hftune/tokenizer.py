@@ -186,4 +186,6 @@ def unknown_text(tokenizer: Any, ids: Any) -> list[str]:
     if share <= UNKNOWN_BOUND:
         return []
     told = f"{share:.1%} of the tokens are {tokenizer.unk_token}: the tokenizer does not know this text"
-    return [f"{told}; train one from it, or take another"]
+    return [
+        f"{told}; train one from it, take another, or, where accents are letters of their own, data.clean.unicode=NFC"
+    ]

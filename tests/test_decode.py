@@ -290,6 +290,19 @@ def test_streaming_shows_each_token_of_one_text_after_the_other(name):
     assert seen == [(0, text, id) for text in range(2) for id in found[0][text]]
 
 
+@pytest.mark.parametrize("how", [{"num_beams": 3, "length_penalty": 2.0}, {"no_repeat_ngram_size": 2}], ids=str)
+@pytest.mark.parametrize("name", ["t5", "gpt2"])
+def test_a_saved_model_carries_how_it_writes(name, how, tmp_path):
+    made, decoding = model(name), Decoding(max_new_tokens=9, **how)
+    inputs = batch(made)
+    texts = [found for (found,) in decode.generate(made, inputs, Tokenizer(), decoding)]
+    made.generation_config = decode.settings_of(made, decoding)
+    made.save_pretrained(tmp_path)
+    again = type(made).from_pretrained(tmp_path).eval()
+    assert reference(again, inputs, [2]) == texts
+    assert max(map(len, texts)) == 9
+
+
 def test_answers_are_text():
     made = model("gpt2")
     found = decode.answers(made, batch(made, rows=3), Tokenizer(), Decoding(**SAMPLING), eos_token_id=ENDS)
