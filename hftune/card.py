@@ -1,6 +1,5 @@
 """The model card: README.md of a run, with the metadata that the Hub reads."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ from .safety import markdown
 LIBRARY = "transformers"
 
 
-def write(path: Path, recipe: Recipe, model_type: str, named: Mapping[str, str] | None = None) -> None:
+def write(path: Path, recipe: Recipe, model_type: str) -> None:
     """Write README.md from what the run folder says; a card that a person wrote is left alone.
 
     Args:
         path: the run folder.
         recipe: the recipe as resolved.
         model_type: name of the architecture.
-        named: by name of a set, the file of rows that are none of the recipe's.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -34,9 +32,9 @@ def write(path: Path, recipe: Recipe, model_type: str, named: Mapping[str, str] 
         EvalResult(
             task_type=recipe.task.name,
             dataset_type="local",
-            dataset_name=_measured_on(recipe, figure.get("split", "validation"), named or {}) or sources or "unknown",
+            dataset_name=_measured_on(recipe, figure.get("split", "validation")) or sources or "unknown",
             dataset_split=figure.get("split"),
-            metric_type=name.removeprefix(f"{figure.get('split')}/"),
+            metric_type=name,
             metric_value=figure["value"],
         )
         for name, figure in shown.items()
@@ -47,7 +45,7 @@ def write(path: Path, recipe: Recipe, model_type: str, named: Mapping[str, str] 
         eval_results=results or None,
     )  # fmt: skip
     rows = [
-        f"| {markdown(name)} | {figure['value']:.4f} | {_interval(figure)} | {figure.get('count', '')} |"
+        f"| {markdown(name)} | {figure['value']:.4f} | {_interval(figure)} | {figure.get('count', '')} | {figure.get('split', '')} |"
         for name, figure in shown.items()
     ]
     spent = duration(state.get("training_seconds", 0))
@@ -63,7 +61,7 @@ def write(path: Path, recipe: Recipe, model_type: str, named: Mapping[str, str] 
         f"# {markdown(path.name)}",
         f"A {model_type} model trained by hftune {state.get('versions', {}).get('hftune', '')} for the task {markdown(recipe.task.name)} on {markdown(sources)}.",
         "## Figures",
-        "| figure | value | interval | rows or targets |\n|---|---|---|---|\n" + "\n".join(rows)
+        "| figure | value | interval | rows or targets | split |\n|---|---|---|---|---|\n" + "\n".join(rows)
         if rows
         else "No evaluation was made.",
         "## Training",
@@ -77,9 +75,7 @@ def write(path: Path, recipe: Recipe, model_type: str, named: Mapping[str, str] 
 MARK = "<!-- written by hftune; a card without this line is left alone -->"
 
 
-def _measured_on(recipe: Recipe, split: str, named: Mapping[str, str]) -> str:
-    if split in named:
-        return named[split]
+def _measured_on(recipe: Recipe, split: str) -> str:
     found = getattr(recipe.data, split) if split in ("train", "validation", "test") else None
     return ", ".join(source.path for source in found or [])
 

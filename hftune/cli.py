@@ -205,7 +205,12 @@ def evaluate(
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", help="folder of the results; default: the run's own", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            help="folder of the results; default: the run's own for its whole test or validation set, else none",
+            show_default=False,
+        ),
     ] = None,
     processes: Processes = 1,
     as_json: Json = False,
@@ -214,7 +219,8 @@ def evaluate(
     """Evaluate a run, model or predictions, with intervals.
 
     A run is evaluated on its test rows; a plain model needs --task with --data, or --recipe; a file of
-    predictions (--predictions) needs --references.
+    predictions (--predictions) needs --references. Figures of other rows (--limit, --split train, --data) do not replace
+    those in the run folder, which are shared.
     """
     from . import commands
 

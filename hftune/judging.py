@@ -65,9 +65,8 @@ def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, report
         if not (Path(run) / RECIPE).is_file():
             raise UserError(f"{run} holds neither a run nor results of hftune eval", hint="give such folders")
         if not file.is_file():
-            raise UserError(
-                f"{run} was not scored on {split}", hint=f"hftune eval {run} --split {split}", where=str(file)
-            )
+            hint = f"hftune eval {run} --split {split}; of other rows, and of train, compare the folders that its --output names"
+            raise UserError(f"{run} was not scored on {split}", hint=hint, where=str(file))
         lines[run] = list(read_lines(file))
     first = lines[runs[0]]
     for run, rows in lines.items():

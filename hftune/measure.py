@@ -45,6 +45,7 @@ from .schema import Clean, Data
 from .subject import Subject
 from .task import Options, Task
 
+ELSEWHERE = "--output DIR keeps these results elsewhere"
 BATCH = 512  # rows that `predict` reads ahead, to sort them by length
 
 
@@ -57,8 +58,8 @@ def evaluate_run(
     baseline: bool = False,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Figures of a run on a split (default: test where there is one, else validation), kept in its folder."""
-    subject = Subject(str(path), recipe, place=path, asked=split)
+    """Figures of a run on a split (default: test where there is one, else validation)."""
+    subject = Subject(str(path), recipe, asked=split)
     return evaluate(subject, reporter, baseline=baseline, trust_remote_code=trust_remote_code)
 
 
@@ -102,7 +103,10 @@ def evaluate(
             found = _measure(subject, rows, ready, model, accelerator, place, reporter, baseline)
             figures.update({f"{rows.prefix}{name}": figure for name, figure in found.items()})
         accelerator.wait_for_everyone()
-    if subject.place is not None and accelerator.is_main_process:
+    if subject.place is None:
+        if not subject.plain:
+            reporter.say(f"not kept: {subject.path} holds figures of its whole test or validation set; {ELSEWHERE}")
+    elif accelerator.is_main_process:
         _keep(subject, subject.place, figures, first)
     return figures
 
@@ -136,9 +140,7 @@ def _check_writable(place: Path) -> None:
         with TemporaryFile(dir=place / subjects.PREDICTIONS):
             pass
     except OSError as error:
-        raise UserError(
-            f"cannot write to {place}: {error.strerror}", hint="keep the results elsewhere: --output DIR"
-        ) from error
+        raise UserError(f"cannot write to {place}: {error.strerror}", hint=ELSEWHERE) from error
 
 
 def _check_trained(path: str, built: models.Built, task: str) -> None:
@@ -191,15 +193,12 @@ def _tell_overlap(recipe: Recipe, name: str, rows: Any, reporter: Reporter) -> N
 
 
 def _keep(subject: Subject, place: Path, figures: dict[str, Any], prepared: prepare.Prepared) -> None:
-    """Write the figures and their page, with them the card of a run, or beside them the recipe that gave them.
-
-    The card, which others read, says nothing of training rows nor of a part of others.
-    """
+    """Write the figures and their page, with them the card of a run, or beside them the recipe that gave them."""
     write_json(place / METRICS, figures)
-    if place != Path(subject.path):
+    if place == Path(subject.path):
+        card.write(place, subject.recipe, prepared.model_type)
+    else:
         (place / RECIPE).write_text(dump(prepared.recipe), encoding="utf-8")
-    elif subject.recipe.eval.limit is None and subject.asked != "train":
-        card.write(place, subject.recipe, prepared.model_type, {name or "test": file for name, file in subject.named})
     page.write(place)
 
 

@@ -49,7 +49,7 @@ class Subject:
         path: folder or Hub id.
         recipe: that of the run, or what stands for one; what it says of the model is not asked.
         plain: no run: what the recipe leaves open, the model's own configuration says (see Task.known).
-        place: folder of the results; None: they are only printed.
+        output: folder asked for the results.
         named: sets of rows given beside the recipe's, by name; an empty name stands for the recipe's test rows.
         asked: the split asked for.
     """
@@ -57,9 +57,21 @@ class Subject:
     path: str
     recipe: Recipe
     plain: bool = False
-    place: Path | None = None
+    output: Path | None = None
     named: tuple[tuple[str, str], ...] = ()
     asked: str | None = None
+
+    @property
+    def place(self) -> Path | None:
+        """Folder of the results; None: they are only printed.
+
+        What lies in a run's own folder is shared (see push.py): figures of a whole set of its recipe's rows, and none of
+        rows that it has learned from.
+        """
+        if self.output is not None or self.plain:
+            return self.output
+        other = self.named or self.asked == "train" or self.recipe.eval.limit is not None
+        return None if other else Path(self.path)
 
     @property
     def own(self) -> Recipe:
@@ -133,7 +145,7 @@ def find(
         task: instead of a recipe, the task.
         data: rows instead of the recipe's test rows: one path, or several NAME=PATH.
         split: split of the recipe; default: test where there is one, else validation.
-        output: folder of the results; default: the run's own.
+        output: folder of the results; default: see Subject.place.
 
     Raises:
         UserError: words that do not go together, or no such run, model or recipe.
@@ -149,8 +161,7 @@ def find(
     if by is None and task is None:
         path = _run(name)
         made = recipe.load(path / RECIPE, overrides)
-        place = path if output is None else _place(output, path)
-        return Subject(str(path), made, place=place, named=named, asked=split)
+        return Subject(str(path), made, output=_place(output, path), named=named, asked=split)
     if name is None:
         raise UserError(
             "which model is to be measured?",
@@ -168,8 +179,7 @@ def find(
         made = recipe.from_dict(
             {"task": {"name": task}, "model": {"path": name}, "data": {}, "output": {"dir": output or "."}}, overrides
         )
-    kept = None if output is None else _place(output, Path(name))
-    return Subject(name, made, plain=True, place=kept, named=named, asked=split)
+    return Subject(name, made, plain=True, output=_place(output, Path(name)), named=named, asked=split)
 
 
 OWN = ("model.init", "model.path", "model.encoder", "model.decoder", "model.config", "tokenizer", "peft", "output")
@@ -220,12 +230,14 @@ def _run(name: str | None) -> Path:
     return path
 
 
-def _place(output: str, model: Path) -> Path:
-    """A folder for results: new, empty, or that of results before.
+def _place(output: str | None, model: Path) -> Path | None:
+    """The folder asked for results, if one was: new, empty, or that of results before.
 
     Raises:
         UserError: it holds something else.
     """
+    if output is None:
+        return None
     path = Path(output)
     if path.exists() and (not path.is_dir() or path.resolve() == model.expanduser().resolve() or not _free(path)):
         raise UserError(

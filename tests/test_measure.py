@@ -13,7 +13,7 @@ import tiny
 from accelerate import Accelerator
 from typer.testing import CliRunner
 
-from hftune import batching, cli, evaluation, loop, measure, prepare, recipe, run, schema
+from hftune import batching, cli, evaluation, loop, measure, prepare, recipe, run, schema, subject
 from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.files import typed_lines
@@ -45,12 +45,13 @@ def test_a_limit_counts_rows_not_windows(tagger):
     assert [line["tokens"] for line in whole] == [row["tokens"] for row in values]
     for limit in (1, 5, 20, 99):
         made = recipe.load(folder / "run" / "recipe.yaml", [f"eval.limit={limit}"])
-        found = measure.evaluate_run(folder / "run", made, None, QUIET, baseline=True)
+        part = folder / f"first-{limit}"
+        found = measure.evaluate(subject.Subject(str(folder / "run"), made, output=part), QUIET, baseline=True)
         assert found["tag_accuracy"]["count"] == min(limit, 20)
         assert found["loss"]["count"] == sum(len(row["tokens"]) for row in values[:limit]), (
             "targets of these rows alone"
         )
-        assert list(evaluation.read_lines(folder / "run" / "predictions" / "test.jsonl")) == whole[:limit]
+        assert list(evaluation.read_lines(part / "predictions" / "test.jsonl")) == whole[:limit]
 
 
 def test_answers_of_windows_are_joined_row_by_row():
