@@ -35,7 +35,7 @@ from . import (
 from . import subject as subjects
 from . import task as tasks
 from .clean import Cleaner
-from .errors import UserError, stop_at
+from .errors import UserError, as_given, stop_at
 from .files import read_json, read_lines, typed_lines, write_json
 from .folder import METRICS, RECIPE, STATE
 from .loop import Rows
@@ -85,9 +85,10 @@ def evaluate(
     prepared = []
     for rows in subject.rows():
         one = own.model_copy(update={"data": rows.data})
-        ready = prepare.prepare(
-            one, [rows.split], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code, measured=True
-        )
+        with as_given(f"data.{rows.split}", rows.word):
+            ready = prepare.prepare(
+                one, [rows.split], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code, measured=True
+            )
         prepared.append((rows, ready))
     _, first = prepared[0]
     longest = max(int(ready.rows[rows.split].data.lengths.max()) for rows, ready in prepared)
@@ -359,10 +360,11 @@ def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | No
         encoding=recipe.data.encoding,
     )
     texts = [name for name in task.text_columns(options) if name in wanted]
-    reader = data.open_split(block, "train", texts, wanted, optional=task.answers(options))
-    assert reader is not None
-    data.check_columns(reader, wanted)
-    yield from reader
+    with as_given("data.train", "SOURCE"):
+        reader = data.open_split(block, "train", texts, wanted, optional=task.answers(options))
+        assert reader is not None
+        data.check_columns(reader, wanted)
+        yield from reader
 
 
 def asked(columns: dict[str, Any], wanted: list[str], clean: Clean, where: str) -> data.Row:

@@ -33,12 +33,14 @@ class Rows:
         split: the part of `data` that holds them.
         data: the recipe's block, without what these rows do not need.
         prefix: put before the names of its figures, where there are several sets.
+        word: of the command line that gave them; None: the recipe's own.
     """
 
     name: str
     split: str
     data: Data
     prefix: str = ""
+    word: str | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,10 @@ class Subject:
         data, split = self.recipe.data, self.asked or "test"
         if self.named:
             given = [(name, data.model_copy(update={"test": [like_training(data, path)]})) for name, path in self.named]
-            return [Rows(name or "test", "test", _only(own, "test"), f"{name}/" if name else "") for name, own in given]
+            return [
+                Rows(name or "test", "test", _only(own, "test"), f"{name}/" if name else "", f"--data {name}".rstrip())
+                for name, own in given
+            ]
         if self.asked is None and not data.test:
             split = "validation"
         if not getattr(data, split) and not (split == "validation" and data.validation_fraction):

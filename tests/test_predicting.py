@@ -182,3 +182,6 @@ def test_files_are_read_as_those_of_training_are(tokenizer_folder, tmp_path):
     assert [(answer["text"], answer["reference"]) for answer in found][1] == ("text 1, and more", "1")
     figures = measure.evaluate(subject.find(str(tmp_path / "run"), [], data=[other]), Reporter(silent=True))
     assert figures["accuracy"]["count"] == 12
+    with pytest.raises(UserError, match=r"^SOURCE: no file or folder") as fault:
+        list(measure.predict_rows(tmp_path / "run", made, str(tmp_path / "none.csv"), None))
+    assert "data." not in str(fault.value)
