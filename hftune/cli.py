@@ -164,7 +164,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--data",
-            help="evaluate on this file instead of the recipe's test rows; for several sets repeat it as NAME=PATH",
+            help="evaluate on this file instead of the recipe's test rows, read as `hftune predict` reads one; for several "
+            "sets repeat it as NAME=PATH",
             show_default=False,
         ),
     ] = None,
@@ -280,8 +281,21 @@ def metrics(as_json: Json = False) -> None:
 @app.command()
 def predict(
     run: Annotated[str, typer.Argument(help="run folder")],
-    source: Annotated[str, typer.Argument(help="file of rows, or - for lines of text on standard input")] = "-",
-    overrides: Overrides = None,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="file of rows, or as in a recipe {path: FILE, format: csv, delimiter: ';'}, or - for lines of text on "
+            "standard input"
+        ),
+    ] = "-",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="settings that override the recipe's, e.g. data.columns.text=body or data.encoding=cp1252",
+            metavar="[KEY=VALUE]...",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", help="where the jsonl goes; default: standard output", show_default=False),
@@ -289,7 +303,11 @@ def predict(
     limit: Limit = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Predict the rows of a file or standard input, as JSON lines."""
+    """Predict the rows of a file or standard input, as JSON lines.
+
+    Rows are read as those of training were: columns, encoding and cleaning are the recipe's; delimiter, quotes and the
+    like those of its training files with the same ending.
+    """
     from . import commands
 
     commands.predict(run, source, overrides or [], output, limit, trust_remote_code)

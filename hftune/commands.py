@@ -177,7 +177,10 @@ def predict(
 ) -> None:
     """`hftune predict`."""
     path = _run(name)
-    if output is not None and Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
+    from . import subject
+
+    given = recipes.source(source, subject.SOURCE).path
+    if output is not None and all(map(os.path.exists, (output, given))) and os.path.samefile(output, given):
         raise UserError(f"{output} is the file to be predicted", hint="choose another one", where="--output")
     recipe = recipes.load(path / RECIPE, overrides)
     from . import measure

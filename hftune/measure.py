@@ -32,6 +32,7 @@ from . import (
     tokenizer,
     unpadding,
 )
+from . import recipe as recipes
 from . import subject as subjects
 from . import task as tasks
 from .clean import Cleaner
@@ -354,17 +355,17 @@ def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | No
         return
     clean = recipe.data.clean.model_copy(update={"min_chars": 0, "deduplicate": False})
     block = Data(
-        train=[subjects.like_training(recipe.data, source, limit=limit)],
+        train=[subjects.like_training(recipe.data, recipes.source(source, subjects.SOURCE))],
         columns=recipe.data.columns,
         clean=clean,
         encoding=recipe.data.encoding,
     )
     texts = [name for name in task.text_columns(options) if name in wanted]
-    with as_given("data.train", "SOURCE"):
+    with as_given("data.train", subjects.SOURCE):
         reader = data.open_split(block, "train", texts, wanted, optional=task.answers(options))
         assert reader is not None
         data.check_columns(reader, wanted)
-        yield from reader
+        yield from islice(reader, limit)
 
 
 def asked(columns: dict[str, Any], wanted: list[str], clean: Clean, where: str) -> data.Row:

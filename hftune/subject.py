@@ -5,7 +5,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from . import hub, recipe, shipped
 from .errors import UserError
@@ -14,6 +13,7 @@ from .recipe import Recipe
 from .schema import Data, Model, Source, Tokenizer
 
 PREDICTIONS = "predictions"
+SOURCE = "source"  # the word of `hftune predict` that names its rows
 READING = {
     "format",
     "field",
@@ -52,7 +52,7 @@ class Subject:
         recipe: that of the run, or what stands for one; what it says of the model is not asked.
         plain: no run: what the recipe leaves open, the model's own configuration says (see Task.known).
         output: folder asked for the results.
-        named: sets of rows given beside the recipe's, by name; an empty name stands for the recipe's test rows.
+        named: sets of rows given instead of the recipe's, by name; an empty name stands for the recipe's test rows.
         asked: the split asked for.
     """
 
@@ -60,7 +60,7 @@ class Subject:
     recipe: Recipe
     plain: bool = False
     output: Path | None = None
-    named: tuple[tuple[str, str], ...] = ()
+    named: tuple[tuple[str, Source], ...] = ()
     asked: str | None = None
 
     @property
@@ -101,7 +101,7 @@ class Subject:
         """
         data, split = self.recipe.data, self.asked or "test"
         if self.named:
-            given = [(name, data.model_copy(update={"test": [like_training(data, path)]})) for name, path in self.named]
+            given = [(name, data.model_copy(update={"test": [like_training(data, one)]})) for name, one in self.named]
             return [
                 Rows(name or "test", "test", _only(own, "test"), f"{name}/" if name else "", f"--data {name}".rstrip())
                 for name, own in given
@@ -117,11 +117,14 @@ class Subject:
         return [Rows(split, split, _only(data, split))]
 
 
-def like_training(data: Data, path: str, **more: Any) -> Source:
-    """Rows given by a path alone, read as the training files with that ending are (delimiter, columns, ...), if these agree."""
-    same = [source for source in data.train or [] if Path(source.path).suffix == Path(path).suffix]
+def like_training(data: Data, given: Source) -> Source:
+    """Rows given on the command line, which are read as the training files with that ending are (delimiter, columns, ...), if
+    these agree, but for what is said of them there.
+    """
+    same = [source for source in data.train or [] if Path(source.path).suffix == Path(given.path).suffix]
     ways = [source.model_dump(include=READING, exclude_defaults=True) for source in same]
-    return Source(path=path, **(ways[0] if ways and all(way == ways[0] for way in ways) else {}), **more)
+    agreed = ways[0] if ways and all(way == ways[0] for way in ways) else {}
+    return given.model_copy(update={name: way for name, way in agreed.items() if name not in given.model_fields_set})
 
 
 def _only(data: Data, split: str) -> Data:
@@ -148,7 +151,7 @@ def find(
         overrides: KEY=VALUE settings of the recipe.
         by: recipe that says how to measure a plain model.
         task: instead of a recipe, the task.
-        data: rows instead of the recipe's test rows: one path, or several NAME=PATH.
+        data: rows instead of the recipe's test rows: one path (or source, see recipe.source), or several NAME=PATH.
         split: split of the recipe; default: test where there is one, else validation.
         output: folder of the results; default: see Subject.place.
 
@@ -199,19 +202,19 @@ def _measurable(overrides: Sequence[str]) -> None:
             raise UserError(f"{key} is the model's own, and evaluation does not change it", hint=hint, where=text)
 
 
-def _named(data: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """(name, path) of each set of rows; a single one needs no name."""
+def _named(data: Sequence[str]) -> tuple[tuple[str, Source], ...]:
+    """(name, source) of each set of rows; a single one needs no name."""
     found = []
     for text in data:
         name, equals, path = text.partition("=")
-        if not equals or Path(text).exists():
+        if not equals or text.startswith("{") or Path(text).exists():
             name, path = "", text
         elif not re.fullmatch(r"[A-Za-z0-9][\w-]*", name) or not path:
             raise UserError(f"{text!r} is not of the form NAME=PATH", hint="e.g. news=news.jsonl", where="--data")
         elif name in ("train", "validation", "test"):
             hint = "choose another name, or measure the recipe's with --split"
             raise UserError(f"{name} is the name of the recipe's own rows", hint=hint, where="--data")
-        found.append((name, path))
+        found.append((name, recipe.source(path, f"--data {name}".rstrip())))
     names = [name for name, _ in found]
     if len(found) > 1 and "" in names:
         raise UserError("of several sets of rows each needs a name", hint="--data NAME=PATH", where="--data")

@@ -182,6 +182,22 @@ def test_files_are_read_as_those_of_training_are(tokenizer_folder, tmp_path):
     assert [(answer["text"], answer["reference"]) for answer in found][1] == ("text 1, and more", "1")
     figures = measure.evaluate(subject.find(str(tmp_path / "run"), [], data=[other]), Reporter(silent=True))
     assert figures["accuracy"]["count"] == 12
-    with pytest.raises(UserError, match=r"^SOURCE: no file or folder") as fault:
+    (tmp_path / "bars.txt").write_text("stars|body\n" + rows.replace(";", "|", 12))
+    mapping = f'{{path: {tmp_path / "bars.txt"}, format: csv, delimiter: "|", columns: {{text: body, label: stars}}}}'
+    barred = list(measure.predict_rows(tmp_path / "run", made, mapping, 5))
+    assert barred == found
+    again = measure.evaluate(subject.find(str(tmp_path / "run"), [], data=[f"x={mapping}"]), Reporter(silent=True))
+    assert {name: {**figure, "split": "test"} for name, figure in again.items()} == {
+        f"x/{name}": figure for name, figure in figures.items()
+    }
+    (tmp_path / "commas.csv").write_text('stars,body\n1,"text 1, and more"\n')
+    comma = f'{{path: {tmp_path / "commas.csv"}, delimiter: ","}}'  # what it does not say is as in training
+    assert [answer["text"] for answer in measure.predict_rows(tmp_path / "run", made, comma, None)] == [
+        "text 1, and more"
+    ]
+    for word, said in (("{path: a.csv, delimter: ;}", "delimter: unknown key"), ("", "path is empty text")):
+        with pytest.raises(UserError, match=f"^source: {said}"):
+            commands.predict(str(tmp_path / "run"), word, [], None, None, False)
+    with pytest.raises(UserError, match=r"^source: no file or folder") as fault:
         list(measure.predict_rows(tmp_path / "run", made, str(tmp_path / "none.csv"), None))
     assert "data." not in str(fault.value)
