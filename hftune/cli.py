@@ -284,8 +284,8 @@ def predict(
     source: Annotated[
         str,
         typer.Argument(
-            help="file of rows, or as in a recipe {path: FILE, format: csv, delimiter: ';'}, or - for lines of text on "
-            "standard input"
+            help="file of rows, or as in a recipe {path: FILE, format: csv, delimiter: ';'}, or - for standard input: lines "
+            "of text, or JSON objects where a row has several columns"
         ),
     ] = "-",
     overrides: Annotated[

@@ -346,23 +346,25 @@ def merge_run(path: Path, recipe: Recipe, output: Path, *, trust_remote_code: bo
 
 def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | None) -> Iterator[Any]:
     """Rows that may lack the answers, cleaned as those of training were; none is dropped."""
-    wanted = task.inputs_only(options)
-    if source == "-":
+    wanted, answers = task.inputs_only(options), task.answers(options)
+    given = subjects.like_training(recipe.data, recipes.source(source, subjects.SOURCE))
+    if source == subjects.TYPED:
+        columns = recipe.data.columns | given.columns
         for number, line in enumerate(islice(typed_lines(), limit), 1):
             where = f"standard input:{number}"
-            row = {wanted[0]: line.rstrip("\n")} if len(wanted) == 1 else _object(line, wanted, where)
+            row = {wanted[0]: line.rstrip("\n")} if len(wanted) == 1 else _object(line, wanted, answers, columns, where)
             yield asked(row, wanted, recipe.data.clean, where)
         return
     clean = recipe.data.clean.model_copy(update={"min_chars": 0, "deduplicate": False})
     block = Data(
-        train=[subjects.like_training(recipe.data, recipes.source(source, subjects.SOURCE))],
+        train=[given],
         columns=recipe.data.columns,
         clean=clean,
         encoding=recipe.data.encoding,
     )
     texts = [name for name in task.text_columns(options) if name in wanted]
     with as_given("data.train", subjects.SOURCE):
-        reader = data.open_split(block, "train", texts, wanted, optional=task.answers(options))
+        reader = data.open_split(block, "train", texts, wanted, optional=answers)
         assert reader is not None
         data.check_columns(reader, wanted)
         yield from islice(reader, limit)
@@ -375,19 +377,18 @@ def asked(columns: dict[str, Any], wanted: list[str], clean: Clean, where: str) 
     return row
 
 
-def _object(line: str, wanted: list[str], where: str) -> dict[str, Any]:
-    """A line that stands for several columns."""
+def _object(line: str, wanted: list[str], optional: list[str], columns: dict[str, str], where: str) -> dict[str, Any]:
+    """A line that stands for several columns, named as in the files."""
     try:
         found = json.loads(line)
     except ValueError:
         found = None
-    if not isinstance(found, dict) or any(name not in found for name in wanted):
-        raise UserError(
-            f"not a JSON object with {' and '.join(wanted)}",
-            hint='one object a line: {"' + wanted[0] + '": ...}',
-            where=where,
-        )
-    return found
+    row = data.mapped(found, columns, where, optional) if isinstance(found, dict) else {}
+    if any(name not in row for name in wanted):
+        names = [columns.get(name, name) for name in wanted]
+        hint = f'one object a line: {{"{names[0]}": ...}}'
+        raise UserError(f"not a JSON object with {' and '.join(names)}", hint=hint, where=where)
+    return row
 
 
 @torch.no_grad()

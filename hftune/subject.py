@@ -13,6 +13,7 @@ from .recipe import Recipe
 from .schema import Data, Model, Source, Tokenizer
 
 PREDICTIONS = "predictions"
+TYPED = "-"  # standard input
 SOURCE = "source"  # the word of `hftune predict` that names its rows
 READING = {
     "format",
@@ -119,9 +120,10 @@ class Subject:
 
 def like_training(data: Data, given: Source) -> Source:
     """Rows given on the command line, which are read as the training files with that ending are (delimiter, columns, ...), if
-    these agree, but for what is said of them there.
+    these agree, but for what is said of them there. What is typed has no ending of its own.
     """
-    same = [source for source in data.train or [] if Path(source.path).suffix == Path(given.path).suffix]
+    every, suffix = data.train or [], Path(given.path).suffix
+    same = [source for source in every if given.path == TYPED or Path(source.path).suffix == suffix]
     ways = [source.model_dump(include=READING, exclude_defaults=True) for source in same]
     agreed = ways[0] if ways and all(way == ways[0] for way in ways) else {}
     return given.model_copy(update={name: way for name, way in agreed.items() if name not in given.model_fields_set})

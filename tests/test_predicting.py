@@ -51,7 +51,7 @@ def test_every_task_predicts_from_a_file_and_from_standard_input(kind, tmp_path,
     wanted = task.load(kind).under(options).inputs_only(options)
     shown = [{name: _under(row, source["data"]["columns"].get(name, name)) for name in wanted} for row in rows]
     if len(wanted) > 1:
-        lines = [json.dumps(row) for row in shown]
+        lines = [json.dumps(row) for row in rows]
     else:
         texts = [row[wanted[0]] if isinstance(row[wanted[0]], str) else " ".join(row[wanted[0]]) for row in shown]
         lines = [text.replace("\n", " ") for text in texts]
