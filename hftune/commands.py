@@ -185,7 +185,8 @@ def predict(
     recipe = recipes.load(path / RECIPE, overrides)
     from . import measure
 
-    answers = measure.predict_rows(path, recipe, source, limit, trust_remote_code=trust_remote_code)
+    reporter = Reporter(as_json=True)  # whose words go to standard error, beside the rows
+    answers = measure.predict_rows(path, recipe, source, limit, reporter, trust_remote_code=trust_remote_code)
     _write_lines(answers, output)
 
 
@@ -218,11 +219,15 @@ def generate(
         sys.stdout.write(clean(piece) if terminal else piece)
         sys.stdout.flush()
 
-    texts = generation.generate(path, recipe, text, show, trust_remote_code=trust_remote_code)
+    reporter = Reporter(as_json=True)  # whose words go to standard error, beside the texts
+    texts, cut = generation.generate(path, recipe, text, show, trust_remote_code=trust_remote_code)
     if as_json:
-        return Reporter(True).json({"prompt": text, "texts": texts})
-    sys.stdout.write("\n")
-    return None
+        reporter.json({"prompt": text, "texts": texts})
+    else:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    if cut:
+        reporter.warn("the prompt is longer than the model reads: truncated")
 
 
 def _run(name: str) -> Path:

@@ -11,8 +11,8 @@ from .recipe import Recipe
 
 def generate(
     path: Path, recipe: Recipe, prompt: str, show: Callable[[int, str], None], *, trust_remote_code: bool = False
-) -> list[str]:
-    """Texts of a run for one prompt.
+) -> tuple[list[str], bool]:
+    """Texts of a run for one prompt, and whether it was too long, so that some of it is not seen.
 
     Args:
         path: folder of a finished run.
@@ -43,12 +43,12 @@ def generate(
             show(len(streams) - 1, streams[-1].rest())
 
     with decode.streaming(watch):
-        [answer] = measure.predict(model, prepared, [row], recipe.eval.batch_tokens)
+        [answer], cut = measure.predict(model, prepared, [row], recipe.eval.batch_tokens)
     finish()
     texts = list(answer.get("predictions", [answer["prediction"]]))
     for number in range(len(streams), len(texts)):  # beams
         show(number, texts[number])
-    return texts
+    return texts, cut > 0
 
 
 class Stream:

@@ -99,10 +99,10 @@ def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, report
 def _row(line: dict[str, Any]) -> dict[str, Any]:
     """What makes a line the row that it is: all that is not a run's own.
 
-    Beside what its model wrote that is the prompt, into which the run's separator, template or cut has gone; it is what
-    the row says only where no reference does.
+    Beside what its model wrote, and whether it saw all of it, that is the prompt, into which the run's separator, template or
+    cut has gone; it is what the row says only where no reference does.
     """
-    own = ["prediction", "predictions", *(["prompt"] if "reference" in line else [])]
+    own = ["prediction", "predictions", "truncated", *(["prompt"] if "reference" in line else [])]
     if NLL in line:
         own = ["start", NLL, "tokens", f"pseudo_{NLL}", "pseudo_tokens"]
     return {key: value for key, value in line.items() if key not in (*own, "scores", "score")}

@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, cast
@@ -46,6 +46,7 @@ from .schema import Clean, Data
 from .subject import Subject
 from .task import Options, Task
 
+SILENT = Reporter(silent=True)
 ELSEWHERE = "--output DIR keeps these results elsewhere"
 BATCH = 512  # rows that `predict` reads ahead, to sort them by length
 
@@ -178,6 +179,10 @@ def _measure(
         figure["split"] = rows.name
     reporter.figures(f"{subject.path}, {rows.name}", figures)
     if accelerator.is_main_process:
+        if file.exists() and (cut := _truncated(read_lines(file))):
+            reporter.warn(
+                f"{rows.name}: {cut:,} prompts are longer than the model's positions less task.max_new_tokens: truncated"
+            )
         byrow.show(file, reporter)
         if rows.split != "train":
             _tell_overlap(subject.recipe, rows.name, prepared.sources[rows.split], reporter)
@@ -262,22 +267,30 @@ def _no_training_rows() -> UserError:
 
 
 def predict_rows(
-    path: Path, recipe: Recipe, source: str, limit: int | None, *, trust_remote_code: bool = False
+    path: Path,
+    recipe: Recipe,
+    source: str,
+    limit: int | None,
+    reporter: Reporter = SILENT,
+    *,
+    trust_remote_code: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Predictions for the rows of a file, or for lines of text on standard input, in their order."""
     prepared, model = ready(path, recipe, trust_remote_code=trust_remote_code)
     rows = iter(_rows(source, recipe, prepared.task, prepared.options, limit))
-    for first in count(0, BATCH):
-        batch = list(islice(rows, BATCH))
-        if not batch:
-            return
+    cut = total = 0
+    while batch := list(islice(rows, BATCH)):
         answers: list[Any] = [None] * len(batch)
         for chosen in _alike(batch, prepared):
-            numbers, asked = [first + i for i in chosen], [batch[i] for i in chosen]
-            given = predict(model, prepared, asked, recipe.eval.batch_tokens, numbers)
+            numbers, asked = [total + i for i in chosen], [batch[i] for i in chosen]
+            given, longer = predict(model, prepared, asked, recipe.eval.batch_tokens, numbers)
+            cut += longer
             for i, answer in zip(chosen, given, strict=True):
                 answers[i] = answer
+        total += len(batch)
         yield from answers
+    if cut:
+        reporter.warn(f"{cut:,} of {total:,} rows are longer than the model reads: truncated")
 
 
 def _alike(rows: list[Any], prepared: prepare.Prepared) -> list[list[int]]:
@@ -319,7 +332,7 @@ def _pieces(path: Path, recipe: Recipe, options: Options, trust_remote_code: boo
     """A finished run without its rows."""
     own, task = Subject(str(path), recipe).own, tasks.load(recipe.task.name).under(options)
     model_type = models.model_type_of(own.model, trust_remote_code)
-    tok = prepare.load_tokenizer(own, model_type, task, options, Reporter(silent=True), trust_remote_code)
+    tok = prepare.load_tokenizer(own, model_type, task, options, SILENT, trust_remote_code)
     return prepare.Prepared(own, task, options, tok, model_type)
 
 
@@ -394,14 +407,10 @@ def _object(line: str, wanted: list[str], optional: list[str], columns: dict[str
 @torch.no_grad()
 def predict(
     model: Any, prepared: prepare.Prepared, rows: list[Any], budget: int, numbers: Sequence[int] = (0,)
-) -> list[dict[str, Any]]:
-    """Predictions for rows of text, which have these numbers among all."""
-    found = Rows(
-        store.in_memory(prepared.task.encode(rows, prepared.tokenizer, prepared.options)),
-        prepared.task,
-        prepared.tokenizer,
-        prepared.options,
-    )
+) -> tuple[list[dict[str, Any]], int]:
+    """Predictions for rows of text, which have these numbers among all; and how many of the rows the model did not see all of."""
+    columns = prepared.task.encode(rows, prepared.tokenizer, prepared.options)
+    found = Rows(store.in_memory(columns), prepared.task, prepared.tokenizer, prepared.options)
     answers: list[Any] = [None] * len(found)
     for chosen in batching.evaluation_batches(found.data.lengths, budget, written=prepared.options.written):
         batch = found.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])
@@ -411,6 +420,11 @@ def predict(
             given = prepared.task.predict(model, batch, raw, prepared.tokenizer, prepared.options)  # type: ignore[misc]
         for number, source, answer in zip(chosen, raw, given, strict=True):
             answers[int(number)] = {**{k: v for k, v in source.items() if isinstance(v, str)}, **answer}
-    if prepared.task.combine is None:
-        return answers
-    return list(evaluation.combined(answers, found.data.column("begins"), prepared.task, prepared.options))
+    cut = max(columns.get("truncated", 0), _truncated(answers))  # a prompt cut in encoding may be cut again
+    if prepared.task.combine is not None:
+        answers = list(evaluation.combined(answers, found.data.column("begins"), prepared.task, prepared.options))
+    return answers, cut
+
+
+def _truncated(answers: Iterable[dict[str, Any]]) -> int:
+    return sum("truncated" in answer for answer in answers)
