@@ -273,7 +273,10 @@ def push(name: str, target: str, public: bool) -> None:
 
 
 def _write_lines(answers: Iterable[dict[str, Any]], output: str | None) -> None:
-    """Answers as jsonl; a file that is there already is replaced once the last of them is written, and not before."""
+    """Answers as jsonl; a file that is there already is replaced once the last of them is written, and not before.
+
+    Of a link what it points to is the file: the link stays.
+    """
     if output is None:
         from .safety import clean
 
@@ -282,7 +285,10 @@ def _write_lines(answers: Iterable[dict[str, Any]], output: str | None) -> None:
             sys.stdout.write((clean(line) if sys.stdout.isatty() else line) + "\n")
         return
     place = Path(output)
-    aside = place.with_name(f"{place.name}.part") if place.is_file() or not place.exists() else place  # else a pipe
+    aside = place
+    if place.is_file() or not place.exists():  # else a pipe
+        place = Path(os.path.realpath(place))
+        aside = place.with_name(f"{place.name}.part")
     written = 0
     try:
         with aside.open("w", encoding="utf-8") as file:

@@ -152,6 +152,16 @@ def test_predictions_never_cost_a_file_that_was_there(tokenizer_folder, tmp_path
     commands.predict(folder, str(rows), [], str(kept), 3, False)
     assert len(kept.read_text().splitlines()) == 3
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("kept")) == ["kept.jsonl"]
+    (tmp_path / "away").mkdir()
+    for target in ("kept.jsonl", "away/new.jsonl"):  # one that is there, and one that is not
+        link = tmp_path / "link.jsonl"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        commands.predict(folder, str(rows), [], str(link), 2, False)
+        assert link.is_symlink()
+        assert len((tmp_path / target).read_text().splitlines()) == 2
+    with pytest.raises(UserError, match="is the file to be predicted"):
+        commands.predict(folder, str(tmp_path / "away" / "new.jsonl"), [], str(link), None, False)
 
 
 @pytest.mark.parametrize("kind", ["classify", "tag", "qa", "choice"])
