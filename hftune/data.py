@@ -168,7 +168,8 @@ class _Check:
                 hint = "fill in the value, or drop the row (data.on_error: skip)"
                 raise UserError(f"{shown(name)} is {_word(value)}", hint=hint, where=row.where)
             if name in self.texts and kind not in ("text", "a list", "an object"):
-                raise UserError(f"{shown(name)} is {_word(value)}, not text", hint=_has(row, name), where=row.where)
+                hint = f"write it as text, in JSON in quotes, or map a column of text: data.columns.{name}"
+                raise UserError(f"{shown(name)} is {_word(value)}, not text", hint=hint, where=row.where)
             first, there = self.first.setdefault(name, (kind, row.where))
             if kind != first:
                 message = f"{shown(name)} is {kind} here ({_word(value)}) and {first} at {there}"
