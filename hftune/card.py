@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import read_json
-from .folder import METRICS, RECIPE
+from .folder import METRICS, RECIPE, older_model
 from .recipe import Recipe
 from .report import duration
 from .safety import markdown
@@ -48,7 +48,7 @@ def write(path: Path, recipe: Recipe, model_type: str) -> None:
         f"| {markdown(name)} | {figure['value']:.4f} | {_interval(figure)} | {figure.get('count', '')} | {figure.get('split', '')} |"
         for name, figure in shown.items()
     ]
-    spent = duration(state.get("training_seconds", 0))
+    older, tokens, spent = older_model(state), state.get("tokens", 0), duration(state.get("training_seconds", 0))
     hardware = state.get("hardware", {})
     machine = (
         f"{hardware.get('cores')} cores ({hardware.get('processor')})"
@@ -65,7 +65,9 @@ def write(path: Path, recipe: Recipe, model_type: str) -> None:
         if rows
         else "No evaluation was made.",
         "## Training",
-        f"{state.get('step', 0):,} steps, {state.get('tokens', 0):,} tokens in {spent} on {machine}.",
+        f"The run was {older}."
+        if older
+        else f"{state.get('step', 0):,} steps, {tokens:,} tokens in {spent} on {machine}.",
         f"`hftune {'pretrain' if recipe.model.init else 'finetune'} recipe.yaml` repeats it with this recipe:",
         f"```yaml\n{(path / RECIPE).read_text(encoding='utf-8')}```",
     ]

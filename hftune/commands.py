@@ -10,8 +10,8 @@ from typing import Any
 from . import recipe as recipes
 from . import shipped
 from .errors import Faults, Interrupted, UserError
-from .files import typed_lines
-from .folder import RECIPE, is_run, newest
+from .files import read_json, typed_lines
+from .folder import RECIPE, STATE, is_run, newest, older_model
 from .recipe import Recipe
 from .report import Reporter
 
@@ -220,7 +220,7 @@ def generate(
         sys.stdout.flush()
 
     reporter = Reporter(as_json=True)  # whose words go to standard error, beside the texts
-    texts, cut = generation.generate(path, recipe, text, show, trust_remote_code=trust_remote_code)
+    texts, cut = generation.generate(path, recipe, text, show, reporter, trust_remote_code=trust_remote_code)
     if as_json:
         reporter.json({"prompt": text, "texts": texts})
     else:
@@ -260,8 +260,9 @@ def merge(name: str, output: str | None, trust_remote_code: bool) -> None:
     from . import measure
 
     place = Path(output) if output else path / "merged"
-    told = measure.merge_run(path, recipes.load(path / RECIPE), place, trust_remote_code=trust_remote_code)
-    Reporter().say(f"{told}: one plain model in {place}")
+    reporter = Reporter()
+    told = measure.merge_run(path, recipes.load(path / RECIPE), place, reporter, trust_remote_code=trust_remote_code)
+    reporter.say(f"{told}: one plain model in {place}")
 
 
 def push(name: str, target: str, public: bool) -> None:
@@ -269,6 +270,8 @@ def push(name: str, target: str, public: bool) -> None:
     path = _run(name)
     from .push import push
 
+    if older := older_model(read_json(path / STATE)):
+        Reporter().warn(f"{path} was {older}")
     Reporter().say(push(path, target, public=public))
 
 

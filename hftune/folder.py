@@ -86,6 +86,13 @@ def is_run(path: Path) -> bool:
     return (path / STATE).is_file() and (path / RECIPE).is_file()
 
 
+def older_model(state: dict[str, Any]) -> str | None:
+    """What to know of the model in a run's folder where the run, once finished, was extended and has not finished again."""
+    if state.get("state") == "finished" or "weights" not in state:
+        return None
+    return f"extended and not finished since: its model is the one it had then, of step {state['weights']}"
+
+
 def newest(root: Path = Path("runs")) -> Path:
     """The run under `root` that was worked on last.
 

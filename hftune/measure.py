@@ -38,7 +38,7 @@ from . import task as tasks
 from .clean import Cleaner
 from .errors import UserError, as_given, stop_at
 from .files import read_json, read_lines, typed_lines, write_json
-from .folder import METRICS, RECIPE, STATE
+from .folder import METRICS, RECIPE, STATE, older_model
 from .loop import Rows
 from .recipe import Recipe, dump
 from .report import Reporter
@@ -76,6 +76,8 @@ def evaluate(
         UserError: whatever is wrong with rows, metrics or model; but for its weights found before they are read.
     """
     own = _told_by_model(subject, trust_remote_code) if subject.plain else subject.own
+    if not subject.plain:
+        _tell_age(subject.path, reporter)
     if subject.place is not None:
         _check_writable(subject.place)
     memory.steady()
@@ -117,6 +119,12 @@ def evaluate(
 def _kept(path: str | Path) -> dict[str, Any]:
     """What a run noted, its kernels among it: with the same ones its figures have the bits that they had at its end."""
     return read_json(Path(path) / STATE)
+
+
+def _tell_age(path: str | Path, reporter: Reporter) -> None:
+    """One line, where a run's model is not that of the run as it stands."""
+    if told := older_model(_kept(path)):
+        reporter.warn(f"{path} was {told}")
 
 
 def _scratch(accelerator: Any, stack: ExitStack) -> Path:
@@ -276,7 +284,7 @@ def predict_rows(
     trust_remote_code: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Predictions for the rows of a file, or for lines of text on standard input, in their order."""
-    prepared, model = ready(path, recipe, trust_remote_code=trust_remote_code)
+    prepared, model = ready(path, recipe, reporter, trust_remote_code=trust_remote_code)
     rows = iter(_rows(source, recipe, prepared.task, prepared.options, limit))
     cut = total = 0
     while batch := list(islice(rows, BATCH)):
@@ -314,13 +322,15 @@ def _alike(rows: list[Any], prepared: prepare.Prepared) -> list[list[int]]:
     return [chosen for chosen in (with_answers, without) if chosen]
 
 
-def ready(path: Path, recipe: Recipe, *, trust_remote_code: bool = False) -> tuple[prepare.Prepared, Any]:
+def ready(
+    path: Path, recipe: Recipe, reporter: Reporter = SILENT, *, trust_remote_code: bool = False
+) -> tuple[prepare.Prepared, Any]:
     """A finished run that is to predict: its pieces, and its model in eval mode.
 
     Raises:
         UserError: the run is not finished, or its task predicts nothing.
     """
-    prepared = _pieces(path, recipe, cast(Options, recipe.task.options).predicting(), trust_remote_code)
+    prepared = _pieces(path, recipe, cast(Options, recipe.task.options).predicting(), reporter, trust_remote_code)
     if prepared.task.predict is None:
         raise UserError(f"the task {recipe.task.name} predicts nothing by itself", where="task.name")
     machine.choose_kernels(recipe.train.matmul, getattr(prepared.options, "max_length", 512), _kept(path))
@@ -328,15 +338,20 @@ def ready(path: Path, recipe: Recipe, *, trust_remote_code: bool = False) -> tup
     return prepared, model.cuda() if torch.cuda.is_available() else model
 
 
-def _pieces(path: Path, recipe: Recipe, options: Options, trust_remote_code: bool) -> prepare.Prepared:
+def _pieces(
+    path: Path, recipe: Recipe, options: Options, reporter: Reporter, trust_remote_code: bool
+) -> prepare.Prepared:
     """A finished run without its rows."""
     own, task = Subject(str(path), recipe).own, tasks.load(recipe.task.name).under(options)
+    _tell_age(path, reporter)
     model_type = models.model_type_of(own.model, trust_remote_code)
     tok = prepare.load_tokenizer(own, model_type, task, options, SILENT, trust_remote_code)
     return prepare.Prepared(own, task, options, tok, model_type)
 
 
-def merge_run(path: Path, recipe: Recipe, output: Path, *, trust_remote_code: bool = False) -> str:
+def merge_run(
+    path: Path, recipe: Recipe, output: Path, reporter: Reporter = SILENT, *, trust_remote_code: bool = False
+) -> str:
     """Write the plain model, with its tokenizer, that computes what a run's model and adapter do; returns its summary.
 
     Raises:
@@ -346,7 +361,7 @@ def merge_run(path: Path, recipe: Recipe, output: Path, *, trust_remote_code: bo
         raise UserError(f"{path} has no adapter to merge", hint="a run without the block peft is a plain model already")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already", hint="choose a new folder with --output", where="--output")
-    prepared = _pieces(path, recipe, cast(Options, recipe.task.options), trust_remote_code)
+    prepared = _pieces(path, recipe, cast(Options, recipe.task.options), reporter, trust_remote_code)
     built = prepare.build_model(prepared, trust_remote_code=trust_remote_code)
     model = adapters.merge(built.model)
     try:

@@ -433,7 +433,7 @@ class Run:
                 write_json(self.folder.path / METRICS, figures)
                 card.write(self.folder.path, self.recipe, self.prepared.model_type)
             facts = {"step": self.progress.step, "tokens": self.progress.tokens, "training_seconds": round(spent, 1)}
-            self.folder.set("finished", skipped_steps=self.progress.skipped, **facts)
+            self.folder.set("finished", skipped_steps=self.progress.skipped, weights=step, **facts)
             if self.folder.main:
                 page.write(self.folder.path)
             self.accelerator.wait_for_everyone()
