@@ -6,7 +6,7 @@ from typing import Any
 
 from . import hub
 from .files import read_json
-from .folder import METRICS, RECIPE
+from .folder import METRICS, RECIPE, STATE, older_model
 from .recipe import Recipe
 from .report import duration
 from .safety import markdown
@@ -14,30 +14,30 @@ from .safety import markdown
 LIBRARY = "transformers"
 
 
-def write(path: Path, recipe: Recipe, model_type: str, named: Mapping[str, str] | None = None) -> None:
+def write(path: Path, recipe: Recipe, model_type: str, state: Mapping[str, Any] | None = None) -> None:
     """Write README.md from what the run folder says; a card that a person wrote is left alone.
 
     Args:
         path: the run folder.
         recipe: the recipe as resolved.
         model_type: name of the architecture.
-        named: by name of a set, the file of rows that are none of the recipe's.
+        state: what run.json is about to say; default: what it says.
     """
     from huggingface_hub import EvalResult, ModelCardData
 
     card = path / "README.md"
     if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
         return
-    figures, state = read_json(path / METRICS), read_json(path / "run.json")
+    figures, state = read_json(path / METRICS), read_json(path / STATE) if state is None else state
     shown = {name: f for name, f in figures.items() if isinstance(f, dict) and isinstance(f.get("value"), (int, float))}
     sources = ", ".join(source.path for source in recipe.data.train or [])
     results = [
         EvalResult(
             task_type=recipe.task.name,
             dataset_type="local",
-            dataset_name=_measured_on(recipe, figure.get("split", "validation"), named or {}) or sources or "unknown",
+            dataset_name=_measured_on(recipe, figure.get("split", "validation")) or sources or "unknown",
             dataset_split=figure.get("split"),
-            metric_type=name.removeprefix(f"{figure.get('split')}/"),
+            metric_type=name,
             metric_value=figure["value"],
         )
         for name, figure in shown.items()
@@ -48,10 +48,10 @@ def write(path: Path, recipe: Recipe, model_type: str, named: Mapping[str, str] 
         eval_results=results or None,
     )  # fmt: skip
     rows = [
-        f"| {markdown(name)} | {figure['value']:.4f} | {_interval(figure)} | {figure.get('count', '')} |"
+        f"| {markdown(name)} | {figure['value']:.4f} | {_interval(figure)} | {figure.get('count', '')} | {figure.get('split', '')} |"
         for name, figure in shown.items()
     ]
-    spent = duration(state.get("training_seconds", 0))
+    older, tokens, spent = older_model(state), state.get("tokens", 0), duration(state.get("training_seconds", 0))
     hardware = state.get("hardware", {})
     machine = (
         f"{hardware.get('cores')} cores ({hardware.get('processor')})"
@@ -65,11 +65,13 @@ def write(path: Path, recipe: Recipe, model_type: str, named: Mapping[str, str] 
         f"A {model_type} model trained by hftune {state.get('versions', {}).get('hftune', '')} for the task {markdown(recipe.task.name)} on {markdown(sources)}.",
         *([ADAPTER] if hub.adapter(str(path)) else []),
         "## Figures",
-        "| figure | value | interval | rows or targets |\n|---|---|---|---|\n" + "\n".join(rows)
+        "| figure | value | interval | rows or targets | split |\n|---|---|---|---|---|\n" + "\n".join(rows)
         if rows
         else "No evaluation was made.",
         "## Training",
-        f"{state.get('step', 0):,} steps, {state.get('tokens', 0):,} tokens in {spent} on {machine}.",
+        f"The run was {older}."
+        if older
+        else f"{state.get('step', 0):,} steps, {tokens:,} tokens in {spent} on {machine}.",
         f"`hftune {'pretrain' if recipe.model.init else 'finetune'} recipe.yaml` repeats it with this recipe:",
         f"```yaml\n{(path / RECIPE).read_text(encoding='utf-8')}```",
     ]
@@ -82,9 +84,7 @@ ADAPTER = (
 MARK = "<!-- written by hftune; a card without this line is left alone -->"
 
 
-def _measured_on(recipe: Recipe, split: str, named: Mapping[str, str]) -> str:
-    if split in named:
-        return named[split]
+def _measured_on(recipe: Recipe, split: str) -> str:
     found = getattr(recipe.data, split) if split in ("train", "validation", "test") else None
     return ", ".join(source.path for source in found or [])
 

@@ -113,7 +113,7 @@ def verify(model: Any) -> None:
 def reply(
     model: Any, prompts: list[list[int]], tokenizer: Any, decoding: decode.Decoding, rows: Sequence[int], ends: set[int]
 ) -> list[dict[str, Any]]:
-    """What the model writes behind each prompt, as decode.answers gives it.
+    """What the model writes behind each prompt, as decode.answers gives it; `truncated` where it did not see all of it.
 
     Args:
         model: in eval mode.
@@ -130,6 +130,7 @@ def reply(
     start, end = bounds(tokenizer)
     bound = positions(model.config)
     room = max(1, bound - decoding.max_new_tokens) if bound else None
+    cut = [room is not None and len(ids) > room for ids in prompts]
     prompts = [ids[-room:] if room else ids for ids in ([*ids] or [start] for ids in prompts)]
     fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
     inputs = {
@@ -139,4 +140,5 @@ def reply(
     own = model.generation_config.eos_token_id
     every = ends | {end} | set([own] if isinstance(own, int) else own or [])
     tensors = {name: torch.from_numpy(array).to(model.device) for name, array in inputs.items()}
-    return decode.answers(model, tensors, tokenizer, decoding, rows, eos_token_id=sorted(every))
+    found = decode.answers(model, tensors, tokenizer, decoding, rows, eos_token_id=sorted(every))
+    return [{**answer, "truncated": True} if lost else answer for answer, lost in zip(found, cut, strict=True)]

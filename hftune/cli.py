@@ -164,7 +164,8 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--data",
-            help="evaluate on this file instead of the recipe's test rows; for several sets repeat it as NAME=PATH",
+            help="evaluate on this file instead of the recipe's test rows, read as `hftune predict` reads one; for several "
+            "sets repeat it as NAME=PATH",
             show_default=False,
         ),
     ] = None,
@@ -205,7 +206,12 @@ def evaluate(
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", help="folder of the results; default: the run's own", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            help="folder of the results; default: the run's own for its whole test or validation set, else none",
+            show_default=False,
+        ),
     ] = None,
     processes: Processes = 1,
     as_json: Json = False,
@@ -214,7 +220,8 @@ def evaluate(
     """Evaluate a run, model or predictions, with intervals.
 
     A run is evaluated on its test rows; a plain model needs --task with --data, or --recipe; a file of
-    predictions (--predictions) needs --references.
+    predictions (--predictions) needs --references. Figures of other rows (--limit, --split train, --data) do not replace
+    those in the run folder, which are shared.
     """
     from . import commands
 
@@ -274,8 +281,21 @@ def metrics(as_json: Json = False) -> None:
 @app.command()
 def predict(
     run: Annotated[str, typer.Argument(help="run folder")],
-    source: Annotated[str, typer.Argument(help="file of rows, or - for lines of text on standard input")] = "-",
-    overrides: Overrides = None,
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="file of rows, or as in a recipe {path: FILE, format: csv, delimiter: ';'}, or - for standard input: lines "
+            "of text, or JSON objects where a row has several columns"
+        ),
+    ] = "-",
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="settings that override the recipe's, e.g. data.columns.text=body or data.encoding=cp1252",
+            metavar="[KEY=VALUE]...",
+            show_default=False,
+        ),
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", help="where the jsonl goes; default: standard output", show_default=False),
@@ -283,7 +303,11 @@ def predict(
     limit: Limit = None,
     trust_remote_code: Trust = False,
 ) -> None:
-    """Predict the rows of a file or standard input, as JSON lines."""
+    """Predict the rows of a file or standard input, as JSON lines.
+
+    Rows are read as those of training were: columns, encoding and cleaning are the recipe's; delimiter, quotes and the
+    like those of its training files with the same ending.
+    """
     from . import commands
 
     commands.predict(run, source, overrides or [], output, limit, trust_remote_code)

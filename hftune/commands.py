@@ -10,8 +10,8 @@ from typing import Any
 from . import recipe as recipes
 from . import shipped
 from .errors import Faults, Interrupted, UserError
-from .files import typed_lines
-from .folder import MERGED, RECIPE, is_run, newest
+from .files import read_json, typed_lines
+from .folder import MERGED, RECIPE, STATE, is_run, newest, older_model
 from .recipe import Recipe
 from .report import Reporter
 
@@ -177,12 +177,16 @@ def predict(
 ) -> None:
     """`hftune predict`."""
     path = _run(name)
-    if output is not None and Path(output).exists() and Path(source).exists() and Path(output).samefile(source):
+    from . import subject
+
+    given = recipes.source(source, subject.SOURCE).path
+    if output is not None and all(map(os.path.exists, (output, given))) and os.path.samefile(output, given):
         raise UserError(f"{output} is the file to be predicted", hint="choose another one", where="--output")
     recipe = recipes.load(path / RECIPE, overrides)
     from . import measure
 
-    answers = measure.predict_rows(path, recipe, source, limit, trust_remote_code=trust_remote_code)
+    reporter = Reporter(as_json=True)  # whose words go to standard error, beside the rows
+    answers = measure.predict_rows(path, recipe, source, limit, reporter, trust_remote_code=trust_remote_code)
     _write_lines(answers, output)
 
 
@@ -215,11 +219,15 @@ def generate(
         sys.stdout.write(clean(piece) if terminal else piece)
         sys.stdout.flush()
 
-    texts = generation.generate(path, recipe, text, show, trust_remote_code=trust_remote_code)
+    reporter = Reporter(as_json=True)  # whose words go to standard error, beside the texts
+    texts, cut = generation.generate(path, recipe, text, show, reporter, trust_remote_code=trust_remote_code)
     if as_json:
-        return Reporter(True).json({"prompt": text, "texts": texts})
-    sys.stdout.write("\n")
-    return None
+        reporter.json({"prompt": text, "texts": texts})
+    else:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    if cut:
+        reporter.warn("the prompt is longer than the model reads: truncated")
 
 
 def _run(name: str) -> Path:
@@ -252,8 +260,9 @@ def merge(name: str, output: str | None, trust_remote_code: bool) -> None:
     from . import measure
 
     place = Path(output) if output else path / MERGED
-    told = measure.merge_run(path, recipes.load(path / RECIPE), place, trust_remote_code=trust_remote_code)
-    Reporter().say(f"{told}: one plain model in {place}")
+    reporter = Reporter()
+    told = measure.merge_run(path, recipes.load(path / RECIPE), place, reporter, trust_remote_code=trust_remote_code)
+    reporter.say(f"{told}: one plain model in {place}")
 
 
 def push(name: str, target: str, public: bool) -> None:
@@ -261,11 +270,16 @@ def push(name: str, target: str, public: bool) -> None:
     path = _run(name)
     from .push import push
 
+    if older := older_model(read_json(path / STATE)):
+        Reporter().warn(f"{path} was {older}")
     Reporter().say(push(path, target, public=public))
 
 
 def _write_lines(answers: Iterable[dict[str, Any]], output: str | None) -> None:
-    """Answers as jsonl; a file that is there already is replaced once the last of them is written, and not before."""
+    """Answers as jsonl; a file that is there already is replaced once the last of them is written, and not before.
+
+    Of a link what it points to is the file: the link stays.
+    """
     if output is None:
         from .safety import clean
 
@@ -274,7 +288,10 @@ def _write_lines(answers: Iterable[dict[str, Any]], output: str | None) -> None:
             sys.stdout.write((clean(line) if sys.stdout.isatty() else line) + "\n")
         return
     place = Path(output)
-    aside = place.with_name(f"{place.name}.part") if place.is_file() or not place.exists() else place  # else a pipe
+    aside = place
+    if place.is_file() or not place.exists():  # else a pipe
+        place = Path(os.path.realpath(place))
+        aside = place.with_name(f"{place.name}.part")
     written = 0
     try:
         with aside.open("w", encoding="utf-8") as file:

@@ -82,7 +82,7 @@ class Reader:
             for where, raw in islice(self.origins[index](rejects), source.limit):
                 report["read"] += 1
                 try:
-                    row = Row(_mapped(raw, self.mappings[index], where, self.optional))
+                    row = Row(mapped(raw, self.mappings[index], where, self.optional))
                     row.where, row.source, row.prefix = where, index, source.prefix
                     check(row)
                 except UserError as fault:
@@ -132,7 +132,7 @@ class Reader:
             UserError: the source has no row, or the mapping names a column that it does not have.
         """
         for where, row in self.origins[source](self._rejects()):
-            return list(_mapped(row, self.mappings[source], where, self.optional))
+            return list(mapped(row, self.mappings[source], where, self.optional))
         raise UserError("no whole row", hint="see data.max_errors", where=self.sources[source].path)
 
     def fingerprint(self) -> str:
@@ -168,7 +168,8 @@ class _Check:
                 hint = "fill in the value, or drop the row (data.on_error: skip)"
                 raise UserError(f"{shown(name)} is {_word(value)}", hint=hint, where=row.where)
             if name in self.texts and kind not in ("text", "a list", "an object"):
-                raise UserError(f"{shown(name)} is {_word(value)}, not text", hint=_has(row, name), where=row.where)
+                hint = f"write it as text, in JSON in quotes, or map a column of text: data.columns.{name}"
+                raise UserError(f"{shown(name)} is {_word(value)}, not text", hint=hint, where=row.where)
             first, there = self.first.setdefault(name, (kind, row.where))
             if kind != first:
                 message = f"{shown(name)} is {kind} here ({_word(value)}) and {first} at {there}"
@@ -251,7 +252,7 @@ def check_columns(reader: Reader, wanted: Sequence[str]) -> None:
                 raise UserError(f"no column {shown(name)}; there are {listed or 'none'}", hint=hint, where=source.path)
 
 
-def _mapped(row: dict[str, Any], mapping: dict[str, str], where: str, optional: Container[str]) -> dict[str, Any]:
+def mapped(row: dict[str, Any], mapping: dict[str, str], where: str, optional: Container[str]) -> dict[str, Any]:
     """The row with columns renamed; `a.b` is the key b of the object in column a."""
     if not mapping:
         return row

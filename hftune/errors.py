@@ -1,5 +1,8 @@
 """Faults in what the user gave: one line, where it stands, and what to do next."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from .safety import clean
 
 
@@ -54,6 +57,17 @@ class Faults(UserError):
 
     def __str__(self) -> str:
         return "\n".join(str(fault) for fault in self.faults)
+
+
+@contextmanager
+def as_given(key: str, word: str | None) -> Iterator[None]:
+    """Within, a fault at the recipe's key is told as one of the word of the command line that stood in for it, if one did."""
+    try:
+        yield
+    except UserError as fault:
+        if word and fault.where == key:
+            fault.where = word
+        raise
 
 
 def stop_at(faults: list[UserError]) -> None:

@@ -144,6 +144,14 @@ def child(schema: Schema, step: str | int) -> Schema | None:
     return None
 
 
+def shape_of(*steps: str | int) -> Schema:
+    """JSON schema of a part of a recipe."""
+    found = shape()
+    for step in steps:
+        found = child(found, step) or {}
+    return found
+
+
 def keys(schema: Schema, prefix: str = "") -> Iterator[tuple[str, Schema]]:
     """(dotted key, schema) of all keys; those of list items stand under the list's own key."""
     for branch in branches(schema):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -85,6 +85,13 @@ def git_commit() -> str | None:
 def is_run(path: Path) -> bool:
     """Whether a folder holds a run."""
     return (path / STATE).is_file() and (path / RECIPE).is_file()
+
+
+def older_model(state: Mapping[str, Any]) -> str | None:
+    """What to know of the model in a run's folder where the run, once finished, was extended and has not finished again."""
+    if state.get("state") == "finished" or "weights" not in state:
+        return None
+    return f"extended and not finished since: its model is the one it had then, of step {state['weights']}"
 
 
 def newest(root: Path = Path("runs")) -> Path:

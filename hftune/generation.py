@@ -7,24 +7,32 @@ from typing import Any
 from . import decode, measure
 from .errors import UserError
 from .recipe import Recipe
+from .report import Reporter
 
 
 def generate(
-    path: Path, recipe: Recipe, prompt: str, show: Callable[[int, str], None], *, trust_remote_code: bool = False
-) -> list[str]:
-    """Texts of a run for one prompt.
+    path: Path,
+    recipe: Recipe,
+    prompt: str,
+    show: Callable[[int, str], None],
+    reporter: Reporter = measure.SILENT,
+    *,
+    trust_remote_code: bool = False,
+) -> tuple[list[str], bool]:
+    """Texts of a run for one prompt, and whether it was too long, so that some of it is not seen.
 
     Args:
         path: folder of a finished run.
         recipe: its recipe; the task's options say how to generate.
         prompt: what a row to be predicted holds: text to go on with, to translate, a question, ...
         show: called with the number of a text and its next few characters; for beams once, with the whole.
+        reporter: told what is to be known of the model.
         trust_remote_code: whether code that comes with the model may run.
 
     Raises:
         UserError: the run is not finished, its task writes no text, or a row of it needs more than a text.
     """
-    prepared, model = measure.ready(path, recipe, trust_remote_code=trust_remote_code)
+    prepared, model = measure.ready(path, recipe, reporter, trust_remote_code=trust_remote_code)
     wanted, options = prepared.task.inputs_only(prepared.options), prepared.options
     if not isinstance(options, decode.Decoding) or len(wanted) != 1:
         hint = f"hftune predict {path} FILE"
@@ -43,12 +51,12 @@ def generate(
             show(len(streams) - 1, streams[-1].rest())
 
     with decode.streaming(watch):
-        [answer] = measure.predict(model, prepared, [row], recipe.eval.batch_tokens)
+        [answer], cut = measure.predict(model, prepared, [row], recipe.eval.batch_tokens)
     finish()
     texts = list(answer.get("predictions", [answer["prediction"]]))
     for number in range(len(streams), len(texts)):  # beams
         show(number, texts[number])
-    return texts
+    return texts, cut > 0
 
 
 class Stream:

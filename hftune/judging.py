@@ -65,9 +65,8 @@ def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, report
         if not (Path(run) / RECIPE).is_file():
             raise UserError(f"{run} holds neither a run nor results of hftune eval", hint="give such folders")
         if not file.is_file():
-            raise UserError(
-                f"{run} was not scored on {split}", hint=f"hftune eval {run} --split {split}", where=str(file)
-            )
+            hint = f"hftune eval {run} --split {split}; of other rows, and of train, compare the folders that its --output names"
+            raise UserError(f"{run} was not scored on {split}", hint=hint, where=str(file))
         lines[run] = list(read_lines(file))
     first = lines[runs[0]]
     for run, rows in lines.items():
@@ -100,10 +99,10 @@ def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, report
 def _row(line: dict[str, Any]) -> dict[str, Any]:
     """What makes a line the row that it is: all that is not a run's own.
 
-    Beside what its model wrote that is the prompt, into which the run's separator, template or cut has gone; it is what
-    the row says only where no reference does.
+    Beside what its model wrote, and whether it saw all of it, that is the prompt, into which the run's separator, template or
+    cut has gone; it is what the row says only where no reference does.
     """
-    own = ["prediction", "predictions", *(["prompt"] if "reference" in line else [])]
+    own = ["prediction", "predictions", "truncated", *(["prompt"] if "reference" in line else [])]
     if NLL in line:
         own = ["start", NLL, "tokens", f"pseudo_{NLL}", "pseudo_tokens"]
     return {key: value for key, value in line.items() if key not in (*own, "scores", "score")}

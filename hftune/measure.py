@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import Any, cast
@@ -32,12 +32,13 @@ from . import (
     tokenizer,
     unpadding,
 )
+from . import recipe as recipes
 from . import subject as subjects
 from . import task as tasks
 from .clean import Cleaner
-from .errors import UserError, stop_at
+from .errors import UserError, as_given, stop_at
 from .files import read_json, read_lines, typed_lines, write_json
-from .folder import METRICS, RECIPE, STATE
+from .folder import METRICS, RECIPE, STATE, older_model
 from .loop import Rows
 from .recipe import Recipe, dump
 from .report import Reporter
@@ -45,6 +46,8 @@ from .schema import Clean, Data
 from .subject import Subject
 from .task import Options, Task
 
+SILENT = Reporter(silent=True)
+ELSEWHERE = "--output DIR keeps these results elsewhere"
 BATCH = 512  # rows that `predict` reads ahead, to sort them by length
 
 
@@ -57,8 +60,8 @@ def evaluate_run(
     baseline: bool = False,
     trust_remote_code: bool = False,
 ) -> dict[str, Any]:
-    """Figures of a run on a split (default: test where there is one, else validation), kept in its folder."""
-    subject = Subject(str(path), recipe, place=path, asked=split)
+    """Figures of a run on a split (default: test where there is one, else validation)."""
+    subject = Subject(str(path), recipe, asked=split)
     return evaluate(subject, reporter, baseline=baseline, trust_remote_code=trust_remote_code)
 
 
@@ -73,6 +76,8 @@ def evaluate(
         UserError: whatever is wrong with rows, metrics or model; but for its weights found before they are read.
     """
     own = _told_by_model(subject, trust_remote_code) if subject.plain else subject.own
+    if not subject.plain:
+        _tell_age(subject.path, reporter)
     if subject.place is not None:
         _check_writable(subject.place)
     memory.steady()
@@ -84,9 +89,10 @@ def evaluate(
     prepared = []
     for rows in subject.rows():
         one = own.model_copy(update={"data": rows.data})
-        ready = prepare.prepare(
-            one, [rows.split], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code, measured=True
-        )
+        with as_given(f"data.{rows.split}", rows.word):
+            ready = prepare.prepare(
+                one, [rows.split], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code, measured=True
+            )
         prepared.append((rows, ready))
     _, first = prepared[0]
     longest = max(int(ready.rows[rows.split].data.lengths.max()) for rows, ready in prepared)
@@ -102,7 +108,10 @@ def evaluate(
             found = _measure(subject, rows, ready, model, accelerator, place, reporter, baseline)
             figures.update({f"{rows.prefix}{name}": figure for name, figure in found.items()})
         accelerator.wait_for_everyone()
-    if subject.place is not None and accelerator.is_main_process:
+    if subject.place is None:
+        if not subject.plain:
+            reporter.say(f"not kept: {subject.path} holds figures of its whole test or validation set; {ELSEWHERE}")
+    elif accelerator.is_main_process:
         _keep(subject, subject.place, figures, first)
     return figures
 
@@ -110,6 +119,12 @@ def evaluate(
 def _kept(path: str | Path) -> dict[str, Any]:
     """What a run noted, its kernels among it: with the same ones its figures have the bits that they had at its end."""
     return read_json(Path(path) / STATE)
+
+
+def _tell_age(path: str | Path, reporter: Reporter) -> None:
+    """One line, where a run's model is not that of the run as it stands."""
+    if told := older_model(_kept(path)):
+        reporter.warn(f"{path} was {told}")
 
 
 def _scratch(accelerator: Any, stack: ExitStack) -> Path:
@@ -136,9 +151,7 @@ def _check_writable(place: Path) -> None:
         with TemporaryFile(dir=place / subjects.PREDICTIONS):
             pass
     except OSError as error:
-        raise UserError(
-            f"cannot write to {place}: {error.strerror}", hint="keep the results elsewhere: --output DIR"
-        ) from error
+        raise UserError(f"cannot write to {place}: {error.strerror}", hint=ELSEWHERE) from error
 
 
 def _check_trained(path: str, built: models.Built, task: str) -> None:
@@ -174,6 +187,10 @@ def _measure(
         figure["split"] = rows.name
     reporter.figures(f"{subject.path}, {rows.name}", figures)
     if accelerator.is_main_process:
+        if file.exists() and (cut := _truncated(read_lines(file))):
+            reporter.warn(
+                f"{rows.name}: {cut:,} prompts are longer than the model's positions less task.max_new_tokens: truncated"
+            )
         byrow.show(file, reporter)
         if rows.split != "train":
             _tell_overlap(subject.recipe, rows.name, prepared.sources[rows.split], reporter)
@@ -191,15 +208,12 @@ def _tell_overlap(recipe: Recipe, name: str, rows: Any, reporter: Reporter) -> N
 
 
 def _keep(subject: Subject, place: Path, figures: dict[str, Any], prepared: prepare.Prepared) -> None:
-    """Write the figures and their page, with them the card of a run, or beside them the recipe that gave them.
-
-    The card, which others read, says nothing of training rows nor of a part of others.
-    """
+    """Write the figures and their page, with them the card of a run, or beside them the recipe that gave them."""
     write_json(place / METRICS, figures)
-    if place != Path(subject.path):
+    if place == Path(subject.path):
+        card.write(place, subject.recipe, prepared.model_type)
+    else:
         (place / RECIPE).write_text(dump(prepared.recipe), encoding="utf-8")
-    elif subject.recipe.eval.limit is None and subject.asked != "train":
-        card.write(place, subject.recipe, prepared.model_type, {name or "test": file for name, file in subject.named})
     page.write(place)
 
 
@@ -261,22 +275,30 @@ def _no_training_rows() -> UserError:
 
 
 def predict_rows(
-    path: Path, recipe: Recipe, source: str, limit: int | None, *, trust_remote_code: bool = False
+    path: Path,
+    recipe: Recipe,
+    source: str,
+    limit: int | None,
+    reporter: Reporter = SILENT,
+    *,
+    trust_remote_code: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Predictions for the rows of a file, or for lines of text on standard input, in their order."""
-    prepared, model = ready(path, recipe, trust_remote_code=trust_remote_code)
+    prepared, model = ready(path, recipe, reporter, trust_remote_code=trust_remote_code)
     rows = iter(_rows(source, recipe, prepared.task, prepared.options, limit))
-    for first in count(0, BATCH):
-        batch = list(islice(rows, BATCH))
-        if not batch:
-            return
+    cut = total = 0
+    while batch := list(islice(rows, BATCH)):
         answers: list[Any] = [None] * len(batch)
         for chosen in _alike(batch, prepared):
-            numbers, asked = [first + i for i in chosen], [batch[i] for i in chosen]
-            given = predict(model, prepared, asked, recipe.eval.batch_tokens, numbers)
+            numbers, asked = [total + i for i in chosen], [batch[i] for i in chosen]
+            given, longer = predict(model, prepared, asked, recipe.eval.batch_tokens, numbers)
+            cut += longer
             for i, answer in zip(chosen, given, strict=True):
                 answers[i] = answer
+        total += len(batch)
         yield from answers
+    if cut:
+        reporter.warn(f"{cut:,} of {total:,} rows are longer than the model reads: truncated")
 
 
 def _alike(rows: list[Any], prepared: prepare.Prepared) -> list[list[int]]:
@@ -300,13 +322,15 @@ def _alike(rows: list[Any], prepared: prepare.Prepared) -> list[list[int]]:
     return [chosen for chosen in (with_answers, without) if chosen]
 
 
-def ready(path: Path, recipe: Recipe, *, trust_remote_code: bool = False) -> tuple[prepare.Prepared, Any]:
+def ready(
+    path: Path, recipe: Recipe, reporter: Reporter = SILENT, *, trust_remote_code: bool = False
+) -> tuple[prepare.Prepared, Any]:
     """A finished run that is to predict: its pieces, and its model in eval mode.
 
     Raises:
         UserError: the run is not finished, or its task predicts nothing.
     """
-    prepared = _pieces(path, recipe, cast(Options, recipe.task.options).predicting(), trust_remote_code)
+    prepared = _pieces(path, recipe, cast(Options, recipe.task.options).predicting(), reporter, trust_remote_code)
     if prepared.task.predict is None:
         raise UserError(f"the task {recipe.task.name} predicts nothing by itself", where="task.name")
     machine.choose_kernels(recipe.train.matmul, getattr(prepared.options, "max_length", 512), _kept(path))
@@ -314,15 +338,20 @@ def ready(path: Path, recipe: Recipe, *, trust_remote_code: bool = False) -> tup
     return prepared, model.cuda() if torch.cuda.is_available() else model
 
 
-def _pieces(path: Path, recipe: Recipe, options: Options, trust_remote_code: bool) -> prepare.Prepared:
+def _pieces(
+    path: Path, recipe: Recipe, options: Options, reporter: Reporter, trust_remote_code: bool
+) -> prepare.Prepared:
     """A finished run without its rows."""
     own, task = Subject(str(path), recipe).own, tasks.load(recipe.task.name).under(options)
+    _tell_age(path, reporter)
     model_type = models.model_type_of(own.model, trust_remote_code)
-    tok = prepare.load_tokenizer(own, model_type, task, options, Reporter(silent=True), trust_remote_code)
+    tok = prepare.load_tokenizer(own, model_type, task, options, SILENT, trust_remote_code)
     return prepare.Prepared(own, task, options, tok, model_type)
 
 
-def merge_run(path: Path, recipe: Recipe, output: Path, *, trust_remote_code: bool = False) -> str:
+def merge_run(
+    path: Path, recipe: Recipe, output: Path, reporter: Reporter = SILENT, *, trust_remote_code: bool = False
+) -> str:
     """Write the plain model, with its tokenizer, that computes what a run's model and adapter do; returns its summary.
 
     Raises:
@@ -332,7 +361,7 @@ def merge_run(path: Path, recipe: Recipe, output: Path, *, trust_remote_code: bo
         raise UserError(f"{path} has no adapter to merge", hint="a run without the block peft is a plain model already")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already", hint="choose a new folder with --output", where="--output")
-    prepared = _pieces(path, recipe, cast(Options, recipe.task.options), trust_remote_code)
+    prepared = _pieces(path, recipe, cast(Options, recipe.task.options), reporter, trust_remote_code)
     built = prepare.build_model(prepared, trust_remote_code=trust_remote_code)
     model = adapters.merge(built.model)
     try:
@@ -345,25 +374,28 @@ def merge_run(path: Path, recipe: Recipe, output: Path, *, trust_remote_code: bo
 
 def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | None) -> Iterator[Any]:
     """Rows that may lack the answers, cleaned as those of training were; none is dropped."""
-    wanted = task.inputs_only(options)
-    if source == "-":
+    wanted, answers = task.inputs_only(options), task.answers(options)
+    given = subjects.like_training(recipe.data, recipes.source(source, subjects.SOURCE))
+    if source == subjects.TYPED:
+        columns = recipe.data.columns | given.columns
         for number, line in enumerate(islice(typed_lines(), limit), 1):
             where = f"standard input:{number}"
-            row = {wanted[0]: line.rstrip("\n")} if len(wanted) == 1 else _object(line, wanted, where)
+            row = {wanted[0]: line.rstrip("\n")} if len(wanted) == 1 else _object(line, wanted, answers, columns, where)
             yield asked(row, wanted, recipe.data.clean, where)
         return
     clean = recipe.data.clean.model_copy(update={"min_chars": 0, "deduplicate": False})
     block = Data(
-        train=[subjects.like_training(recipe.data, source, limit=limit)],
+        train=[given],
         columns=recipe.data.columns,
         clean=clean,
         encoding=recipe.data.encoding,
     )
     texts = [name for name in task.text_columns(options) if name in wanted]
-    reader = data.open_split(block, "train", texts, wanted, optional=task.answers(options))
-    assert reader is not None
-    data.check_columns(reader, wanted)
-    yield from reader
+    with as_given("data.train", subjects.SOURCE):
+        reader = data.open_split(block, "train", texts, wanted, optional=answers)
+        assert reader is not None
+        data.check_columns(reader, wanted)
+        yield from islice(reader, limit)
 
 
 def asked(columns: dict[str, Any], wanted: list[str], clean: Clean, where: str) -> data.Row:
@@ -373,32 +405,27 @@ def asked(columns: dict[str, Any], wanted: list[str], clean: Clean, where: str) 
     return row
 
 
-def _object(line: str, wanted: list[str], where: str) -> dict[str, Any]:
-    """A line that stands for several columns."""
+def _object(line: str, wanted: list[str], optional: list[str], columns: dict[str, str], where: str) -> dict[str, Any]:
+    """A line that stands for several columns, named as in the files."""
     try:
         found = json.loads(line)
     except ValueError:
         found = None
-    if not isinstance(found, dict) or any(name not in found for name in wanted):
-        raise UserError(
-            f"not a JSON object with {' and '.join(wanted)}",
-            hint='one object a line: {"' + wanted[0] + '": ...}',
-            where=where,
-        )
-    return found
+    row = data.mapped(found, columns, where, optional) if isinstance(found, dict) else {}
+    if any(name not in row for name in wanted):
+        names = [columns.get(name, name) for name in wanted]
+        hint = f'one object a line: {{"{names[0]}": ...}}'
+        raise UserError(f"not a JSON object with {' and '.join(names)}", hint=hint, where=where)
+    return row
 
 
 @torch.no_grad()
 def predict(
     model: Any, prepared: prepare.Prepared, rows: list[Any], budget: int, numbers: Sequence[int] = (0,)
-) -> list[dict[str, Any]]:
-    """Predictions for rows of text, which have these numbers among all."""
-    found = Rows(
-        store.in_memory(prepared.task.encode(rows, prepared.tokenizer, prepared.options)),
-        prepared.task,
-        prepared.tokenizer,
-        prepared.options,
-    )
+) -> tuple[list[dict[str, Any]], int]:
+    """Predictions for rows of text, which have these numbers among all; and how many of the rows the model did not see all of."""
+    columns = prepared.task.encode(rows, prepared.tokenizer, prepared.options)
+    found = Rows(store.in_memory(columns), prepared.task, prepared.tokenizer, prepared.options)
     answers: list[Any] = [None] * len(found)
     for chosen in batching.evaluation_batches(found.data.lengths, budget, written=prepared.options.written):
         batch = found.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])
@@ -408,6 +435,11 @@ def predict(
             given = prepared.task.predict(model, batch, raw, prepared.tokenizer, prepared.options)  # type: ignore[misc]
         for number, source, answer in zip(chosen, raw, given, strict=True):
             answers[int(number)] = {**{k: v for k, v in source.items() if isinstance(v, str)}, **answer}
-    if prepared.task.combine is None:
-        return answers
-    return list(evaluation.combined(answers, found.data.column("begins"), prepared.task, prepared.options))
+    cut = max(columns.get("truncated", 0), _truncated(answers))  # a prompt cut in encoding may be cut again
+    if prepared.task.combine is not None:
+        answers = list(evaluation.combined(answers, found.data.column("begins"), prepared.task, prepared.options))
+    return answers, cut
+
+
+def _truncated(answers: Iterable[dict[str, Any]]) -> int:
+    return sum("truncated" in answer for answer in answers)

@@ -7,8 +7,10 @@ from . import hub
 from .errors import UserError
 from .folder import MERGED
 
-# What stays here: checkpoints; predictions and the page, which show rows of the data; what tells of this machine
-KEPT_HERE = ["checkpoints/*", "predictions/*", "report.html", "log.jsonl", "run.json", ".*", "*/.*"]
+# What stays here: checkpoints; predictions, pages and rows passed over, which show the data, also in folders of results
+# that lie in the run's; what tells of this machine
+ROWS = ["predictions/*", "*/predictions/*", "report.html", "*/report.html", "rejects/*"]
+KEPT_HERE = ["checkpoints/*", *ROWS, "log.jsonl", "run.json", ".*", "*/.*"]
 
 
 def push(path: Path, name: str, *, public: bool = False) -> str:

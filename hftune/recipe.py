@@ -23,7 +23,7 @@ from . import yaml
 from .errors import Faults, UserError
 from .safety import without_tokens
 from .schema import Recipe as Recipe
-from .schema import TaskBlock
+from .schema import Source, TaskBlock
 from .yaml import Node, shown
 
 _SECRET = re.compile(r"token|secret|passw|credential|api_?key|private", re.IGNORECASE)
@@ -48,6 +48,28 @@ def from_dict(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """
     faults: list[UserError] = []
     return _finish(_prepared(_node(data, wording.COMMAND_LINE, faults)), overrides, faults)
+
+
+def source(text: str, where: str) -> Source:
+    """One set of rows as the command line names it: by its path, or by a mapping as in a recipe, `{path: a.txt, format: csv}`.
+
+    Args:
+        text: the word of the command line.
+        where: what to call it in a fault.
+
+    Raises:
+        Faults: all that is wrong with it.
+    """
+    faults: list[UserError] = []
+    whole = text.startswith("{") and not os.path.exists(text)
+    node = yaml.parse(text, partial(_same, where), faults) if whole else _node({"path": text}, where, faults)
+    try:
+        found = Source.model_validate(node.plain())
+    except ValidationError as error:
+        faults += wording.word(error.errors(include_url=False), node, wording.shape_of("data", "test", 0))
+    if faults:
+        raise Faults(faults)
+    return found
 
 
 def dump(recipe: Recipe) -> str:

@@ -423,9 +423,9 @@ class Run:
                 )
         spent = self.progress.seconds
         facts = {"step": self.progress.step, "tokens": self.progress.tokens, "training_seconds": round(spent, 1)}
+        facts |= {"skipped_steps": self.progress.skipped, "weights": step}
         self.accelerator.wait_for_everyone()
         with self.signals.held():
-            self.folder.set("running", skipped_steps=self.progress.skipped, **facts)  # the card tells them
             if self.folder.main:
                 self._write_model()
                 for figure in figures.values():
@@ -433,8 +433,9 @@ class Run:
                 if (shown := self.folder.path / SHOWN).exists():
                     os.replace(shown, shown.with_name("validation.jsonl"))
                 write_json(self.folder.path / METRICS, figures)
-                card.write(self.folder.path, self.recipe, self.prepared.model_type)
-            self.folder.set("finished")
+                ended = {**self.folder.state, **facts, "state": "finished"}
+                card.write(self.folder.path, self.recipe, self.prepared.model_type, ended)
+            self.folder.set("finished", **facts)
             if self.folder.main:
                 page.write(self.folder.path)
             self.accelerator.wait_for_everyone()

@@ -5,7 +5,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from . import hub, recipe, shipped
 from .errors import UserError
@@ -14,6 +13,8 @@ from .recipe import Recipe
 from .schema import Data, Model, Source, Tokenizer
 
 PREDICTIONS = "predictions"
+TYPED = "-"  # standard input
+SOURCE = "source"  # the word of `hftune predict` that names its rows
 READING = {
     "format",
     "field",
@@ -33,12 +34,14 @@ class Rows:
         split: the part of `data` that holds them.
         data: the recipe's block, without what these rows do not need.
         prefix: put before the names of its figures, where there are several sets.
+        word: of the command line that gave them; None: the recipe's own.
     """
 
     name: str
     split: str
     data: Data
     prefix: str = ""
+    word: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,29 @@ class Subject:
         path: folder or Hub id.
         recipe: that of the run, or what stands for one; what it says of the model is not asked.
         plain: no run: what the recipe leaves open, the model's own configuration says (see Task.known).
-        place: folder of the results; None: they are only printed.
-        named: sets of rows given beside the recipe's, by name; an empty name stands for the recipe's test rows.
+        output: folder asked for the results.
+        named: sets of rows given instead of the recipe's, by name; an empty name stands for the recipe's test rows.
         asked: the split asked for.
     """
 
     path: str
     recipe: Recipe
     plain: bool = False
-    place: Path | None = None
-    named: tuple[tuple[str, str], ...] = ()
+    output: Path | None = None
+    named: tuple[tuple[str, Source], ...] = ()
     asked: str | None = None
+
+    @property
+    def place(self) -> Path | None:
+        """Folder of the results; None: they are only printed.
+
+        What lies in a run's own folder is shared (see push.py): figures of a whole set of its recipe's rows, and none of
+        rows that it has learned from.
+        """
+        if self.output is not None or self.plain:
+            return self.output
+        other = self.named or self.asked == "train" or self.recipe.eval.limit is not None
+        return None if other else Path(self.path)
 
     @property
     def own(self) -> Recipe:
@@ -87,8 +102,11 @@ class Subject:
         """
         data, split = self.recipe.data, self.asked or "test"
         if self.named:
-            given = [(name, data.model_copy(update={"test": [like_training(data, path)]})) for name, path in self.named]
-            return [Rows(name or "test", "test", _only(own, "test"), f"{name}/" if name else "") for name, own in given]
+            given = [(name, data.model_copy(update={"test": [like_training(data, one)]})) for name, one in self.named]
+            return [
+                Rows(name or "test", "test", _only(own, "test"), f"{name}/" if name else "", f"--data {name}".rstrip())
+                for name, own in given
+            ]
         if self.asked is None and not data.test:
             split = "validation"
         if not getattr(data, split) and not (split == "validation" and data.validation_fraction):
@@ -100,11 +118,15 @@ class Subject:
         return [Rows(split, split, _only(data, split))]
 
 
-def like_training(data: Data, path: str, **more: Any) -> Source:
-    """Rows given by a path alone, read as the training files with that ending are (delimiter, columns, ...), if these agree."""
-    same = [source for source in data.train or [] if Path(source.path).suffix == Path(path).suffix]
+def like_training(data: Data, given: Source) -> Source:
+    """Rows given on the command line, which are read as the training files with that ending are (delimiter, columns, ...), if
+    these agree, but for what is said of them there. What is typed has no ending of its own.
+    """
+    every, suffix = data.train or [], Path(given.path).suffix
+    same = [source for source in every if given.path == TYPED or Path(source.path).suffix == suffix]
     ways = [source.model_dump(include=READING, exclude_defaults=True) for source in same]
-    return Source(path=path, **(ways[0] if ways and all(way == ways[0] for way in ways) else {}), **more)
+    agreed = ways[0] if ways and all(way == ways[0] for way in ways) else {}
+    return given.model_copy(update={name: way for name, way in agreed.items() if name not in given.model_fields_set})
 
 
 def _only(data: Data, split: str) -> Data:
@@ -131,9 +153,9 @@ def find(
         overrides: KEY=VALUE settings of the recipe.
         by: recipe that says how to measure a plain model.
         task: instead of a recipe, the task.
-        data: rows instead of the recipe's test rows: one path, or several NAME=PATH.
+        data: rows instead of the recipe's test rows: one path (or source, see recipe.source), or several NAME=PATH.
         split: split of the recipe; default: test where there is one, else validation.
-        output: folder of the results; default: the run's own.
+        output: folder of the results; default: see Subject.place.
 
     Raises:
         UserError: words that do not go together, or no such run, model or recipe.
@@ -149,8 +171,7 @@ def find(
     if by is None and task is None:
         path = _run(name)
         made = recipe.load(path / RECIPE, overrides)
-        place = path if output is None else _place(output, path)
-        return Subject(str(path), made, place=place, named=named, asked=split)
+        return Subject(str(path), made, output=_place(output, path), named=named, asked=split)
     if name is None:
         raise UserError(
             "which model is to be measured?",
@@ -168,8 +189,7 @@ def find(
         made = recipe.from_dict(
             {"task": {"name": task}, "model": {"path": name}, "data": {}, "output": {"dir": output or "."}}, overrides
         )
-    kept = None if output is None else _place(output, Path(name))
-    return Subject(name, made, plain=True, place=kept, named=named, asked=split)
+    return Subject(name, made, plain=True, output=_place(output, Path(name)), named=named, asked=split)
 
 
 OWN = ("model.init", "model.path", "model.encoder", "model.decoder", "model.config", "tokenizer", "peft", "output")
@@ -184,19 +204,19 @@ def _measurable(overrides: Sequence[str]) -> None:
             raise UserError(f"{key} is the model's own, and evaluation does not change it", hint=hint, where=text)
 
 
-def _named(data: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """(name, path) of each set of rows; a single one needs no name."""
+def _named(data: Sequence[str]) -> tuple[tuple[str, Source], ...]:
+    """(name, source) of each set of rows; a single one needs no name."""
     found = []
     for text in data:
         name, equals, path = text.partition("=")
-        if not equals or Path(text).exists():
+        if not equals or text.startswith("{") or Path(text).exists():
             name, path = "", text
         elif not re.fullmatch(r"[A-Za-z0-9][\w-]*", name) or not path:
             raise UserError(f"{text!r} is not of the form NAME=PATH", hint="e.g. news=news.jsonl", where="--data")
         elif name in ("train", "validation", "test"):
             hint = "choose another name, or measure the recipe's with --split"
             raise UserError(f"{name} is the name of the recipe's own rows", hint=hint, where="--data")
-        found.append((name, path))
+        found.append((name, recipe.source(path, f"--data {name}".rstrip())))
     names = [name for name, _ in found]
     if len(found) > 1 and "" in names:
         raise UserError("of several sets of rows each needs a name", hint="--data NAME=PATH", where="--data")
@@ -220,12 +240,14 @@ def _run(name: str | None) -> Path:
     return path
 
 
-def _place(output: str, model: Path) -> Path:
-    """A folder for results: new, empty, or that of results before.
+def _place(output: str | None, model: Path) -> Path | None:
+    """The folder asked for results, if one was: new, empty, or that of results before.
 
     Raises:
         UserError: it holds something else.
     """
+    if output is None:
+        return None
     path = Path(output)
     if path.exists() and (not path.is_dir() or path.resolve() == model.expanduser().resolve() or not _free(path)):
         raise UserError(

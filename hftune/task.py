@@ -94,8 +94,8 @@ class Task:
         encode: `(rows, tokenizer, options) -> columns`; rows of text to rows of ids. `rows` is a list of
             dicts (see data.Row), `columns` maps a name to a list, a numpy array or an `arrays.Ragged`, all
             of one length, which may differ from the number of rows; a whole number is no column but a count for the
-            report, of rows left out or cut. Deterministic; run once, in batches of
-            rows, and cached by content. String columns are kept for scoring (raw references).
+            report, of rows left out or cut (`truncated`: of which some text is not seen). Deterministic; run once, in
+            batches of rows, and cached by content. String columns are kept for scoring (raw references).
         collate: `(rows, tokenizer, options, rngs) -> batch`; encoded rows (dicts of numpy arrays and
             scalars) to a dict of numpy arrays of equal first dimension. Every draw for row i comes from
             `rngs[i]`, a `numpy.random.Generator`; nothing may depend on the other rows of the batch but the
@@ -104,9 +104,9 @@ class Task:
         metrics: names of the metrics reported when the recipe names none (besides the loss).
         inputs: what `predict` yields for the metrics: "label", "labels", "number", "text", "tags", "spans".
         predict: `(model, batch, rows, tokenizer, options) -> list of dicts`, one a row, in order, each with
-            `prediction`, `reference` where the row has one, and optionally `scores`; only for tasks with
-            metrics beyond the loss. `model` is in eval mode, `batch` holds tensors on its device; each of the encoded
-            `rows` has also `row`, its number among all.
+            `prediction`, `reference` where the row has one, optionally `scores`, and `truncated` where only here the row
+            was found too long; only for tasks with metrics beyond the loss. `model` is in eval mode, `batch` holds tensors
+            on its device; each of the encoded `rows` has also `row`, its number among all.
         combine: `(answers, options) -> answer`; joins what `predict` gave for the encoded rows of one row. A task that
             makes of each row one or more consecutive encoded rows (windows or pieces of a long text) marks the first of
             them by 1, the others by 0, in the column `begins`.

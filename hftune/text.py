@@ -106,6 +106,13 @@ def truncated(tokenizer: Any, most: int, *texts: list[str], **target: list[str])
     return found, cut
 
 
+def as_written(rows: list[Any], tokenizer: Any, options: Any) -> dict[str, Any]:
+    """Columns of texts that are to be predicted as they stand: `input_ids` (lists of at most max_length ids) and `text`; rows `truncated`."""
+    texts = [str(row["text"]) for row in rows]
+    found, cut = truncated(tokenizer, options.max_length, texts)
+    return {"input_ids": found["input_ids"], "text": texts, "truncated": int(cut.sum())}
+
+
 def unknown(ids: Ragged, tokenizer: Any) -> npt.NDArray[np.int64]:
     """How many tokens of each text stand for what the tokenizer cannot spell."""
     wanted = unknown_id(tokenizer)

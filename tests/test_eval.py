@@ -145,36 +145,46 @@ def test_copying_needs_no_training_rows_and_stands_beside_the_figure(place):
         told(place / "gpt", "--task", "clm", "--data", place / "text.jsonl", "--baseline")
 
 
-def test_several_sets_each_have_figures_and_predictions(run, place):
-    one = figures(run)
-    both = figures(run, "--data", f"first={place / 'a.jsonl'}", "--data", f"second={place / 'b.jsonl'}")
-    assert json.loads((run / "metrics.json").read_text()) == both
+def test_several_sets_each_have_figures_and_predictions(run, place, tmp_path):
+    one, out = figures(run), tmp_path / "out"
+    sets = ("--data", f"first={place / 'a.jsonl'}", "--data", f"second={place / 'b.jsonl'}")
+    both = figures(run, *sets, "--output", out)
+    assert json.loads((out / "metrics.json").read_text()) == both
     assert {name.partition("/")[0] for name in both} == {"first", "second"}
     assert all({**both[f"first/{name}"], "split": "test"} == figure for name, figure in one.items())
-    assert len(list(evaluation.read_lines(run / "predictions" / "second.jsonl"))) == 13
+    assert len(list(evaluation.read_lines(out / "predictions" / "second.jsonl"))) == 13
 
 
 def test_the_card_holds_what_was_measured(run, place):
     from huggingface_hub import ModelCard
 
-    found = figures(run, "--data", f"first={place / 'a.jsonl'}", "--data", f"second={place / 'b.jsonl'}")
-    card = ModelCard.load(run / "README.md")
-    held = {(one.dataset_split, one.metric_type): one.metric_value for one in card.data.eval_results}
-    whole = {name: figure for name, figure in found.items() if "[" not in name}
-    assert held == {(figure["split"], name.partition("/")[2]): figure["value"] for name, figure in whole.items()}
-    assert {one.dataset_name for one in card.data.eval_results} == {
-        str(place / name) for name in ("a.jsonl", "b.jsonl")
-    }
-    figures(run, "eval.resamples=0")
-    card = ModelCard.load(run / "README.md")
-    assert {one.dataset_split for one in card.data.eval_results} == {"test"}
-    assert (run / "recipe.yaml").read_text() in (run / "README.md").read_text(), (
-        "the recipe as it ran, not as overridden"
-    )
-    before = (run / "README.md").read_text()
-    figures(run, "--limit", 3)
-    figures(run, "--split", "train")
-    assert (run / "README.md").read_text() == before, "neither a part nor rows it has learned from"
+    tests = {"a.jsonl": (), "b.jsonl": (f"data.test={place / 'b.jsonl'}",)}
+    sets = [("test", name, words) for name, words in tests.items()] + [
+        ("validation", "held.jsonl", ("--split", "validation"))
+    ]
+    for split, name, words in sets:
+        found = figures(run, *words, "eval.resamples=0")
+        card = ModelCard.load(run / "README.md")
+        held = {one.metric_type: one.metric_value for one in card.data.eval_results}
+        assert held == {name: figure["value"] for name, figure in found.items() if "[" not in name}
+        assert {(one.dataset_split, one.dataset_name) for one in card.data.eval_results} == {(split, str(place / name))}
+        rows = [line for line in card.text.splitlines() if line.startswith("| accuracy")]
+        assert [line.split(" | ")[-1] for line in rows] == [f"{split} |"]
+        assert (run / "recipe.yaml").read_text() in (run / "README.md").read_text(), "as it ran, not as overridden"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--limit", "3"), ("eval.limit=3",), ("--split", "train"), ("--data", "{p}/b.jsonl"), ("--data", "x={p}/b.jsonl")],
+    ids=str,
+)
+def test_figures_of_other_rows_do_not_replace_those_that_a_run_shares(words, run, place):
+    """Neither a part, nor rows that it has learned from, nor those of another file."""
+    figures(run)
+    before = content(run)
+    shown = told(run, *(word.format(p=place) for word in words))
+    assert f"not kept: {run} holds figures of its whole test or validation set" in shown
+    assert content(run) == before
 
 
 def test_a_person_sees_the_ends_and_what_leaked(run):
@@ -269,7 +279,9 @@ WRONG = [
     (("./nowhere", "--task", "clm", "--data", "{p}/text.jsonl"), "no folder"),
     (("{p}/gpt", "--task", "mlm", "--data", "{p}/text.jsonl"), "no mask token"),
     (("{p}/gpt", "--task", "classify", "--data", "{p}/numbers.jsonl", "task.label_names=['0','1','2']"), "not trained for"),
-    (("{r}", "--data", "{p}/none.jsonl"), "none.jsonl"),
+    (("{r}", "--data", "{p}/none.jsonl"), "--data: no file"),
+    (("{r}", "--data", "new={p}/none.jsonl"), "--data new: no file"),
+    (("{r}", "data.test={p}/none.jsonl"), "data.test: no file"),
     (("{r}", "--data", "{p}/a.jsonl", "--data", "{p}/b.jsonl"), "needs a name"),
     (("{r}", "--data", "x={p}/a.jsonl", "--data", "x={p}/b.jsonl"), "two sets"),
     (("{r}", "--data", "../x={p}/a.jsonl"), "NAME=PATH"),

@@ -74,7 +74,8 @@ def test_several_texts_come_in_order_and_as_json(finished):
 def test_tokens_are_shown_as_they_come(finished):
     pieces = []
     recipe_of = recipe.load(finished / RECIPE)
-    texts = generation.generate(finished, recipe_of, "The", lambda number, piece: pieces.append((number, piece)))
+    texts, cut = generation.generate(finished, recipe_of, "The", lambda number, piece: pieces.append((number, piece)))
+    assert not cut
     assert "".join(piece for _, piece in pieces) == texts[0]
     assert len(pieces) > 6
 
@@ -98,6 +99,26 @@ def test_predictions_of_a_file_do_not_depend_on_what_is_read_together(finished, 
     monkeypatch.setattr(measure, "BATCH", 3)
     assert list(measure.predict_rows(finished, own, str(path), None)) == whole
     assert [row["prompt"] for row in whole] == ["The", "In this", "A file is", "x"]
+
+
+def test_what_is_too_long_is_counted(finished, tmp_path):
+    """A prompt takes the positions that the new tokens leave: here 64 less 12."""
+
+    def told(*words):
+        found = CliRunner().invoke(cli.app, list(map(str, words)), catch_exceptions=False)
+        assert found.exit_code == 0
+        return found
+
+    long, short = "The file is read. " * 30, "The file"
+    assert "the prompt is longer than the model reads: truncated" in told("generate", finished, long).stderr
+    assert told("generate", finished, short).stderr == ""
+    path = tiny.write_rows(tmp_path / "prompts.jsonl", [{"prompt": p, "completion": "x"} for p in (short, long, long)])
+    found = told("predict", finished, path)
+    assert ["truncated" in json.loads(line) for line in found.stdout.splitlines()] == [False, True, True]
+    assert found.stderr == "warning: 2 of 3 rows are longer than the model reads: truncated\n"
+    words = ("--task", "clm", "--data", path, "task.kind=prompt", "task.truncation_side=left", "--max-new-tokens", 12)
+    shown = told("eval", finished, *words, "eval.resamples=0").stdout
+    assert "test: 2 prompts are longer than the model's positions less task.max_new_tokens: truncated" in shown
 
 
 TEMPLATE = (

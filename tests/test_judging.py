@@ -1,6 +1,7 @@
 """Figures without a model: files against files, runs against runs, rows that leaked."""
 
 import json
+from pathlib import Path
 
 import children
 import pytest
@@ -131,3 +132,6 @@ def test_how_a_run_puts_a_row_to_its_model_is_its_own_affair(tmp_path):
     sourced = answered(tmp_path / "c", ["a", "b", "c"], ["Q1\n", "Q2\n", "Q3\n"], source="Q1")
     with pytest.raises(UserError, match="different rows"):
         judging.compare([plain, sourced], None, "test", SILENT)
+    file = Path(templated) / "predictions" / "test.jsonl"
+    tiny.write_rows(file, [{**json.loads(line), "truncated": True} for line in file.read_text().splitlines()])
+    assert judging.compare([plain, templated], ["exact_match"], "test", SILENT) == found

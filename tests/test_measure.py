@@ -13,7 +13,7 @@ import tiny
 from accelerate import Accelerator
 from typer.testing import CliRunner
 
-from hftune import batching, cli, evaluation, loop, measure, prepare, recipe, run, schema
+from hftune import batching, cli, evaluation, loop, measure, prepare, recipe, run, schema, subject
 from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.files import typed_lines
@@ -45,12 +45,13 @@ def test_a_limit_counts_rows_not_windows(tagger):
     assert [line["tokens"] for line in whole] == [row["tokens"] for row in values]
     for limit in (1, 5, 20, 99):
         made = recipe.load(folder / "run" / "recipe.yaml", [f"eval.limit={limit}"])
-        found = measure.evaluate_run(folder / "run", made, None, QUIET, baseline=True)
+        part = folder / f"first-{limit}"
+        found = measure.evaluate(subject.Subject(str(folder / "run"), made, output=part), QUIET, baseline=True)
         assert found["tag_accuracy"]["count"] == min(limit, 20)
         assert found["loss"]["count"] == sum(len(row["tokens"]) for row in values[:limit]), (
             "targets of these rows alone"
         )
-        assert list(evaluation.read_lines(folder / "run" / "predictions" / "test.jsonl")) == whole[:limit]
+        assert list(evaluation.read_lines(part / "predictions" / "test.jsonl")) == whole[:limit]
 
 
 def test_answers_of_windows_are_joined_row_by_row():
@@ -178,10 +179,10 @@ def test_the_floor_of_several_losses_is_that_of_the_one_over_the_vocabulary(tmp_
     assert {name: one for name, one in found.items() if name != "accuracy"} == losses
 
 
-def lines(task, text, monkeypatch, limit=None, **options):
+def lines(task, text, monkeypatch, limit=None, columns=None, **options):
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
     loaded = tasks.load(task)
-    made = SimpleNamespace(data=schema.Data())
+    made = SimpleNamespace(data=schema.Data(columns=columns or {}))
     return list(measure._rows("-", made, loaded, loaded.options(**options), limit))
 
 
@@ -198,6 +199,24 @@ def test_lines_of_text_are_rows_and_where_a_row_has_several_parts_objects(monkey
     assert lines("classify", "just text\n", monkeypatch)[0]["text"] == "just text"
     with pytest.raises(UserError, match="text and text_pair"):
         lines("classify", "just text\n", monkeypatch, pair=True)
+
+
+def test_objects_on_standard_input_have_the_columns_of_the_files(monkeypatch):
+    columns = {"text": "en.premise", "text_pair": "then", "label": "gold"}
+    asked = {"en": {"premise": "a"}, "then": "b"}
+    for answer in ({}, {"gold": "y"}):
+        (row,) = lines("classify", json.dumps(asked | answer) + "\n", monkeypatch, columns=columns, pair=True)
+        assert (row["text"], row["text_pair"], row.get("label")) == ("a", "b", "y" if answer else None)
+    with pytest.raises(UserError, match=r"standard input:1: no column 'en\.premise'"):
+        lines("classify", '{"text": "a", "text_pair": "b"}\n', monkeypatch, columns=columns, pair=True)
+    with pytest.raises(UserError, match=r"not a JSON object with en\.premise and then"):
+        lines("classify", "a\n", monkeypatch, columns=columns, pair=True)
+    source = {"path": "train.jsonl", "columns": {"text": "one", "text_pair": "two"}}
+    data = schema.Data.model_validate({"train": [source], "columns": {"label": "gold"}})
+    monkeypatch.setattr("sys.stdin", io.StringIO('{"one": "a", "two": "b"}\n'))
+    task = tasks.load("classify")
+    (row,) = measure._rows("-", SimpleNamespace(data=data), task, task.options(pair=True), None)
+    assert row == {"text": "a", "text_pair": "b"}
 
 
 def test_standard_input_is_read_as_files_are(monkeypatch):

@@ -51,7 +51,7 @@ def test_every_task_predicts_from_a_file_and_from_standard_input(kind, tmp_path,
     wanted = task.load(kind).under(options).inputs_only(options)
     shown = [{name: _under(row, source["data"]["columns"].get(name, name)) for name in wanted} for row in rows]
     if len(wanted) > 1:
-        lines = [json.dumps(row) for row in shown]
+        lines = [json.dumps(row) for row in rows]
     else:
         texts = [row[wanted[0]] if isinstance(row[wanted[0]], str) else " ".join(row[wanted[0]]) for row in shown]
         lines = [text.replace("\n", " ") for text in texts]
@@ -75,6 +75,7 @@ def test_gaps_are_filled_one_by_one_with_the_likeliest():
     own = task.load("mlm").under(options)
     rows = [{"text": "[MASK] of the [MASK]"}, {"text": "a much longer row of words , and [MASK]"}]
     made = own.encode(rows, tok, options)
+    assert made.pop("truncated") == 0
     raw = [{name: column[i] for name, column in made.items()} for i in range(2)]
     import torch
 
@@ -151,6 +152,16 @@ def test_predictions_never_cost_a_file_that_was_there(tokenizer_folder, tmp_path
     commands.predict(folder, str(rows), [], str(kept), 3, False)
     assert len(kept.read_text().splitlines()) == 3
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("kept")) == ["kept.jsonl"]
+    (tmp_path / "away").mkdir()
+    for target in ("kept.jsonl", "away/new.jsonl"):  # one that is there, and one that is not
+        link = tmp_path / "link.jsonl"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        commands.predict(folder, str(rows), [], str(link), 2, False)
+        assert link.is_symlink()
+        assert len((tmp_path / target).read_text().splitlines()) == 2
+    with pytest.raises(UserError, match="is the file to be predicted"):
+        commands.predict(folder, str(tmp_path / "away" / "new.jsonl"), [], str(link), None, False)
 
 
 @pytest.mark.parametrize("kind", ["classify", "tag", "qa", "choice"])
@@ -182,3 +193,22 @@ def test_files_are_read_as_those_of_training_are(tokenizer_folder, tmp_path):
     assert [(answer["text"], answer["reference"]) for answer in found][1] == ("text 1, and more", "1")
     figures = measure.evaluate(subject.find(str(tmp_path / "run"), [], data=[other]), Reporter(silent=True))
     assert figures["accuracy"]["count"] == 12
+    (tmp_path / "bars.txt").write_text("stars|body\n" + rows.replace(";", "|", 12))
+    mapping = f'{{path: {tmp_path / "bars.txt"}, format: csv, delimiter: "|", columns: {{text: body, label: stars}}}}'
+    barred = list(measure.predict_rows(tmp_path / "run", made, mapping, 5))
+    assert barred == found
+    again = measure.evaluate(subject.find(str(tmp_path / "run"), [], data=[f"x={mapping}"]), Reporter(silent=True))
+    assert {name: {**figure, "split": "test"} for name, figure in again.items()} == {
+        f"x/{name}": figure for name, figure in figures.items()
+    }
+    (tmp_path / "commas.csv").write_text('stars,body\n1,"text 1, and more"\n')
+    comma = f'{{path: {tmp_path / "commas.csv"}, delimiter: ","}}'  # what it does not say is as in training
+    assert [answer["text"] for answer in measure.predict_rows(tmp_path / "run", made, comma, None)] == [
+        "text 1, and more"
+    ]
+    for word, said in (("{path: a.csv, delimter: ;}", "delimter: unknown key"), ("", "path is empty text")):
+        with pytest.raises(UserError, match=f"^source: {said}"):
+            commands.predict(str(tmp_path / "run"), word, [], None, None, False)
+    with pytest.raises(UserError, match=r"^source: no file or folder") as fault:
+        list(measure.predict_rows(tmp_path / "run", made, str(tmp_path / "none.csv"), None))
+    assert "data." not in str(fault.value)

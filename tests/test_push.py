@@ -14,6 +14,9 @@ SHARED = {"config.json", "model.safetensors", "tokenizer.json", "README.md", "re
 OWN = {
     "checkpoints/step-3/model.safetensors",
     "predictions/test.jsonl",
+    "news/predictions/test.jsonl",
+    "news/report.html",
+    "rejects/train.jsonl",
     "report.html",
     "log.jsonl",
     "run.json",

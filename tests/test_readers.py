@@ -161,8 +161,15 @@ HOSTILE = [
     ),
     ("no.parquet", parquet(pa.table({"y": ["a", None]})), {"columns": ["y"]}, ": row 2", "'y' is null", "drop the row"),
     ("gone.jsonl", b'{"y": "a"}\n{"Y": "b"}\n', {"columns": ["y"]}, ":2", "no 'y' in this row", "'Y'"),
-    ("int.jsonl", b'{"text": 5}\n', {"texts": ["text"]}, ":1", "'text' is 5, not text", "the row has"),
-    ("bytes.parquet", parquet(pa.table({"text": [b"a"]})), {"texts": ["text"]}, ": row 1", "not text", "the row has"),
+    ("int.jsonl", b'{"text": 5}\n', {"texts": ["text"]}, ":1", "'text' is 5, not text", "in JSON in quotes, or map"),
+    (
+        "bytes.parquet",
+        parquet(pa.table({"text": [b"a"]})),
+        {"texts": ["text"]},
+        ": row 1",
+        "not text",
+        "write it as text",
+    ),
     ("object.json", b'{"version": 1, "data": [{"a": 1}]}', {}, "", "rows may be under 'data'", "set field"),
     ("field.json", b'{"data": [{"a": 1}]}', {"source": {"field": "rows"}}, "", "no key 'rows'", "'data'"),
     (

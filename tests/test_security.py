@@ -239,7 +239,7 @@ def test_names_from_data_are_no_markup_on_the_card(tmp_path):
     assert not [line for line in after.splitlines()[:-1] if re.match(r" {0,3}```", line)]
     assert "onerror" in head  # a name in quotes, for a reader of YAML
     row = next(line for line in before.splitlines() if "0.5000" in line)
-    assert len(re.findall(r"(?<!\\)\|", row)) == 5
+    assert len(re.findall(r"(?<!\\)\|", row)) == 6
     assert markdown("a *b* <i>\n# c") == r"a \*b\* &lt;i&gt; \# c"
     assert clean("\x1b[0m") == r"\x1b[0m"
 

@@ -1,14 +1,16 @@
 """When a run ends, which of its weights stay, and what it is fed: by steps, epochs, tokens, time or no more gain."""
 
 import json
+import signal
 
 import children
 import fine
 import numpy as np
 import pytest
 import tiny
+from typer.testing import CliRunner
 
-from hftune import machine, prepare, recipe, run, task
+from hftune import cli, machine, prepare, recipe, run, task
 from hftune.errors import UserError
 from hftune.report import Reporter
 
@@ -22,6 +24,28 @@ def trained(path, tokenizer_folder, **train):
 def told(path):
     log = [json.loads(line) for line in (path / "run" / "log.jsonl").read_text().splitlines()]
     return log, *(json.loads((path / "run" / name).read_text()) for name in ("run.json", "metrics.json"))
+
+
+def test_an_extended_run_that_was_stopped_says_whose_weights_it_has(tmp_path, tokenizer_folder):
+    source = tiny.classify(tmp_path, str(tokenizer_folder), max_steps=4, save_steps=2)
+    words = {"eval": (tmp_path / "run",), "predict": (tmp_path / "run", tmp_path / "held.jsonl", "--limit", 1)}
+
+    def said(command):
+        found = CliRunner().invoke(cli.app, [command, *map(str, words[command])], catch_exceptions=False)
+        assert found.exit_code == 0
+        return " ".join(found.output.split())
+
+    older = "extended and not finished since: its model is the one it had then, of step 4"
+    assert children.child(children.train, source) == 0
+    assert not [command for command in words if "not finished since" in said(command)]
+    source["train"]["max_steps"] = 9
+    assert children.child(children.train_and_die, source, 7, signal.SIGTERM) != 0
+    assert told(tmp_path)[1]["state"] == "interrupted"
+    assert [command for command in words if f"warning: {tmp_path / 'run'} was {older}" in said(command)] == [*words]
+    assert f"The run was {older}." in (tmp_path / "run" / "README.md").read_text()
+    assert children.child(children.train, source) == 0
+    assert not [command for command in words if "not finished since" in said(command)]
+    assert "9 steps" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_it_stops_where_nothing_gets_better(tmp_path, tokenizer_folder):

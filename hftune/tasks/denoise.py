@@ -15,7 +15,7 @@ from ..decode import Decoding
 from ..errors import UserError
 from ..spans import infill, ordinary, shuffle
 from ..task import IGNORE, Task
-from ..text import chunk, frame, sentence_starts
+from ..text import as_written, chunk, frame, sentence_starts
 
 
 class DenoiseOptions(Decoding):
@@ -91,12 +91,6 @@ def noise_row(
     return np.concatenate([ids[:before], text, end])
 
 
-def read(rows: list[Any], tokenizer: Any, options: DenoiseOptions) -> dict[str, Any]:
-    """Columns: `input_ids` (lists of at most max_length ids) and `text`."""
-    texts = [str(row["text"]) for row in rows]
-    return {"input_ids": tokenizer(texts, truncation=True, max_length=options.max_length)["input_ids"], "text": texts}
-
-
 def predict(
     model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: DenoiseOptions
 ) -> list[dict[str, Any]]:
@@ -104,7 +98,7 @@ def predict(
     return decode.answers(model, batch, tokenizer, options, [int(row.get("row", i)) for i, row in enumerate(rows)])
 
 
-ASKED = {"encode": read, "collate": lambda rows, tokenizer, *_: inputs(rows, tokenizer), "predict": predict}
+ASKED = {"encode": as_written, "collate": lambda rows, tokenizer, *_: inputs(rows, tokenizer), "predict": predict}
 
 TASK = Task(
     head="AutoModelForSeq2SeqLM",

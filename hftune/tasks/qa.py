@@ -79,7 +79,7 @@ def encode(rows: list[Any], tokenizer: Any, options: QaOptions) -> dict[str, Any
     Columns: `begins`; `input_ids`, `token_type_ids`, and `starts` and `ends`, the characters of `text` that each token
     stands for (ragged; 0 and 0 for tokens of no context); `text`, the window's part of the context, which begins at
     character `at`; `id`, `question`; `answers` (texts), and `target`, the positions of the first answer's first and
-    last token (ragged).
+    last token (ragged). Rows whose question is cut are counted as `truncated`.
     """
     labelled = all("answers" in row for row in rows)  # rows to predict may have none
     answers = [_answers(row, options) for row in rows] if labelled else []
@@ -104,7 +104,8 @@ def encode(rows: list[Any], tokenizer: Any, options: QaOptions) -> dict[str, Any
         if labelled:
             columns["answers"].append([text for text, _ in answers[window.row]])
             columns["target"].append(_target(window, answers[window.row][:1], tokenizer))
-    return dict(columns)
+    cut = sum(bool(text[len(kept) :].strip()) for text, kept in zip(whole, questions, strict=True))
+    return {**columns, "truncated": cut}
 
 
 def _cut(questions: list[str], tokenizer: Any, most: int) -> list[str]:

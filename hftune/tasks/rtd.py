@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..masking import Masking, check, mask_batch
 from ..schema import Model
 from ..task import IGNORE, Fraction, PositiveFraction, Task, Term
-from ..text import chunk
+from ..text import as_written, chunk
 
 GENERATOR = "generator"
 BINARY = "multi_label_classification"  # transformers' name of binary cross-entropy
@@ -202,12 +202,6 @@ def share_embeddings(giver: Any, taker: Any) -> None:
     taker.tie_weights()
 
 
-def read(rows: list[Any], tokenizer: Any, options: RtdOptions) -> dict[str, Any]:
-    """Columns: `input_ids` (lists of at most max_length ids) and `text`."""
-    texts = [str(row["text"]) for row in rows]
-    return {"input_ids": tokenizer(texts, truncation=True, max_length=options.max_length)["input_ids"], "text": texts}
-
-
 def predict(
     model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: RtdOptions
 ) -> list[dict[str, Any]]:
@@ -227,7 +221,11 @@ def varies(options: RtdOptions) -> dict[str, Any]:
     """Head and weight are options; of rows to be predicted nothing is masked."""
     asked: dict[str, Any] = {}
     if isinstance(options, Asking):
-        asked = {"encode": read, "collate": lambda rows, tokenizer, *_: inputs(rows, tokenizer), "predict": predict}
+        asked = {
+            "encode": as_written,
+            "collate": lambda rows, tokenizer, *_: inputs(rows, tokenizer),
+            "predict": predict,
+        }
     terms = (Term("generator"), Term("discriminator", "original", options.discriminator_weight))
     return {"head": HEADS[options.discriminator_head or "token"], "terms": terms, **asked}
 

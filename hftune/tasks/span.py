@@ -205,10 +205,11 @@ def noise_row(free: Any, denoiser: Denoiser, rng: np.random.Generator) -> Any:
 
 
 def read(rows: list[Any], tokenizer: Any, options: SpanOptions) -> dict[str, Any]:
-    """Columns: `input_ids` (lists of at most max_length ids) and `text`."""
-    texts = [str(row["text"]) for row in rows]
-    found = tokenizer(texts, truncation=True, max_length=options.max_length, add_special_tokens=False)["input_ids"]
-    return {"input_ids": [[*ids[: options.max_length - 1], tokenizer.eos_token_id] for ids in found], "text": texts}
+    """Columns: `input_ids` (lists of at most max_length ids) and `text`; rows `truncated`."""
+    texts, room = [str(row["text"]) for row in rows], options.max_length - 1
+    found = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    cut = sum(len(ids) > room for ids in found)
+    return {"input_ids": [[*ids[:room], tokenizer.eos_token_id] for ids in found], "text": texts, "truncated": cut}
 
 
 def predict(

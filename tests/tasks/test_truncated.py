@@ -30,6 +30,10 @@ CASES = {
     "choice": ("bert", {}, lambda n: {"question": "q", "choices": [text(1), text(n)], "label": 0}),
     "translate": ("t5", {}, lambda n: {"source": text(n), "target": "a"}),
     "translate as prompts": ("gpt2", {"form": "decoder-only"}, lambda n: {"source": text(n), "target": "a"}),
+    "mlm asked": ("bert", {}, lambda n: {"text": "[MASK] " + text(n)}),
+    "denoise asked": ("roberta", {}, lambda n: {"text": text(n)}),
+    "rtd asked": ("bert", {}, lambda n: {"text": text(n)}),
+    "span asked": ("t5", {}, lambda n: {"text": "<extra_id_0> " + text(n)}),
     "clm": ("gpt2", {"kind": "prompt", "truncation_side": "left"}, lambda n: {"prompt": text(n), "completion": "a"}),
 }
 
@@ -40,7 +44,9 @@ def test_the_count_is_of_the_rows_that_would_be_longer(name, sizes, most):
     kind, options, row = CASES[name]
     task = tasks.load(name.split()[0])
     rows = fine.rows([row(n) for n in sizes])
-    found, whole = (task.encode(rows, fine.tok(kind), task.options(**options, max_length=m)) for m in (most, LONG))
+    ways = [task.options(**options, max_length=m) for m in (most, LONG)]
+    ways = [way.predicting() for way in ways] if name.endswith("asked") else ways
+    found, whole = (task.under(way).encode(rows, fine.tok(kind), way) for way in ways)
     same = [list(one) == list(all_of_it) for one, all_of_it in zip(found["input_ids"], whole["input_ids"], strict=True)]
     assert found["truncated"] == same.count(False)
     assert whole["truncated"] == 0
@@ -55,6 +61,15 @@ def test_targets_are_counted_by_themselves(sizes, most):
     )
     lost = sum(len(a) < len(b) for a, b in zip(found["labels"], whole["labels"], strict=True))
     assert (found["truncated"], found["targets_truncated"]) == (0, lost)
+
+
+def test_questions_that_are_cut_are_counted():
+    task, tok = tasks.load("qa"), fine.tok("bert")
+    questions = [text(n) + " " for n in range(1, 12)]
+    longer = [len(tok(question, add_special_tokens=False)["input_ids"]) > 8 for question in questions]
+    rows = fine.rows([{"context": text(90), "question": question} for question in questions])
+    found = task.encode(rows, tok, task.options(max_length=64, max_question_length=8, stride=4))
+    assert 0 < found["truncated"] == sum(longer) < len(rows) < len(found["begins"])
 
 
 def test_a_tokenizer_in_python_counts_as_one_in_rust_does():
