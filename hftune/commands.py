@@ -202,9 +202,12 @@ def generate(
 ) -> None:
     """`hftune generate`; options of sampling say that there is to be sampling, --num-beams that there is none."""
     path = _run(name)
+    from . import generation
+
+    recipe = recipes.load(path / RECIPE, overrides)
+    generation.check(path, recipe)
     recipe = recipes.load(path / RECIPE, [*overrides, *_task_settings(given, drawn, sample)])
     text = _standard_input() if prompt == "-" else prompt
-    from . import generation
     from .safety import clean
 
     terminal, several = sys.stdout.isatty(), getattr(recipe.task.options, "num_return_sequences", 1) > 1

@@ -2,12 +2,27 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from . import decode, measure
+from . import task as tasks
 from .errors import UserError
 from .recipe import Recipe
 from .report import Reporter
+from .task import Options
+
+
+def check(path: Path, recipe: Recipe) -> None:
+    """That the task of a run writes text for a prompt.
+
+    Raises:
+        UserError: it does not, or a row of it needs more than a text.
+    """
+    options = cast(Options, recipe.task.options).predicting()
+    wanted = tasks.load(recipe.task.name).under(options).inputs_only(options)
+    if not isinstance(options, decode.Decoding) or len(wanted) != 1:
+        hint = f"hftune predict {path} FILE"
+        raise UserError(f"the task {recipe.task.name} writes no text for a prompt", hint=hint, where="task.name")
 
 
 def generate(
@@ -30,13 +45,11 @@ def generate(
         trust_remote_code: whether code that comes with the model may run.
 
     Raises:
-        UserError: the run is not finished, its task writes no text, or a row of it needs more than a text.
+        UserError: the run is not finished; see also `check`.
     """
+    check(path, recipe)
     prepared, model = measure.ready(path, recipe, reporter, trust_remote_code=trust_remote_code)
-    wanted, options = prepared.task.inputs_only(prepared.options), prepared.options
-    if not isinstance(options, decode.Decoding) or len(wanted) != 1:
-        hint = f"hftune predict {path} FILE"
-        raise UserError(f"the task {recipe.task.name} writes no text for a prompt", hint=hint, where="task.name")
+    wanted = prepared.task.inputs_only(prepared.options)
     row = measure.asked({wanted[0]: prompt}, wanted, recipe.data.clean, "the prompt")
     streams: list[Stream] = []
 

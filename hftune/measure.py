@@ -289,7 +289,10 @@ def predict_rows(
     cut = total = 0
     while batch := list(islice(rows, BATCH)):
         answers: list[Any] = [None] * len(batch)
-        for chosen in _alike(batch, prepared):
+        groups = _alike(batch, prepared)
+        for line in () if total else _unknown([batch[i] for i in groups[0]], prepared):
+            reporter.warn(line)
+        for chosen in groups:
             numbers, asked = [total + i for i in chosen], [batch[i] for i in chosen]
             given, longer = predict(model, prepared, asked, recipe.eval.batch_tokens, numbers)
             cut += longer
@@ -299,6 +302,12 @@ def predict_rows(
         yield from answers
     if cut:
         reporter.warn(f"{cut:,} of {total:,} rows are longer than the model reads: truncated")
+
+
+def _unknown(rows: list[Any], prepared: prepare.Prepared) -> list[str]:
+    """A warning where the tokenizer does not know the text of the first rows."""
+    columns = prepared.task.encode(rows[: prepare.SAMPLE], prepared.tokenizer, prepared.options)
+    return tokenizer.unknown_text(prepared.tokenizer, prepare.sample(store.in_memory(columns)))
 
 
 def _alike(rows: list[Any], prepared: prepare.Prepared) -> list[list[int]]:

@@ -277,7 +277,7 @@ def _told(split: str, found: store.Encoded) -> str:
     return f"{line}, {len(found):,} rows of {int(found.lengths.sum()):,} tokens encoded"
 
 
-def _sample(found: store.Encoded) -> Any:
+def sample(found: store.Encoded) -> Any:
     """Ids of rows spread over a split."""
     chosen = np.linspace(0, len(found) - 1, min(len(found), SAMPLE)).astype(int)
     return np.concatenate([found[row]["input_ids"] for row in chosen.tolist()])
@@ -349,7 +349,7 @@ def prepare(
         if first:
             found = prepared.rows[split].data
             reporter.say(_told(split, found))
-            for line in tokenizer.unknown_text(prepared.tokenizer, _sample(found)):
+            for line in tokenizer.unknown_text(prepared.tokenizer, sample(found)):
                 reporter.warn(f"{split}: {line}")
     if first and accelerator is not None:
         accelerator.wait_for_everyone()

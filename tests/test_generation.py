@@ -155,3 +155,8 @@ def test_faults_are_told(finished, tmp_path):
         ask(finished, "x", "-n", 2)
     with pytest.raises(UserError, match="positions"):
         ask(finished, "x", "--max-new-tokens", 100)
+    other = tiny.mlm(tmp_path, max_steps=1)
+    run.train(recipe.from_dict(other), Reporter(silent=True))
+    for words in ([], ["--num-beams", 2], ["--top-k", 3]):
+        with pytest.raises(UserError, match=r"^task\.name: the task mlm writes no text"):
+            ask(other["output"]["dir"], "x", *words)

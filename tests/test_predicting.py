@@ -212,3 +212,13 @@ def test_files_are_read_as_those_of_training_are(tokenizer_folder, tmp_path):
     with pytest.raises(UserError, match=r"^source: no file or folder") as fault:
         list(measure.predict_rows(tmp_path / "run", made, str(tmp_path / "none.csv"), None))
     assert "data." not in str(fault.value)
+
+
+def test_text_that_the_tokenizer_does_not_know_is_told(tokenizer_folder, tmp_path, capsys):
+    run.train(recipe.from_dict(tiny.classify(tmp_path, str(tokenizer_folder), max_steps=1)), Reporter(silent=True))
+    made = recipe.load(tmp_path / "run" / "recipe.yaml", [])
+    for text, said in (("a plain text", False), ("これは 何 です か", True)):
+        file = tiny.write_rows(tmp_path / "new.jsonl", [{"text": text}] * 3)
+        assert len(list(measure.predict_rows(tmp_path / "run", made, str(file), None, Reporter(as_json=True)))) == 3
+        shown = capsys.readouterr().err
+        assert ("warning: 100.0% of the tokens are [UNK]" in shown) == said, shown
