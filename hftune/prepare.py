@@ -47,7 +47,8 @@ class Prepared:
 def open_split(recipe: Recipe, task: Task, options: Any, split: str) -> Any:
     """The rows of a split, with the task's columns known to be there; None where the recipe has no such split."""
     columns = task.columns(options)
-    reader = data.open_split(recipe.data, split, text_columns=task.text_columns(options), columns=columns)
+    texts, filled = task.text_columns(options), task.filled(options)
+    reader = data.open_split(recipe.data, split, text_columns=texts, columns=columns, filled=filled)
     if reader is not None:
         data.check_columns(reader, columns)
     return reader

@@ -358,6 +358,13 @@ def _(folder):
     return classify(folder, [row if i != 5 else {**row, "label": None} for i, row in enumerate(tweets())])
 
 
+@case("a label left empty in a CSV", "rows.csv:4", "'label' is empty", "on_error: skip")
+def _(folder):
+    lines = CSV.splitlines()
+    lines[3] = "a tweet,"
+    return _written("rows.csv", "\n".join(lines).encode())(folder)
+
+
 @case("labels of mixed types", "rows.jsonl:6", "a number here", "text at")
 def _(folder):
     return classify(folder, [row if i != 5 else {**row, "label": 1} for i, row in enumerate(tweets())])

@@ -51,6 +51,13 @@ def test_it_is_told_where_it_is_and_what_to_do(name, tmp_path):
         assert "\n" not in fault.message
 
 
+def test_rows_are_not_at_fault_for_labels_that_could_not_be_read(tmp_path):
+    held = broken.rows(tmp_path, broken.tweets(), "held.jsonl")
+    train = [{"text": "a tweet", "label": None}, *broken.tweets()]
+    faults, _ = checked(broken.classify(tmp_path, train, data={"validation": held}), tmp_path)
+    assert [fault.message for fault in faults] == ["'label' is null"]
+
+
 def test_there_are_as_many_as_promised():
     assert len(broken.CASES) >= 60
 

@@ -46,9 +46,9 @@ def _names(row: Any, options: ClassifyOptions) -> list[str]:
     """Label names of a row, as text whatever the file's type."""
     value = row["label"]
     if options.kind != "multi":
-        if isinstance(value, (list, dict)) or value is None or value == "":
-            hint = "for lists set task.kind: multi" if value else "give the row a label, or leave it out"
-            raise UserError(f"the label is {json.dumps(value)[:40]}, wanted one label", hint=hint, where=row.where)
+        if isinstance(value, (list, dict)) or value is None or not str(value).strip():
+            hint, said = "for lists set task.kind: multi", json.dumps(value)[:40]
+            raise UserError(f"the label is {said}, wanted one label", hint=hint, where=row.where)
         return [_name(value, row)]
     values = value.split(options.separator) if isinstance(value, str) else value if isinstance(value, list) else [value]
     return [name for v in values if v is not None and (name := _name(v, row))]
@@ -134,8 +134,7 @@ def _number(row: Any) -> float:
         with np.errstate(over="ignore"):
             learned = np.float32(value)
     except (TypeError, ValueError, OverflowError):
-        message = f"the label is {str(row['label'])[:40]!r}, wanted a number"
-        hint = "for names set task.kind: single" if row["label"] else "give the row a label, or leave it out"
+        message, hint = f"the label is {str(row['label'])[:40]!r}, wanted a number", "for names set task.kind: single"
         raise UserError(message, hint=hint, where=row.where) from None
     if learned == IGNORE or not np.isfinite(learned):
         why = "which elsewhere marks what a loss ignores" if learned == IGNORE else "wanted a finite number"
