@@ -167,7 +167,8 @@ class RunFolder:
             told = "; ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in changed[:6])
             more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
             hint = "choose another output.dir, or start over with --fresh"
-            if not any(recipe.mark(key) == "fixed" for key, _, _ in changed):
+            options = type(wanted.task.options)
+            if not any(recipe.mark(key, options) == "fixed" for key, _, _ in changed):
                 hint += ", or accept the change with " + " ".join(f"--allow {key}" for key, _, _ in changed[:6])
             raise UserError(
                 f"{self.path} holds a run of a different recipe ({told}{more})", hint=hint, where="output.dir"

@@ -65,7 +65,7 @@ class Model(Block):
     init: str | None = Field(
         None,
         description="architecture to start from random weights, e.g. bert, gpt2, t5",
-        json_schema_extra=replaces("path", "encoder", "decoder", "revision"),
+        json_schema_extra=FIXED | replaces("path", "encoder", "decoder", "revision"),
     )
     path: str | None = Field(
         None,

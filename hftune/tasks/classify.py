@@ -13,6 +13,7 @@ from .. import data
 from ..arrays import inputs
 from ..class_weights import Weighted, varies
 from ..errors import UserError
+from ..schema import FIXED
 from ..task import IGNORE, Task, label_names
 from ..text import truncated
 
@@ -23,7 +24,9 @@ class ClassifyOptions(Weighted):
     """What a recipe may say under `task:` for classification. The columns are `text`, `text_pair` and `label`."""
 
     kind: Literal["single", "multi", "regression"] = Field(
-        "single", description="one label a row; a list of labels (or a string with separators); or a number"
+        "single",
+        description="one label a row; a list of labels (or a string with separators); or a number",
+        json_schema_extra=FIXED,
     )
     pair: bool = Field(False, description="classify pairs: the columns text and text_pair")
     max_length: Annotated[int, Field(ge=4)] = Field(
@@ -32,6 +35,7 @@ class ClassifyOptions(Weighted):
     label_names: tuple[str, ...] | None = Field(
         None,
         description="label names in order; default: those of the training rows, in the order of a model.path that has the same, else sorted",
+        json_schema_extra=FIXED,
     )
     separator: str = Field(",", description="between the labels of a row written as one string, for kind: multi")
 

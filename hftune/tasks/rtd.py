@@ -16,7 +16,7 @@ from ..architectures import architecture
 from ..arrays import inputs, pad
 from ..errors import UserError
 from ..masking import Masking, check, mask_batch
-from ..schema import Model
+from ..schema import FIXED, Model
 from ..task import IGNORE, Fraction, PositiveFraction, Task, Term
 from ..text import chunk
 
@@ -40,6 +40,7 @@ class RtdOptions(Masking):
         None,
         description="the discriminator's head: transformers' own for pretraining (default for ELECTRA), or token "
         "classification with one output (default for any other encoder)",
+        json_schema_extra=FIXED,
     )
     generator: str | None = Field(
         None,
@@ -49,9 +50,10 @@ class RtdOptions(Masking):
     generator_size: PositiveFraction = Field(
         0.25,
         description="width of a new generator (hidden and feed-forward size, heads) as a share of the discriminator's",
+        json_schema_extra=FIXED,
     )
     generator_layers: PositiveFraction = Field(
-        1.0, description="layers of a new generator as a share of the discriminator's"
+        1.0, description="layers of a new generator as a share of the discriminator's", json_schema_extra=FIXED
     )
 
     def predicting(self) -> "RtdOptions":
