@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import shutil
 import socket
 import subprocess
@@ -200,7 +201,8 @@ class RunFolder:
     def begin(self, wanted: Recipe, **facts: Any) -> None:
         """Write the recipe and say that the run is at work."""
         self._write_recipe(wanted)
-        self.set("running", command=without_tokens(" ".join(["hftune", *sys.argv[1:]])), versions=versions(), git=git_commit(), hardware=hardware(),
+        command = shlex.join(map(without_tokens, ["hftune", *sys.argv[1:]]))
+        self.set("running", command=command, versions=versions(), git=git_commit(), hardware=hardware(),
                  directory=os.getcwd(), started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts)  # fmt: skip
 
     def _write_recipe(self, wanted: Recipe) -> None:
