@@ -12,6 +12,11 @@ from .arrays import fitting, width
 from .errors import UserError, stop_at
 from .schema import Model
 
+ELSEWHERE = {  # settings of a configuration that other keys decide
+    "model_type": "leave it out: new weights are of the architecture in model.init, those of a model.path of its own",
+    "dtype": "leave it out: weights are kept in float32; train.precision says in what they are multiplied",
+}
+
 
 def model_type_of(recipe: Model, trust_remote_code: bool = False) -> str:
     """The architecture's name, from the configuration alone: no weight is read.
@@ -135,6 +140,8 @@ def _refuse_unknown(given: Iterable[str], configs: list[Any]) -> None:
     """transformers takes any name for a setting; a typo there would train another model without a word."""
     known = set().union(*map(_settings, configs)) if given else set()
     for name in given:
+        if name in ELSEWHERE:
+            raise UserError(f"{name} has no effect here", hint=ELSEWHERE[name], where=f"model.config.{name}")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise UserError(

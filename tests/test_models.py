@@ -11,7 +11,7 @@ import torch
 import transformers
 import zoo
 
-from hftune import heads, hub, models
+from hftune import configs, heads, hub, models
 from hftune.errors import UserError
 from hftune.schema import Model
 
@@ -138,6 +138,13 @@ def folder(tmp_path_factory):
     zoo.build("bert", zoo.MLM).model.save_pretrained(path)
     zoo.tok("bert").save_pretrained(path)
     return path
+
+
+@pytest.mark.parametrize("name", configs.ELSEWHERE)
+def test_what_other_keys_decide_is_no_setting_of_the_configuration(folder, name):
+    for origin in ({"init": "bert"}, {"path": str(folder)}, {"encoder": str(folder), "decoder": str(folder)}):
+        with pytest.raises(UserError, match=rf"model\.config\.{name}: {name} has no effect here\n"):
+            configs.configuration(Model(**origin, config={name: "float16"}))
 
 
 def test_a_new_head_is_told_and_follows_from_the_seed(folder):
