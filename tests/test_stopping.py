@@ -7,8 +7,9 @@ import fine
 import numpy as np
 import pytest
 import tiny
+import zoo
 
-from hftune import machine, prepare, recipe, run, task
+from hftune import loop, machine, prepare, recipe, run, task
 from hftune.errors import UserError
 from hftune.report import Reporter
 
@@ -68,6 +69,30 @@ def test_an_undefined_figure_is_no_better_than_any(tmp_path, tokenizer_folder, m
     assert (state["state"], state["step"]) == ("finished", 4), "two evaluations are no better than none"
     assert figures["pearson"]["value"] is None
     assert [line.split(" (")[0] for line in warned] == [f"step {step}: pearson is undefined" for step in (2, 4)]
+
+
+@pytest.mark.parametrize("name", ["mlm", "clm"])
+def test_a_perplexity_that_is_no_number_is_no_better_than_any(name, tmp_path, monkeypatch):
+    """Above a loss of 709 there is none in float64; the run goes on to its end."""
+    real = loop.evaluate_rows
+
+    def huge(*given, **more):
+        return {term: (sums * 1e3, count) for term, (sums, count) in real(*given, **more).items()}
+
+    monkeypatch.setattr(loop, "evaluate_rows", huge)
+    source = tiny.mlm(
+        tmp_path, max_steps=4, eval_steps=2, metric_for_best_model="perplexity", load_best_model_at_end=True
+    )
+    if name == "clm":
+        source |= {"task": {"name": "clm", "max_length": 48}, "tokenizer": {"train": "bpe", "vocab_size": 400}}
+        source["model"] = {"init": "gpt2", "config": zoo.SIZE}
+    run.train(recipe.from_dict(source), Reporter(silent=True))
+    _, state, figures = told(tmp_path)
+    assert (state["state"], state["step"]) == ("finished", 4)
+    assert figures["loss"]["value"] > 709
+    assert figures["perplexity"]["value"] is None
+    assert "over 1e308" in figures["perplexity"]["why"]
+    assert ("bits_per_byte" in figures) == (name == "clm")
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 5), (1.6, 8)])
