@@ -1,6 +1,7 @@
 """Language models measured: by document, whatever rows the documents were cut into."""
 
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -65,10 +66,10 @@ def documents(by_row: tuple[Any, Any], rows: Rows, of: Rows | None = None) -> li
     return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
 
 
-def _sums(number: Any, by_row: tuple[Any, Any], count: int) -> tuple[list[float], list[int]]:
-    """Losses and targets of rows, added by document; of at least `count` documents."""
+def _sums(number: Any, by_row: tuple[Any, Any], count: int) -> tuple[list[float | None], list[int]]:
+    """Losses (None: not finite) and targets of rows, added by document; of at least `count` documents."""
     nll, tokens = (np.bincount(number, values, minlength=count) for values in by_row)
-    return nll.tolist(), tokens.astype(np.int64).tolist()
+    return [value if math.isfinite(value) else None for value in nll.tolist()], tokens.astype(np.int64).tolist()
 
 
 def sizes(rows: Rows, count: int) -> dict[str, list[int]]:

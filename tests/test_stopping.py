@@ -71,27 +71,33 @@ def test_an_undefined_figure_is_no_better_than_any(tmp_path, tokenizer_folder, m
     assert [line.split(" (")[0] for line in warned] == [f"step {step}: pearson is undefined" for step in (2, 4)]
 
 
-@pytest.mark.parametrize("name", ["mlm", "clm"])
-def test_a_perplexity_that_is_no_number_is_no_better_than_any(name, tmp_path, monkeypatch):
-    """Above a loss of 709 there is none in float64; the run goes on to its end."""
+@pytest.mark.parametrize("factor", [1e3, float("inf"), float("nan")])
+@pytest.mark.parametrize(("name", "metric"), [("mlm", "perplexity"), ("clm", "perplexity"), ("classify", "loss")])
+def test_a_loss_or_perplexity_that_is_no_number_is_no_better_than_any(
+    name, metric, factor, tmp_path, tokenizer_folder, monkeypatch
+):
+    """Above a loss of 709 there is no perplexity in float64. The run goes on to its end, and its figures are JSON."""
     real = loop.evaluate_rows
 
     def huge(*given, **more):
-        return {term: (sums * 1e3, count) for term, (sums, count) in real(*given, **more).items()}
+        return {term: (sums * factor, count) for term, (sums, count) in real(*given, **more).items()}
 
     monkeypatch.setattr(loop, "evaluate_rows", huge)
-    source = tiny.mlm(
-        tmp_path, max_steps=4, eval_steps=2, metric_for_best_model="perplexity", load_best_model_at_end=True
-    )
+    train = {"max_steps": 4, "eval_steps": 2, "metric_for_best_model": metric, "load_best_model_at_end": True}
+    source = tiny.mlm(tmp_path, **train)
     if name == "clm":
         source |= {"task": {"name": "clm", "max_length": 48}, "tokenizer": {"train": "bpe", "vocab_size": 400}}
         source["model"] = {"init": "gpt2", "config": zoo.SIZE}
+    elif name == "classify":
+        source = tiny.classify(tmp_path, str(tokenizer_folder), **train)
     run.train(recipe.from_dict(source), Reporter(silent=True))
     _, state, figures = told(tmp_path)
     assert (state["state"], state["step"]) == ("finished", 4)
-    assert figures["loss"]["value"] > 709
-    assert figures["perplexity"]["value"] is None
-    assert "over 1e308" in figures["perplexity"]["why"]
+    lost = {figure for figure in ("loss", "perplexity") if figures.get(figure, {"value": 0})["value"] is None}
+    if factor == 1e3:
+        assert figures["loss"]["value"] > 709
+    assert lost == ({"perplexity"} if factor == 1e3 else {"loss", "perplexity"}) & figures.keys()
+    assert all(figures[figure]["why"] for figure in lost)
     assert ("bits_per_byte" in figures) == (name == "clm")
 
 
