@@ -227,17 +227,16 @@ def positions(config: Any) -> int | None:
     return found - (text.pad_token_id or 0) - 1 if architecture(config.model_type).positions_after_pad else found
 
 
-def check_fit(config: Any, tokenizer: Any, max_length: int | None = None, added: Iterable[str] = ()) -> None:
-    """That a tokenizer and rows of a length suit a model, known from its configuration alone.
+def check_fit(config: Any, tokenizer: Any, added: Iterable[str] = ()) -> None:
+    """That a tokenizer suits a model, known from its configuration alone.
 
     Args:
         config: the model's configuration.
         tokenizer: the tokenizer.
-        max_length: longest row; None: see check_lengths.
         added: tokens for which the embedding is to grow where it has no row for them.
 
     Raises:
-        UserError: the tokenizer has more entries than the embedding, or rows are longer than the positions.
+        UserError: the tokenizer has more entries than the embedding.
     """
     parts = [config.encoder, config.decoder] if config.model_type == "encoder-decoder" else [config.get_text_config()]
     rows = min(part.vocab_size for part in parts)
@@ -247,20 +246,6 @@ def check_fit(config: Any, tokenizer: Any, max_length: int | None = None, added:
             hint="use the tokenizer that belongs to the model, or start from new weights with model.init",
             where="tokenizer",
         )
-    if max_length and (fault := _too_long(("max_length",), max_length, positions(config))):
-        raise fault
-
-
-def _too_long(names: tuple[str, ...], longest: int, bound: int | None) -> UserError | None:
-    """The fault of rows whose length, the sum of these options, is more than the positions."""
-    if bound is None or width(longest) <= bound:
-        return None
-    keys = [f"task.{name}" for name in names]
-    return UserError(
-        f"rows of {longest} tokens, padded to {width(longest)}, but the model has {bound} positions",
-        hint=f"set {' + '.join(keys)} to {fitting(bound)} or less",
-        where=keys[-1],
-    )
 
 
 def fitting_lengths(config: Any, options: Any) -> dict[str, int]:
@@ -289,7 +274,15 @@ def check_lengths(config: Any, options: Any) -> None:
     if bound is None:
         return
     for names in options.lengths:
-        faults += filter(None, [_too_long(names, sum(getattr(options, name) for name in names), bound)])
+        longest, keys = sum(getattr(options, name) for name in names), [f"task.{name}" for name in names]
+        if width(longest) > bound:
+            faults.append(
+                UserError(
+                    f"rows of {longest} tokens, padded to {width(longest)}, but the model has {bound} positions",
+                    hint=f"set {' + '.join(keys)} to {fitting(bound)} or less",
+                    where=keys[-1],
+                )
+            )
     if new + options.continues > bound:
         faults.append(
             UserError(

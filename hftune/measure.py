@@ -317,7 +317,9 @@ def ready(path: Path, recipe: Recipe, *, trust_remote_code: bool = False) -> tup
 def _pieces(path: Path, recipe: Recipe, options: Options, trust_remote_code: bool) -> prepare.Prepared:
     """A finished run without its rows."""
     own, task = Subject(str(path), recipe).own, tasks.load(recipe.task.name).under(options)
-    model_type = models.model_type_of(own.model, trust_remote_code)
+    config = models.configuration(own.model, trust_remote_code)
+    models.check_lengths(config, options)
+    model_type = str(config.model_type)
     tok = prepare.load_tokenizer(own, model_type, task, options, Reporter(silent=True), trust_remote_code)
     return prepare.Prepared(own, task, options, tok, model_type)
 

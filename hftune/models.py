@@ -52,7 +52,6 @@ def build(
     settings: dict[str, Any],
     seed: int,
     trust_remote_code: bool = False,
-    max_length: int | None = None,
     training: bool = False,
 ) -> Built:
     """The model, in float32, with every new weight drawn from the seed.
@@ -64,7 +63,6 @@ def build(
         settings: what the task asks of the configuration (label names, ...).
         seed: of the new weights.
         trust_remote_code: whether code that comes with a checkpoint may run.
-        max_length: longest row, checked against the positions that the model has.
         training: a head that was trained for other labels starts anew.
 
     Raises:
@@ -78,7 +76,7 @@ def build(
 
         return encoder_decoder(recipe, head, tokenizer, settings, trust_remote_code)
     if recipe.init:
-        return _new(recipe, head, tokenizer, settings, seed, max_length)
+        return _new(recipe, head, tokenizer, settings, seed)
     recipe = base(recipe)
     config = configuration(recipe, trust_remote_code, **settings)
     if config.pad_token_id is None or not architecture(config.model_type).positions_after_pad:
@@ -129,12 +127,10 @@ def new_configuration(recipe: Model, tokenizer: Any, settings: dict[str, Any]) -
     return configuration(recipe, **more)
 
 
-def _new(
-    recipe: Model, head: str, tokenizer: Any, settings: dict[str, Any], seed: int, max_length: int | None
-) -> Built:
+def _new(recipe: Model, head: str, tokenizer: Any, settings: dict[str, Any], seed: int) -> Built:
     config = new_configuration(recipe, tokenizer, settings)
     check_head(config, head)
-    check_fit(config, tokenizer, max_length)
+    check_fit(config, tokenizer)
     model = _of(config, head, recipe)
     count = sum(p.numel() for p in model.parameters())
     return Built(

@@ -368,7 +368,7 @@ def build_model(prepared: Prepared, *, trust_remote_code: bool = False, training
     task, options, source = prepared.task, prepared.options, prepared.recipe.model
     build = partial(
         models.build, tokenizer=prepared.tokenizer, settings=task.config(options, prepared.tokenizer),
-        seed=prepared.recipe.train.seed, trust_remote_code=trust_remote_code, max_length=getattr(options, "max_length", None), training=training,
+        seed=prepared.recipe.train.seed, trust_remote_code=trust_remote_code, training=training,
     )  # fmt: skip
     built = build(source, task.head)
     if task.tokens(options, prepared.tokenizer):

@@ -58,9 +58,7 @@ def models(home: Path) -> None:
         from hftune.schema import Model
 
         size = zoo.SIZE | ({} if name == "t5" else {"max_position_embeddings": 64})
-        built = library.build(
-            Model(init=name, config=size), head, zoo.tok(name), settings=settings, seed=0, max_length=48
-        )
+        built = library.build(Model(init=name, config=size), head, zoo.tok(name), settings=settings, seed=0)
         built.model.save_pretrained(home / name)
         tokenizer.save(zoo.tok(name), home / name)
         MADE[name] = home / name
