@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Ragged
+from .arrays import Ragged, inputs
 from .encoding import encode_batch, encode_offsets, unknown_id
 
 PROBE = "a"
@@ -104,6 +104,17 @@ def truncated(tokenizer: Any, most: int, *texts: list[str], **target: list[str])
             whole = tokenizer(*(column[row] for column in texts), verbose=False, **one)
             cut[row] = len(whole["input_ids"]) > most
     return found, cut
+
+
+def read(rows: list[Any], tokenizer: Any, options: Any) -> dict[str, Any]:
+    """Columns: `input_ids` (lists of at most max_length ids) and `text`."""
+    texts = [str(row["text"]) for row in rows]
+    return {"input_ids": tokenizer(texts, truncation=True, max_length=options.max_length)["input_ids"], "text": texts}
+
+
+def asked(predict: Any, encode: Any = read) -> dict[str, Any]:
+    """What a task is for texts to be predicted as they are, with nothing hidden or corrupted; see Task.varies."""
+    return {"encode": encode, "collate": lambda rows, tokenizer, *_: inputs(rows, tokenizer), "predict": predict}
 
 
 def unknown(ids: Ragged, tokenizer: Any) -> npt.NDArray[np.int64]:

@@ -15,7 +15,7 @@ from ..decode import Decoding
 from ..errors import UserError
 from ..spans import infill, ordinary, shuffle
 from ..task import IGNORE, Task
-from ..text import chunk, frame, sentence_starts
+from ..text import asked, chunk, frame, sentence_starts
 
 
 class DenoiseOptions(Decoding):
@@ -91,20 +91,12 @@ def noise_row(
     return np.concatenate([ids[:before], text, end])
 
 
-def read(rows: list[Any], tokenizer: Any, options: DenoiseOptions) -> dict[str, Any]:
-    """Columns: `input_ids` (lists of at most max_length ids) and `text`."""
-    texts = [str(row["text"]) for row in rows]
-    return {"input_ids": tokenizer(texts, truncation=True, max_length=options.max_length)["input_ids"], "text": texts}
-
-
 def predict(
     model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: DenoiseOptions
 ) -> list[dict[str, Any]]:
     """The text as the model restores it."""
     return decode.answers(model, batch, tokenizer, options, [int(row.get("row", i)) for i, row in enumerate(rows)])
 
-
-ASKED = {"encode": read, "collate": lambda rows, tokenizer, *_: inputs(rows, tokenizer), "predict": predict}
 
 TASK = Task(
     head="AutoModelForSeq2SeqLM",
@@ -113,5 +105,5 @@ TASK = Task(
     collate=collate,
     columns=lambda options: ["text"],
     metrics=lambda options: ["perplexity"],
-    varies=lambda options: ASKED if isinstance(options, Asking) else {},
+    varies=lambda options: asked(predict) if isinstance(options, Asking) else {},
 )

@@ -13,12 +13,12 @@ from pydantic import Field
 
 from .. import data
 from ..architectures import architecture
-from ..arrays import inputs, pad
+from ..arrays import pad
 from ..errors import UserError
 from ..masking import Masking, check, mask_batch
 from ..schema import FIXED, Model
 from ..task import IGNORE, Fraction, PositiveFraction, Task, Term
-from ..text import chunk
+from ..text import asked, chunk
 
 GENERATOR = "generator"
 BINARY = "multi_label_classification"  # transformers' name of binary cross-entropy
@@ -204,12 +204,6 @@ def share_embeddings(giver: Any, taker: Any) -> None:
     taker.tie_weights()
 
 
-def read(rows: list[Any], tokenizer: Any, options: RtdOptions) -> dict[str, Any]:
-    """Columns: `input_ids` (lists of at most max_length ids) and `text`."""
-    texts = [str(row["text"]) for row in rows]
-    return {"input_ids": tokenizer(texts, truncation=True, max_length=options.max_length)["input_ids"], "text": texts}
-
-
 def predict(
     model: Any, batch: dict[str, Any], rows: list[dict[str, Any]], tokenizer: Any, options: RtdOptions
 ) -> list[dict[str, Any]]:
@@ -227,11 +221,12 @@ def predict(
 
 def varies(options: RtdOptions) -> dict[str, Any]:
     """Head and weight are options; of rows to be predicted nothing is masked."""
-    asked: dict[str, Any] = {}
-    if isinstance(options, Asking):
-        asked = {"encode": read, "collate": lambda rows, tokenizer, *_: inputs(rows, tokenizer), "predict": predict}
     terms = (Term("generator"), Term("discriminator", "original", options.discriminator_weight))
-    return {"head": HEADS[options.discriminator_head or "token"], "terms": terms, **asked}
+    return {
+        "head": HEADS[options.discriminator_head or "token"],
+        "terms": terms,
+        **(asked(predict) if isinstance(options, Asking) else {}),
+    }
 
 
 def config(options: RtdOptions, tokenizer: Any) -> dict[str, Any]:
