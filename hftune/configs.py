@@ -18,15 +18,6 @@ ELSEWHERE = {  # settings of a configuration that other keys decide
 }
 
 
-def model_type_of(recipe: Model, trust_remote_code: bool = False) -> str:
-    """The architecture's name, from the configuration alone: no weight is read.
-
-    Raises:
-        UserError: no such architecture, folder or Hub id.
-    """
-    return str(configuration(recipe, trust_remote_code).model_type)
-
-
 def configuration(recipe: Model, trust_remote_code: bool = False, **more: Any) -> Any:
     """The model's configuration with the recipe's overrides, or one line about what is wrong with it.
 

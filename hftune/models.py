@@ -18,7 +18,6 @@ from .configs import (
     check_lengths,
     configuration,
     fitting_lengths,
-    model_type_of,
     positions,
     special_ids,
 )
@@ -28,7 +27,7 @@ from .task import labels_of, unnamed
 
 __all__ = [
     "Architecture", "Built", "architecture", "build", "check_fit", "check_head", "check_lengths", "configuration", "dry_run_save",
-    "fitting_lengths", "grow", "load", "miniature", "model_type_of", "new_configuration", "new_names", "origin", "positions", "prepare_tokenizer", "shell", "sibling", "tops",
+    "fitting_lengths", "grow", "load", "miniature", "new_configuration", "new_names", "origin", "positions", "prepare_tokenizer", "shell", "sibling", "tops",
 ]  # fmt: skip
 
 
