@@ -64,8 +64,8 @@ def _readers(recipe: Recipe, task: tasks.Task, findings: Findings) -> dict[str, 
     found, columns = {}, task.columns(recipe.task.options)
     for split in SPLITS:
         with findings.collect():
-            texts = task.text_columns(recipe.task.options)
-            reader = data.open_split(recipe.data, split, text_columns=texts, columns=columns)
+            texts, filled = task.text_columns(recipe.task.options), task.filled(recipe.task.options)
+            reader = data.open_split(recipe.data, split, text_columns=texts, columns=columns, filled=filled)
             if reader is None:
                 continue
             sources = getattr(recipe.data, split) or []

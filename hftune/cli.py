@@ -453,7 +453,14 @@ def inspect(
 
 @tokenizers.command(name="train")
 def train_tokenizer(
-    files: Annotated[list[str], typer.Argument(help="text to train on: files, folders, globs, Hub ids")],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            help="text to train on: files, folders, globs, Hub ids; and settings of how it is read, e.g. data.encoding=cp1252 "
+            "or data.train='{path: my.csv, delimiter: \";\"}'",
+            metavar="FILE|KEY=VALUE",
+        ),
+    ],
     output: Annotated[str, typer.Option("--output", "-o", help="folder to save it in")],
     kind: Annotated[str, typer.Option("--kind", help="wordpiece, bpe or unigram")] = "wordpiece",
     vocab_size: Annotated[int, typer.Option("--vocab-size", help="entries, special tokens included")] = 8000,

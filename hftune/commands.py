@@ -358,7 +358,7 @@ def train_tokenizer(
 ) -> None:
     """`hftune tokenizer train`."""
     from . import configs, data, tokenizer
-    from .schema import Data
+    from .findings import counted
 
     kinds = ("wordpiece", "bpe", "unigram")
     if kind not in kinds:
@@ -369,9 +369,12 @@ def train_tokenizer(
         raise UserError(f"{output} holds something else than a tokenizer", hint=hint, where="--output")
     if model is not None:
         configs.check_type(model, "--model")
-    block = Data.model_validate({"train": list(files), "columns": {} if column == "text" else {"text": column}})
+    settings = [word for word in files if word.startswith("data.") and "=" in word and not Path(word).exists()]
+    named = {"train": [word for word in files if word not in settings]} if len(settings) < len(files) else {}
+    block = recipes.rows({**named, "columns": {} if column == "text" else {"text": column}}, settings)
     reader = data.open_split(block, "train", text_columns=["text"])
-    assert reader is not None
+    if reader is None:
+        raise UserError("there is nothing to train on", hint="name files of text", where="data.train")
     data.check_columns(reader, ["text"])
     made = tokenizer.train(
         (row["text"] for row in reader),
@@ -386,7 +389,9 @@ def train_tokenizer(
         tokenizer.save(made, place)
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror}", where="--output") from error
-    Reporter().say(f"{kind} tokenizer of {len(made):,} entries in {output}")
+    Reporter().say(
+        f"{kind} tokenizer of {len(made):,} entries, from {counted(reader.report['rows'], reader.report)}, in {output}"
+    )
 
 
 def show_recipe(name: str) -> None:

@@ -12,14 +12,10 @@ from .arrays import fitting, width
 from .errors import UserError, stop_at
 from .schema import Model
 
-
-def model_type_of(recipe: Model, trust_remote_code: bool = False) -> str:
-    """The architecture's name, from the configuration alone: no weight is read.
-
-    Raises:
-        UserError: no such architecture, folder or Hub id.
-    """
-    return str(configuration(recipe, trust_remote_code).model_type)
+ELSEWHERE = {  # settings of a configuration that other keys decide
+    "model_type": "leave it out: new weights are of the architecture in model.init, those of a model.path of its own",
+    "dtype": "leave it out: weights are kept in float32; train.precision says in what they are multiplied",
+}
 
 
 def configuration(recipe: Model, trust_remote_code: bool = False, **more: Any) -> Any:
@@ -135,6 +131,8 @@ def _refuse_unknown(given: Iterable[str], configs: list[Any]) -> None:
     """transformers takes any name for a setting; a typo there would train another model without a word."""
     known = set().union(*map(_settings, configs)) if given else set()
     for name in given:
+        if name in ELSEWHERE:
+            raise UserError(f"{name} has no effect here", hint=ELSEWHERE[name], where=f"model.config.{name}")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise UserError(
@@ -220,17 +218,16 @@ def positions(config: Any) -> int | None:
     return found - (text.pad_token_id or 0) - 1 if architecture(config.model_type).positions_after_pad else found
 
 
-def check_fit(config: Any, tokenizer: Any, max_length: int | None = None, added: Iterable[str] = ()) -> None:
-    """That a tokenizer and rows of a length suit a model, known from its configuration alone.
+def check_fit(config: Any, tokenizer: Any, added: Iterable[str] = ()) -> None:
+    """That a tokenizer suits a model, known from its configuration alone.
 
     Args:
         config: the model's configuration.
         tokenizer: the tokenizer.
-        max_length: longest row; None: see check_lengths.
         added: tokens for which the embedding is to grow where it has no row for them.
 
     Raises:
-        UserError: the tokenizer has more entries than the embedding, or rows are longer than the positions.
+        UserError: the tokenizer has more entries than the embedding.
     """
     parts = [config.encoder, config.decoder] if config.model_type == "encoder-decoder" else [config.get_text_config()]
     rows = min(part.vocab_size for part in parts)
@@ -240,20 +237,6 @@ def check_fit(config: Any, tokenizer: Any, max_length: int | None = None, added:
             hint="use the tokenizer that belongs to the model, or start from new weights with model.init",
             where="tokenizer",
         )
-    if max_length and (fault := _too_long(("max_length",), max_length, positions(config))):
-        raise fault
-
-
-def _too_long(names: tuple[str, ...], longest: int, bound: int | None) -> UserError | None:
-    """The fault of rows whose length, the sum of these options, is more than the positions."""
-    if bound is None or width(longest) <= bound:
-        return None
-    keys = [f"task.{name}" for name in names]
-    return UserError(
-        f"rows of {longest} tokens, padded to {width(longest)}, but the model has {bound} positions",
-        hint=f"set {' + '.join(keys)} to {fitting(bound)} or less",
-        where=keys[-1],
-    )
 
 
 def fitting_lengths(config: Any, options: Any) -> dict[str, int]:
@@ -282,7 +265,15 @@ def check_lengths(config: Any, options: Any) -> None:
     if bound is None:
         return
     for names in options.lengths:
-        faults += filter(None, [_too_long(names, sum(getattr(options, name) for name in names), bound)])
+        longest, keys = sum(getattr(options, name) for name in names), [f"task.{name}" for name in names]
+        if width(longest) > bound:
+            faults.append(
+                UserError(
+                    f"rows of {longest} tokens, padded to {width(longest)}, but the model has {bound} positions",
+                    hint=f"set {' + '.join(keys)} to {fitting(bound)} or less",
+                    where=keys[-1],
+                )
+            )
     if new + options.continues > bound:
         faults.append(
             UserError(

@@ -57,10 +57,11 @@ class Reader:
         texts: Sequence[str],
         columns: Sequence[str],
         optional: Sequence[str] = (),
+        filled: Sequence[str] = (),
     ):
         """`side` of validation_fraction: True gives the rows held out, False the others, None all."""
         self.data, self.split, self.side, self.texts = data, split, side, tuple(texts)
-        self.optional = frozenset(optional)
+        self.optional, self.filled = frozenset(optional), tuple(filled)
         self.required = tuple(dict.fromkeys([*columns, *texts]))
         self.reject_path: str | os.PathLike[str] | None = None
         named = split if side is None else "train"
@@ -77,7 +78,7 @@ class Reader:
     def __iter__(self) -> Iterator[Row]:
         rejects, cleaner, why_not = self._rejects(self.reject_path), Cleaner(self.data.clean), self._chooser()
         report = self.report = dict.fromkeys(("read", "broken", "short", "held_out", "duplicate", "rows"), 0)
-        check = _Check(self.required, self.texts, self.data.clean.control)
+        check = _Check(self.required, self.texts, self.filled, self.data.clean.control)
         for index, source in enumerate(self.sources):
             for where, raw in islice(self.origins[index](rejects), source.limit):
                 report["read"] += 1
@@ -142,6 +143,8 @@ class Reader:
         settings.append(self.data.model_dump(include={"clean", "encoding", "on_error"}))
         if self.side is not None:
             settings.append(self.data.validation_fraction)
+        if self.filled and self.data.on_error == "skip":  # else such a row ends the reading
+            settings.append(self.filled)
         for source, mapping, rows in zip(self.sources, self.mappings, self.origins, strict=True):
             settings += [mapping, source.model_dump(exclude={"path", "weight", "columns"})]
             rows.digest(state)
@@ -152,8 +155,8 @@ class Reader:
 class _Check:
     """That a row has the columns, each with a value of the type that it had in the rows before."""
 
-    def __init__(self, required: Sequence[str], texts: Sequence[str], nul_allowed: bool):
-        self.required, self.texts = required, texts
+    def __init__(self, required: Sequence[str], texts: Sequence[str], filled: Sequence[str], nul_allowed: bool):
+        self.required, self.texts, self.filled = required, texts, filled
         self.nul_allowed = texts if nul_allowed else ()  # it is cleaned away
         self.first: dict[str, tuple[str, str]] = {}
 
@@ -164,9 +167,10 @@ class _Check:
             except KeyError:
                 raise UserError(f"no {shown(name)} in this row", hint=_has(row, name), where=row.where) from None
             kind = KINDS.get(type(value)) or type(value).__name__
-            if value is None or (kind == "a number" and not math.isfinite(value)):
+            empty = name in self.filled and kind == "text" and not value.strip()
+            if value is None or empty or (kind == "a number" and not math.isfinite(value)):
                 hint = "fill in the value, or drop the row (data.on_error: skip)"
-                raise UserError(f"{shown(name)} is {_word(value)}", hint=hint, where=row.where)
+                raise UserError(f"{shown(name)} is {'empty' if empty else _word(value)}", hint=hint, where=row.where)
             if name in self.texts and kind not in ("text", "a list", "an object"):
                 hint = f"write it as text, in JSON in quotes, or map a column of text: data.columns.{name}"
                 raise UserError(f"{shown(name)} is {_word(value)}, not text", hint=hint, where=row.where)
@@ -214,6 +218,7 @@ def open_split(
     text_columns: Sequence[str] = (),
     columns: Sequence[str] = (),
     optional: Sequence[str] = (),
+    filled: Sequence[str] = (),
 ) -> Reader | None:
     """The rows of `train`, `validation` or `test`; None where the recipe names none.
 
@@ -224,6 +229,7 @@ def open_split(
             validation rows: rows whose texts are equal but for white space and Unicode form are on one side.
         columns: further columns that every row must have, each of one type throughout.
         optional: columns that a row may lack, even if the recipe maps them.
+        filled: columns in which text that is empty or blank is no value, so that its row is broken.
 
     Raises:
         UserError: a file is missing or of no known format, or an option does not fit it.
@@ -232,7 +238,7 @@ def open_split(
     if not (data.train if held_out else getattr(data, split)):
         return None
     side = held_out if held_out or (split == "train" and data.validation_fraction) else None
-    return Reader(data, split, side, text_columns, columns, optional)
+    return Reader(data, split, side, text_columns, columns, optional, filled)
 
 
 def check_columns(reader: Reader, wanted: Sequence[str]) -> None:

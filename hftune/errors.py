@@ -71,6 +71,6 @@ def as_given(key: str, word: str | None) -> Iterator[None]:
 
 
 def stop_at(faults: list[UserError]) -> None:
-    """Raise what was found, if anything was: one fault as it is, several together."""
-    if faults:
-        raise faults[0] if len(faults) == 1 else Faults(faults)
+    """Raise what was found, if anything was: one fault as it is, several together, and none twice."""
+    if distinct := list({str(fault): fault for fault in faults}.values()):
+        raise distinct[0] if len(distinct) == 1 else Faults(distinct)

@@ -14,6 +14,7 @@ from . import byrow, heads, language, loop, metrics
 from .files import read_lines
 from .loop import Rows
 from .metrics import intervals as resampling
+from .metrics.base import plain
 from .schema import Eval
 from .shortcuts import Shortcuts
 from .task import Task
@@ -165,9 +166,14 @@ def losses(by_row: dict[str, Any], rows: Rows, settings: Eval, intervals: bool) 
     """
     counts = {f"{name}_loss": int(count.sum()) for name, (_, count) in by_row.items()}
     figures: dict[str, Any] = {
-        name: {"value": value, "count": counts.get(name, sum(counts.values())), "direction": "lower"}
+        name: {"value": plain(value), "count": counts.get(name, sum(counts.values())), "direction": "lower"}
         for name, value in loop.mean_loss(by_row, rows.task).items()
     }
+    if any(figure["value"] is None for figure in figures.values()):
+        return {
+            name: {**figure, "low": None, "high": None, "why": "a loss is not finite"}
+            for name, figure in figures.items()
+        }
     number = rows.data.documents[: len(next(iter(by_row.values()))[0])]
     sums = {name: np.stack([np.bincount(number, part) for part in pair], 1) for name, pair in by_row.items()}
     if not intervals or settings.resamples == 0 or number[-1] == 0:

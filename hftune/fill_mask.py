@@ -10,19 +10,19 @@ import numpy as np
 from .arrays import inputs
 from .errors import UserError
 from .task import IGNORE
-from .text import as_written
+from .text import read
 
 BEST = 5  # tokens that are told for each gap
 
 
 def encode(rows: list[Any], tokenizer: Any, options: Any) -> dict[str, Any]:
-    """Columns: see text.as_written.
+    """Columns: see text.read.
 
     Raises:
         UserError: a text has no mask token, or none within max_length.
     """
-    found, mask = as_written(rows, tokenizer, options), tokenizer.mask_token
-    for row, text, ids in zip(rows, found["text"], found["input_ids"], strict=True):
+    columns, mask = read(rows, tokenizer, options), tokenizer.mask_token
+    for row, text, ids in zip(rows, columns["text"], columns["input_ids"], strict=True):
         if tokenizer.mask_token_id not in ids:
             why = f"beyond the first {options.max_length} tokens" if mask in text else "not there"
             raise UserError(
@@ -30,7 +30,7 @@ def encode(rows: list[Any], tokenizer: Any, options: Any) -> dict[str, Any]:
                 hint=f"write {mask} where a word is missing",
                 where=getattr(row, "where", None),
             )
-    return found
+    return columns
 
 
 def collate(rows: list[dict[str, Any]], tokenizer: Any, options: Any, rngs: Any) -> dict[str, Any]:

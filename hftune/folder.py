@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import platform
+import shlex
 import shutil
 import socket
 import subprocess
@@ -175,7 +176,8 @@ class RunFolder:
             told = "; ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in changed[:6])
             more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
             hint = "choose another output.dir, or start over with --fresh"
-            if not any(recipe.mark(key) == "fixed" for key, _, _ in changed):
+            options = type(wanted.task.options)
+            if not any(recipe.mark(key, options) == "fixed" for key, _, _ in changed):
                 hint += ", or accept the change with " + " ".join(f"--allow {key}" for key, _, _ in changed[:6])
             raise UserError(
                 f"{self.path} holds a run of a different recipe ({told}{more})", hint=hint, where="output.dir"
@@ -207,7 +209,8 @@ class RunFolder:
     def begin(self, wanted: Recipe, **facts: Any) -> None:
         """Write the recipe and say that the run is at work."""
         self._write_recipe(wanted)
-        self.set("running", command=without_tokens(" ".join(["hftune", *sys.argv[1:]])), versions=versions(), git=git_commit(), hardware=hardware(),
+        command = shlex.join(map(without_tokens, ["hftune", *sys.argv[1:]]))
+        self.set("running", command=command, versions=versions(), git=git_commit(), hardware=hardware(),
                  directory=os.getcwd(), started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts)  # fmt: skip
 
     def _write_recipe(self, wanted: Recipe) -> None:

@@ -1,6 +1,7 @@
 """Language models measured: by document, whatever rows the documents were cut into."""
 
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from .loop import Rows
 from .schema import Eval
 from .shortcuts import Shortcuts
 
+OF_TEXT = ("bits_per_byte", "word_perplexity")
 SHOWN = 48  # tokens by which a person knows a document again
 Sums = dict[str, Any]  # numbers by name; None where one is not known
 
@@ -64,10 +66,10 @@ def documents(by_row: tuple[Any, Any], rows: Rows, of: Rows | None = None) -> li
     return [dict(zip(found, values, strict=True)) for values in zip(*found.values(), strict=True)]
 
 
-def _sums(number: Any, by_row: tuple[Any, Any], count: int) -> tuple[list[float], list[int]]:
-    """Losses and targets of rows, added by document; of at least `count` documents."""
+def _sums(number: Any, by_row: tuple[Any, Any], count: int) -> tuple[list[float | None], list[int]]:
+    """Losses (None: not finite) and targets of rows, added by document; of at least `count` documents."""
     nll, tokens = (np.bincount(number, values, minlength=count) for values in by_row)
-    return nll.tolist(), tokens.astype(np.int64).tolist()
+    return [value if math.isfinite(value) else None for value in nll.tolist()], tokens.astype(np.int64).tolist()
 
 
 def sizes(rows: Rows, count: int) -> dict[str, list[int]]:
@@ -99,7 +101,7 @@ def alone(model: Any, rows: Rows, accelerator: Any, settings: Eval, shortcuts: S
 def figures(tables: dict[str, list[Sums]], rows: Rows, settings: Eval, intervals: bool) -> dict[str, Any]:
     """Figures of a metric's sums by document, for each of the metrics; `count` documents with `tokens` targets.
 
-    Where the loss is of the whole text a figure without a value says why; elsewhere it does not exist.
+    A figure without a value says why. Those of bytes and words exist only where the loss is of the whole text.
     """
     shown = {"max_length": getattr(rows.options, "max_length", None), "stride": settings.stride}
     prefix = "".join(f"{name}:{value}|" for name, value in shown.items() if value is not None)
@@ -109,7 +111,7 @@ def figures(tables: dict[str, list[Sums]], rows: Rows, settings: Eval, intervals
         scored = metrics.score([metric], table, confidence=settings.confidence, resamples=resamples)
         tokens = int(sum(document["tokens"] for document in table))
         for name, figure in scored.items():
-            if figure["value"] is not None or rows.task.whole_text:
+            if rows.task.whole_text or name not in OF_TEXT:
                 found[name] = {**figure, "signature": prefix + figure["signature"], "tokens": tokens}
     return found
 

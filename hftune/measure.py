@@ -353,7 +353,9 @@ def _pieces(
     """A finished run without its rows."""
     own, task = Subject(str(path), recipe).own, tasks.load(recipe.task.name).under(options)
     _tell_age(path, reporter)
-    model_type = models.model_type_of(own.model, trust_remote_code)
+    config = models.configuration(own.model, trust_remote_code)
+    models.check_lengths(config, options)
+    model_type = str(config.model_type)
     tok = prepare.load_tokenizer(own, model_type, task, options, SILENT, trust_remote_code)
     return prepare.Prepared(own, task, options, tok, model_type)
 

@@ -18,7 +18,6 @@ from .configs import (
     check_lengths,
     configuration,
     fitting_lengths,
-    model_type_of,
     positions,
     special_ids,
 )
@@ -28,7 +27,7 @@ from .task import labels_of, unnamed
 
 __all__ = [
     "Architecture", "Built", "architecture", "build", "check_fit", "check_head", "check_lengths", "configuration", "dry_run_save",
-    "fitting_lengths", "grow", "load", "miniature", "model_type_of", "new_configuration", "new_names", "origin", "positions", "prepare_tokenizer", "shell", "sibling", "tops",
+    "fitting_lengths", "grow", "load", "miniature", "new_configuration", "new_names", "origin", "positions", "prepare_tokenizer", "shell", "sibling", "tops",
 ]  # fmt: skip
 
 
@@ -52,7 +51,6 @@ def build(
     settings: dict[str, Any],
     seed: int,
     trust_remote_code: bool = False,
-    max_length: int | None = None,
     training: bool = False,
 ) -> Built:
     """The model, in float32, with every new weight drawn from the seed.
@@ -64,7 +62,6 @@ def build(
         settings: what the task asks of the configuration (label names, ...).
         seed: of the new weights.
         trust_remote_code: whether code that comes with a checkpoint may run.
-        max_length: longest row, checked against the positions that the model has.
         training: a head that was trained for other labels starts anew.
 
     Raises:
@@ -78,7 +75,7 @@ def build(
 
         return encoder_decoder(recipe, head, tokenizer, settings, trust_remote_code)
     if recipe.init:
-        return _new(recipe, head, tokenizer, settings, seed, max_length)
+        return _new(recipe, head, tokenizer, settings, seed)
     recipe = base(recipe)
     config = configuration(recipe, trust_remote_code, **settings)
     if config.pad_token_id is None or not architecture(config.model_type).positions_after_pad:
@@ -129,12 +126,10 @@ def new_configuration(recipe: Model, tokenizer: Any, settings: dict[str, Any]) -
     return configuration(recipe, **more)
 
 
-def _new(
-    recipe: Model, head: str, tokenizer: Any, settings: dict[str, Any], seed: int, max_length: int | None
-) -> Built:
+def _new(recipe: Model, head: str, tokenizer: Any, settings: dict[str, Any], seed: int) -> Built:
     config = new_configuration(recipe, tokenizer, settings)
     check_head(config, head)
-    check_fit(config, tokenizer, max_length)
+    check_fit(config, tokenizer)
     model = _of(config, head, recipe)
     count = sum(p.numel() for p in model.parameters())
     return Built(

@@ -74,6 +74,8 @@ def preflight(
         models.check_lengths(prepare.suited(recipe.model, config, task, options, made), options)
     with findings.collect():
         _check_model(recipe, task, options, made, held, findings, trust_remote_code)
+    if task.config(options, made).get("id2label") == {}:
+        return  # the training rows, which say the labels, could not be read: every other row would be at fault
     for split, seen in looks.items():
         own = options if split == "train" else options.evaluating()
         if stand_in and hasattr(own, "max_length"):  # its tokens are shorter: no row is to be found too long by them

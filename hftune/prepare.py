@@ -47,7 +47,8 @@ class Prepared:
 def open_split(recipe: Recipe, task: Task, options: Any, split: str) -> Any:
     """The rows of a split, with the task's columns known to be there; None where the recipe has no such split."""
     columns = task.columns(options)
-    reader = data.open_split(recipe.data, split, text_columns=task.text_columns(options), columns=columns)
+    texts, filled = task.text_columns(options), task.filled(options)
+    reader = data.open_split(recipe.data, split, text_columns=texts, columns=columns, filled=filled)
     if reader is not None:
         data.check_columns(reader, columns)
     return reader
@@ -367,7 +368,7 @@ def build_model(prepared: Prepared, *, trust_remote_code: bool = False, training
     task, options, source = prepared.task, prepared.options, prepared.recipe.model
     build = partial(
         models.build, tokenizer=prepared.tokenizer, settings=task.config(options, prepared.tokenizer),
-        seed=prepared.recipe.train.seed, trust_remote_code=trust_remote_code, max_length=getattr(options, "max_length", None), training=training,
+        seed=prepared.recipe.train.seed, trust_remote_code=trust_remote_code, training=training,
     )  # fmt: skip
     built = build(source, task.head)
     if isinstance(options, decode.Decoding) and getattr(built.model, "generation_config", None) is not None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -22,10 +22,11 @@ from . import task as tasks
 from . import yaml
 from .errors import Faults, UserError
 from .safety import without_tokens
+from .schema import Block, Data, Source, TaskBlock
 from .schema import Recipe as Recipe
-from .schema import Source, TaskBlock
 from .yaml import Node, shown
 
+Read = TypeVar("Read", bound=Block)
 _SECRET = re.compile(r"token|secret|passw|credential|api_?key|private", re.IGNORECASE)
 
 
@@ -37,7 +38,7 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
         Faults: all that is wrong with what it says, each with `file:line:column` or the override.
     """
     faults: list[UserError] = []
-    return _finish(_layers(Path(path), faults), overrides, faults)
+    return _finish(Recipe, _layers(Path(path), faults), overrides, faults)
 
 
 def from_dict(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -46,8 +47,16 @@ def from_dict(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         Faults: all that is wrong with it.
     """
-    faults: list[UserError] = []
-    return _finish(_prepared(_node(data, wording.COMMAND_LINE, faults)), overrides, faults)
+    return _given(Recipe, data, overrides)
+
+
+def rows(data: Mapping[str, Any], overrides: Sequence[str] = ()) -> Data:
+    """The block `data` alone, for what only reads text; overrides are as for a recipe, e.g. `data.encoding=cp1252`.
+
+    Raises:
+        Faults: all that is wrong with it.
+    """
+    return _given(_Rows, {"data": data}, overrides).data
 
 
 def source(text: str, where: str) -> Source:
@@ -116,6 +125,10 @@ def json_schema() -> dict[str, Any]:
     properties["extends"] = {"type": "string", "description": "recipe to inherit from, relative to this file"}
     schema["anyOf"] = [{"required": ["extends"]}, {"required": schema.pop("required")}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "hftune recipe"}
+
+
+class _Rows(Block):
+    data: Data
 
 
 class _NoOptions(BaseModel):
@@ -253,14 +266,19 @@ def _node(value: Any, where: str, faults: list[UserError]) -> Node:
         return Node(None, where)
 
 
-def _finish(root: Node, overrides: Sequence[str], faults: list[UserError]) -> Recipe:
+def _given(model: type[Read], data: Mapping[str, Any], overrides: Sequence[str]) -> Read:
+    faults: list[UserError] = []
+    return _finish(model, _prepared(_node(data, wording.COMMAND_LINE, faults)), overrides, faults)
+
+
+def _finish(model: type[Read], root: Node, overrides: Sequence[str], faults: list[UserError]) -> Read:
     """Overrides, environment, validation; raises all faults together, in the order of their places."""
     layer = _overrides(overrides, faults)
     root = _expand(_merge(root, layer) if layer else root, "", faults)
     _refuse_tokens(root, faults)
-    recipe = _validate(root, faults)
-    if recipe is not None and not faults:
-        return recipe
+    found = _validate(model, root, faults)
+    if found is not None and not faults:
+        return found
     ordered = sorted(faults, key=_position)
     if len(ordered) > wording.MAX_FAULTS:
         more = UserError(f"and {len(ordered) - wording.MAX_FAULTS} more faults", hint="fix these first")
@@ -332,11 +350,12 @@ def _variable(match: re.Match[str], key: str, where: str) -> str:
         raise UserError(f"{key}: the variable {name} {error}", where=where) from None
 
 
-def _validate(root: Node, faults: list[UserError]) -> Recipe | None:
-    plain = root.plain()
-    block, options = _task(root, plain.pop("task", None), faults)
+def _validate(model: type[Read], root: Node, faults: list[UserError]) -> Read | None:
+    plain, options = root.plain(), None
+    if "task" in model.model_fields:
+        plain["task"], options = _task(root, plain.pop("task", None), faults)
     try:
-        return Recipe.model_validate(plain | {"task": block})
+        return model.model_validate(plain)
     except ValidationError as error:
         faults += wording.word(error.errors(include_url=False), root, wording.shape(options))
         return None

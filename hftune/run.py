@@ -193,7 +193,10 @@ class Run:
     def _finished(self) -> bool:
         if self.folder.state.get("state") != "finished" or self.folder.state.get("step", 0) < self.total:
             return False
-        self.reporter.say(f"{self.folder.path} is finished ({self.folder.state['step']} steps); --fresh starts it over")
+        self.reporter.say(
+            f"{self.folder.path} is finished ({self.folder.state['step']} steps): to train it further raise train.max_steps or "
+            "train.num_train_epochs; for other settings choose another output.dir, or start over with --fresh"
+        )
         return True
 
     def _ready(self, model: Any) -> tuple[Any, Any]:
@@ -263,6 +266,7 @@ class Run:
     def _same_mathematics(self, found: checkpoint.Checkpoint) -> None:
         """Refuse rows and tokens that are not those of the checkpoint, and say what will change the last bits."""
         before, here = found.manifest, self._facts()
+        _same_settings(before.get("settings", {}), here["settings"], found.step)  # first: what no --allow can accept
         keys = {"train": "data.train", "validation": "data.validation", "tokenizer": "tokenizer"}
         changed = [key for name, key in keys.items() if before["content"].get(name) != here["content"].get(name)]
         if refused := [key for key in changed if key not in self.allow]:
@@ -272,7 +276,6 @@ class Run:
                 + " ".join(f"--allow {key}" for key in refused),
                 where=refused[0],
             )
-        _same_settings(before.get("settings", {}), here["settings"], found.step)
         old, new = ({**facts, **facts["versions"]} for facts in (before, here))
         told = [f"{k} {old.get(k)} -> {v}" for k, v in new.items() if isinstance(v, (str, int)) and old.get(k) != v]
         if told:

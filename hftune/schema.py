@@ -65,7 +65,7 @@ class Model(Block):
     init: str | None = Field(
         None,
         description="architecture to start from random weights, e.g. bert, gpt2, t5",
-        json_schema_extra=replaces("path", "encoder", "decoder", "revision"),
+        json_schema_extra=FIXED | replaces("path", "encoder", "decoder", "revision"),
     )
     path: str | None = Field(
         None,
@@ -190,7 +190,9 @@ class Data(Block):
     encoding: str = Field(
         "utf-8", description="encoding of text files; one that begins with the mark of UTF-8 is read as UTF-8"
     )
-    on_error: Literal["stop", "skip"] = Field("stop", description="what to do with a broken row")
+    on_error: Literal["stop", "skip"] = Field(
+        "stop", description="what to do with a broken row, e.g. one without a label"
+    )
     max_errors: Count = Field(100, description="with on_error: skip, the number of broken rows at which to stop")
     num_workers: Count = Field(
         0, description="processes that prepare batches beside the training process", json_schema_extra=FREE

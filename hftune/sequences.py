@@ -10,6 +10,7 @@ from . import causal, data, decode
 from .arrays import Ragged, inputs, pad
 from .decode import Decoding
 from .errors import UserError
+from .schema import FIXED
 from .task import IGNORE
 from .text import truncated
 
@@ -27,6 +28,7 @@ class SequenceOptions(Decoding):
     form: Literal["encoder-decoder", "decoder-only"] = Field(
         "encoder-decoder",
         description="decoder-only: input and output as prompt and completion; default: by architecture",
+        json_schema_extra=FIXED,
     )
     separator: str = Field("\n", description="decoder-only: text between input and output")
     source_lang: str | None = Field(

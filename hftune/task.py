@@ -196,6 +196,10 @@ class Task:
             return self.texts(options)
         return [name for name in self.columns(options) if name not in self.answers(options)]
 
+    def filled(self, options: Any) -> list[str]:
+        """Answers that empty text cannot be: a row has one label or number, while of labels, words or tags it may have none."""
+        return self.answers(options) if self.inputs(options) in ("label", "number") else []
+
     def inputs_only(self, options: Any) -> list[str]:
         """Columns that a row to be predicted must have."""
         return [name for name in self.columns(options) if name not in self.answers(options)]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Ragged
+from .arrays import Ragged, inputs
 from .encoding import encode_batch, encode_offsets, unknown_id
 
 PROBE = "a"
@@ -106,11 +106,16 @@ def truncated(tokenizer: Any, most: int, *texts: list[str], **target: list[str])
     return found, cut
 
 
-def as_written(rows: list[Any], tokenizer: Any, options: Any) -> dict[str, Any]:
+def read(rows: list[Any], tokenizer: Any, options: Any) -> dict[str, Any]:
     """Columns of texts that are to be predicted as they stand: `input_ids` (lists of at most max_length ids) and `text`; rows `truncated`."""
     texts = [str(row["text"]) for row in rows]
     found, cut = truncated(tokenizer, options.max_length, texts)
     return {"input_ids": found["input_ids"], "text": texts, "truncated": int(cut.sum())}
+
+
+def asked(predict: Any, encode: Any = read) -> dict[str, Any]:
+    """What a task is for texts to be predicted as they are, with nothing hidden or corrupted; see Task.varies."""
+    return {"encode": encode, "collate": lambda rows, tokenizer, *_: inputs(rows, tokenizer), "predict": predict}
 
 
 def unknown(ids: Ragged, tokenizer: Any) -> npt.NDArray[np.int64]:

@@ -58,9 +58,7 @@ def models(home: Path) -> None:
         from hftune.schema import Model
 
         size = zoo.SIZE | ({} if name == "t5" else {"max_position_embeddings": 64})
-        built = library.build(
-            Model(init=name, config=size), head, zoo.tok(name), settings=settings, seed=0, max_length=48
-        )
+        built = library.build(Model(init=name, config=size), head, zoo.tok(name), settings=settings, seed=0)
         built.model.save_pretrained(home / name)
         tokenizer.save(zoo.tok(name), home / name)
         MADE[name] = home / name
@@ -356,6 +354,13 @@ def _(folder):
 @case("a label that is null", "rows.jsonl:6", "'label' is null")
 def _(folder):
     return classify(folder, [row if i != 5 else {**row, "label": None} for i, row in enumerate(tweets())])
+
+
+@case("a label left empty in a CSV", "rows.csv:4", "'label' is empty", "on_error: skip")
+def _(folder):
+    lines = CSV.splitlines()
+    lines[3] = "a tweet,"
+    return _written("rows.csv", "\n".join(lines).encode())(folder)
 
 
 @case("labels of mixed types", "rows.jsonl:6", "a number here", "text at")

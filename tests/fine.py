@@ -3,7 +3,6 @@
 from functools import cache
 from typing import Any
 
-import numpy as np
 import tiny
 from hypothesis import strategies as st
 
@@ -91,48 +90,6 @@ def model(task: Any, data: loop.Rows, kind: str) -> Any:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return made
-
-
-def gradients(made: Any, data: loop.Rows, budget: int, smoothing: float = 0.0) -> tuple[dict[str, Any], float, int]:
-    """Gradients, loss and number of micro-batches of a step of eight rows, cut under a budget of padded tokens."""
-    import copy
-
-    import torch
-    from accelerate import Accelerator
-
-    from hftune.batching import Plan
-
-    made = copy.deepcopy(made).train()
-    step = loop.Steps(data, Plan(data.data.lengths, 0, 8), 0, budget, overhead=10**6)[0]
-    taken: dict[str, Any] = {}
-    optimizer = torch.optim.SGD(made.parameters(), lr=0.0)
-    optimizer.register_step_pre_hook(
-        lambda *_: taken.update({n: p.grad.clone() for n, p in made.named_parameters() if p.grad is not None})
-    )
-    sums, counts, _ = loop.train_step(
-        made, step.batches, Accelerator(cpu=True), optimizer, data.task, data.options, smoothing=smoothing
-    )
-    return taken, float(sums["loss"] / counts["loss"]), len(step.batches)
-
-
-def assert_same_gradients_at_every_split(made: Any, data: loop.Rows, smoothing: float = 0.0) -> float:
-    """One micro-batch, a few and one a row give the same step; returns its loss."""
-    import pytest
-    import torch
-
-    whole, loss, number = gradients(made, data, 10**6, smoothing)
-    assert number == 1
-    assert np.isfinite(loss)
-    longest, seen = int(data.data.lengths.max()), set()
-    for budget in (4 * longest, 2 * longest, 1):
-        split, again, number = gradients(made, data, budget, smoothing)
-        seen.add(number)
-        assert again == pytest.approx(loss, abs=1e-6, rel=1e-6)
-        assert split.keys() == whole.keys()
-        for name, gradient in whole.items():
-            torch.testing.assert_close(split[name], gradient, atol=2e-6, rtol=1e-4)
-    assert 8 in seen, "the last split must be row by row"
-    return loss
 
 
 def from_end_to_end(

@@ -280,7 +280,7 @@ def lay_out(home: Path) -> None:
             (target / f"{split}.jsonl").write_text(text, encoding="utf-8")
     for run, name, head in (("bert", "bert", zoo.MLM), ("gpt", "gpt2", zoo.CLM), ("t5", "t5", zoo.S2S)):
         size = zoo.SIZE | ({} if name == "t5" else {"max_position_embeddings": 512})
-        built = models.build(Model(init=name, config=size), head, zoo.tok(name), settings={}, seed=0, max_length=48)
+        built = models.build(Model(init=name, config=size), head, zoo.tok(name), settings={}, seed=0)
         built.model.save_pretrained(home / "runs" / run)
         tokenizer.save(zoo.tok(name), home / "runs" / run)
 

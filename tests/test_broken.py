@@ -51,6 +51,21 @@ def test_it_is_told_where_it_is_and_what_to_do(name, tmp_path):
         assert "\n" not in fault.message
 
 
+def test_rows_are_not_at_fault_for_labels_that_could_not_be_read(tmp_path):
+    held = broken.rows(tmp_path, broken.tweets(), "held.jsonl")
+    train = [{"text": "a tweet", "label": None}, *broken.tweets()]
+    faults, _ = checked(broken.classify(tmp_path, train, data={"validation": held}), tmp_path)
+    assert [fault.message for fault in faults] == ["'label' is null"]
+
+
+@pytest.mark.parametrize("block", [{}, {"encoding": "nope"}, {"columns": {"label": "nope"}}, {"train": "nope.jsonl"}])
+def test_a_fault_that_two_splits_share_is_told_once(tmp_path, block):
+    train = [*broken.tweets(), {"text": "a tweet", "label": None}]
+    faults, _ = checked(broken.classify(tmp_path, train, data={"validation_fraction": 0.3, **block}), tmp_path)
+    told = [str(fault) for fault in faults]
+    assert len(told) == len(set(told)) == 1
+
+
 def test_there_are_as_many_as_promised():
     assert len(broken.CASES) >= 60
 

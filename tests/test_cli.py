@@ -164,6 +164,9 @@ def test_version():
         (["tokenizer", "train", "rows.csv", "-o", "new", "--model", "nope"], "no architecture named 'nope'"),
         (["tokenizer", "train", "rows.csv", "-o", "run"], "run holds something else than a tokenizer"),
         (["tokenizer", "train", "rows.csv", "-o", "rows.csv"], "rows.csv holds something else than a tokenizer"),
+        (["tokenizer", "train", "rows.csv", "-o", "new", "data.encodin=cp1252"], "did you mean data.encoding?"),
+        (["tokenizer", "train", "rows.csv", "-o", "new", "data.on_error=pass"], "wanted one of stop, skip"),
+        (["tokenizer", "train", "data.encoding=cp1252", "-o", "new"], "there is nothing to train on"),
     ],
 )
 def test_what_makes_no_sense_on_the_command_line_is_refused(words, said, tmp_path, monkeypatch):
@@ -178,3 +181,21 @@ def test_what_makes_no_sense_on_the_command_line_is_refused(words, said, tmp_pat
     assert isinstance(result.exception, (SystemExit, UserError))
     assert said in told
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_tokenizer_reads_its_text_as_a_recipe_would(tmp_path, monkeypatch):
+    """What the hints of a broken file say to set can be set."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b.csv").write_bytes("text;label\ncaf\xe9 na\xefve;1\nbroken\n".encode("cp1252"))
+    words = ["tokenizer", "train", "-o", "new", "--vocab-size", "40", "--min-frequency", "1"]
+    asked = ["data.train={path: a=b.csv, delimiter: ;}", "data.encoding=cp1252", "data.on_error=skip"]
+    for given, hint in (
+        (["a=b.csv"], "data.encoding"),
+        (["a=b.csv", asked[1]], "delimiter"),
+        (asked[:2], "the header has 2"),
+        (asked, ""),
+    ):
+        result = CliRunner().invoke(cli.app, [*words, *given])
+        assert (hint in str(result.exception)) if hint else (result.exit_code == 0), result.exception
+    assert "1 rows (1 broken)" in result.output
+    assert "é" in (tmp_path / "new" / "tokenizer.json").read_text(encoding="utf-8")

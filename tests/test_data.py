@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hftune import data
+from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.schema import Data
 
@@ -198,6 +199,30 @@ def test_iterations_may_interleave(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"text": str(i % 7)} for i in range(20)])
     reader = opened(train=path, clean={"deduplicate": True})
     assert [(a["text"], b["text"]) for a, b in zip(reader, reader, strict=True)] == [(str(i), str(i)) for i in range(7)]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "broken"),
+    [
+        ("classify", {}, 2),
+        ("classify", {"kind": "regression"}, 2),
+        ("classify", {"kind": "multi"}, 0),
+        ("choice", {}, 2),
+    ],
+)
+def test_an_empty_answer_is_a_broken_row_where_a_row_has_just_one(tmp_path, name, options, broken):
+    row = {"text": "a", "question": "a", "choices": ["a", "b"]}
+    path = write(tmp_path / "a.jsonl", [row | {"label": label} for label in ("1", "", "0", " \t")])
+    task, given = tasks.load(name), tasks.load(name).options(**options)
+    chosen = {"columns": task.columns(given), "filled": task.filled(given)}
+    reader = data.open_split(Data(train=path, on_error="skip"), "train", **chosen)
+    assert len(list(reader)) == 4 - broken
+    assert reader.report["broken"] == broken
+    if broken:
+        found = fault(lambda: list(data.open_split(Data(train=path), "train", **chosen)))
+        assert (found.where, found.message) == (f"{path}:2", "'label' is empty")
+        plain = data.open_split(Data(train=path, on_error="skip"), "train", columns=task.columns(given))
+        assert reader.fingerprint() != plain.fingerprint(), "other rows"
 
 
 def test_only_what_is_asked_for_is_read(tmp_path):

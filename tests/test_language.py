@@ -54,7 +54,7 @@ def model(name):
     rows = split(name)
     block = Model(init=name, config=zoo.SIZE)
     settings = rows.task.config(rows.options, rows.tokenizer)
-    made = models.build(block, rows.task.head, rows.tokenizer, settings=settings, seed=1, max_length=64).model.eval()
+    made = models.build(block, rows.task.head, rows.tokenizer, settings=settings, seed=1).model.eval()
     with torch.no_grad():
         for weights in made.parameters():
             weights.mul_(1.5)

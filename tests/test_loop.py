@@ -4,11 +4,12 @@ import copy
 
 import numpy as np
 import pytest
+import splits
 import tiny
 import torch
 from accelerate import Accelerator
 
-from hftune import batching, heads, loop, machine, optim, prepare, recipe, shortcuts, unpadding
+from hftune import batching, heads, loop, machine, optim, prepare, recipe, unpadding
 from hftune.batching import Plan, generator
 from hftune.loop import Steps
 from hftune.report import Reporter
@@ -30,45 +31,17 @@ def job(request, tmp_path_factory, tokenizer_folder):
     return pieces(path, tiny.mlm) if request.param == "mlm" else pieces(path, tiny.classify, str(tokenizer_folder))
 
 
-def gradients(prepared, model, budget, accelerator=None):
-    """Gradients of one step cut under a budget, taken where the optimizer would use them."""
-    model = copy.deepcopy(model)
-    accelerator = accelerator or Accelerator(cpu=True)
-    data = prepared.rows["train"]
-    steps = Steps(data, Plan(data.data.lengths, 0, 8), 0, budget, overhead=10**6)
-    taken = {}
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    optimizer.register_step_pre_hook(lambda *_: taken.update({n: p.grad.clone() for n, p in model.named_parameters()}))
-    ways = shortcuts.choose(model, data.sample(), prepared.task, prepared.options)
-    model.train()
-    step = steps[0]
-    sums, counts, _norm = loop.train_step(
-        model, step.batches, accelerator, optimizer, prepared.task, prepared.options, shortcuts=ways
-    )
-    return taken, {n: float(sums[n] / counts[n]) for n in sums}, len(step.batches)
-
-
 def test_gradients_are_the_same_at_every_split(job):
     prepared, model = job
-    whole, loss, one = gradients(prepared, model, 10**6)
-    assert one == 1
-    seen = {1}
-    longest = int(prepared.rows["train"].data.lengths.max())
-    for rows in (4, 2, 1):
-        split, again, number = gradients(prepared, model, rows * longest if rows > 1 else 1)
-        seen.add(number)
-        assert again == pytest.approx(loss, abs=1e-6)
-        for name, gradient in whole.items():
-            torch.testing.assert_close(split[name], gradient, atol=1e-6, rtol=0)
-    assert 8 in seen, "the last split must be row by row"
+    splits.assert_same(model, prepared.rows["train"], atol=1e-6, rtol=0)
 
 
 def test_gradients_are_those_of_the_recipe_whatever_the_environment_says(job, monkeypatch):
     """A launcher's own accumulation of gradients would divide them once more."""
-    found = []
+    (prepared, model), found = job, []
     for number in "14":
         monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", number)
-        found.append(gradients(*job, 10**6, machine.accelerator())[0])
+        found.append(splits.step(model, prepared.rows["train"], 10**6, accelerator=machine.accelerator())[0])
     assert all(torch.equal(found[1][name], gradient) for name, gradient in found[0].items())
 
 
@@ -82,7 +55,7 @@ def test_a_step_divides_by_its_targets_not_by_its_micro_batches(job):
     logits = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
     mean = torch.nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), batch["labels"].reshape(-1))
     mean.backward()
-    split, loss, _ = gradients(prepared, model, 1)
+    split, loss, _ = splits.step(model, data, 1)
     assert loss["loss"] == pytest.approx(float(mean), abs=1e-6)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(split[name], parameter.grad, atol=1e-6, rtol=0)

@@ -11,7 +11,7 @@ import torch
 import transformers
 import zoo
 
-from hftune import heads, hub, models
+from hftune import configs, heads, hub, models, task
 from hftune.errors import UserError
 from hftune.schema import Model
 
@@ -95,9 +95,9 @@ def test_positions_are_those_that_tokens_can_take():
     for name in ("roberta", "bert", "gpt2", "modernbert"):
         config = {**zoo.SIZE, "max_position_embeddings": 40}
         model = zoo.build(name, zoo.HEADS[name][0], init=name, config=config | {"max_position_embeddings": 60}).model
-        block = Model.model_validate({"init": name, "config": config})
+        small = zoo.build(name, zoo.HEADS[name][0], init=name, config=config).model.config
         with pytest.raises(UserError, match="positions"):
-            models.build(block, zoo.HEADS[name][0], zoo.tok(name), settings={}, seed=0, max_length=41)
+            models.check_lengths(small, task.load("clm").options(max_length=41, max_new_tokens=1))
         bound = models.positions(model.config)
         ids = torch.full((1, bound), int(zoo.batch(name, zoo.CLASSIFY)["input_ids"][0, 1]))
         model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))  # the longest row can be computed
@@ -138,6 +138,13 @@ def folder(tmp_path_factory):
     zoo.build("bert", zoo.MLM).model.save_pretrained(path)
     zoo.tok("bert").save_pretrained(path)
     return path
+
+
+@pytest.mark.parametrize("name", configs.ELSEWHERE)
+def test_what_other_keys_decide_is_no_setting_of_the_configuration(folder, name):
+    for origin in ({"init": "bert"}, {"path": str(folder)}, {"encoder": str(folder), "decoder": str(folder)}):
+        with pytest.raises(UserError, match=rf"model\.config\.{name}: {name} has no effect here\n"):
+            configs.configuration(Model(**origin, config={name: "float16"}))
 
 
 def test_a_new_head_is_told_and_follows_from_the_seed(folder):

@@ -8,9 +8,10 @@ import test_table
 import tiny
 import zoo
 
-from hftune import commands, fill_mask, measure, recipe, run, subject, task
+from hftune import commands, fill_mask, measure, models, recipe, run, subject, task
 from hftune.errors import UserError
 from hftune.report import Reporter
+from hftune.schema import Model
 from hftune.tasks import span
 
 GAP = "The {} is read from the file ."
@@ -47,6 +48,10 @@ def test_every_task_predicts_from_a_file_and_from_standard_input(kind, tmp_path,
     assert len(found) == 5
     assert all("prediction" in answer for answer in found)
     json.dumps(found, allow_nan=False)
+    if models.positions(models.configuration(Model(path=str(tmp_path / "run")))):
+        longer = recipe.load(tmp_path / "run" / "recipe.yaml", ["task.max_length=100000"])
+        with pytest.raises(UserError, match=r"task\.max_(target_)?length: rows of .* positions"):
+            list(measure.predict_rows(tmp_path / "run", longer, str(file), None))
     options = made.task.options.predicting()
     wanted = task.load(kind).under(options).inputs_only(options)
     shown = [{name: _under(row, source["data"]["columns"].get(name, name)) for name in wanted} for row in rows]

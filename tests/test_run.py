@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 from collections import Counter
 from pathlib import Path
@@ -220,6 +221,15 @@ def test_a_finished_run_is_not_run_again_but_extended(straight, tmp_path):
     before = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
     assert children.child(children.train, source) == 0
     assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
+    other, told = {**source, "train": {**source["train"], "weight_decay": 0.5}}, Reporter(silent=True)
+
+    def work():
+        told.say = lines.append
+        run.train(recipe.from_dict(other), told, allow=["train.weight_decay"])
+        assert re.search(r"is finished \(11 steps\).*train\.max_steps.*output\.dir.*--fresh\Z", lines[-1])
+
+    lines = []
+    assert children.child(work) == 0
     longer = {**source, "train": {**source["train"], "max_steps": 14}}
     assert children.child(children.train, longer) == 0
     told = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -237,6 +247,25 @@ def test_another_recipe_is_refused(straight):
         folder.RunFolder.claim(recipe.from_dict({**source, "train": {**source["train"], "optim": "sgd"}}))
     free = recipe.from_dict({**source, "train": {**source["train"], "logging_steps": 5, "micro_batch_tokens": 64}})
     folder.RunFolder.claim(free)
+
+
+@pytest.mark.parametrize(
+    ("task", "change"),
+    [
+        ({"name": "classify", "label_names": ["a", "b"]}, {"label_names": ["a", "b", "c"]}),
+        ({"name": "classify", "label_names": ["a", "b"]}, {"kind": "multi"}),
+        ({"name": "tag", "label_names": ["O", "B"]}, {"label_names": ["B", "O"]}),
+        ({"name": "rtd"}, {"generator_size": 0.5}),
+        ({"name": "translate"}, {"form": "decoder-only"}),
+    ],
+)
+def test_no_change_is_offered_that_no_resumed_run_can_take(tmp_path, task, change):
+    made = {**tiny.mlm(tmp_path), "task": task}
+    held = folder.RunFolder.claim(recipe.from_dict(made))
+    held.set("finished")
+    del held
+    with pytest.raises(UserError, match=r"start over with --fresh\Z"):
+        folder.RunFolder.claim(recipe.from_dict({**made, "task": task | change}))
 
 
 @pytest.fixture
@@ -348,8 +377,9 @@ def test_labels_that_changed_end_a_run_that_is_resumed_whatever_is_allowed(other
     write(other)
     source["train"]["max_steps"] = 4
 
-    def work():
+    def work(allow):
         with pytest.raises(UserError, match="id2label was a, b, c when step 2 was saved, and would be a, "):
-            children.train(source, allow=["data.train", "data.validation"])
+            children.train(source, allow=allow)
 
-    assert children.child(work) == 0
+    for allow in ([], ["data.train", "data.validation"]):
+        assert children.child(work, allow) == 0

@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -190,7 +191,8 @@ def test_a_token_in_a_recipe_or_an_override_is_a_fault(tmp_path):
 
 
 def test_a_token_does_not_reach_the_run_folder(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(sys, "argv", ["hftune", "pretrain", "recipe.yaml", "--allow", TOKEN])
+    words = ["pretrain", "it's a recipe.yaml", "model.config={hidden_dropout_prob: 0.2}", "--allow"]
+    monkeypatch.setattr(sys, "argv", ["hftune", *words, TOKEN])
     monkeypatch.setenv("HF_TOKEN", "a-token-of-another-form")
     source = tiny.mlm(tmp_path, max_steps=1)
     children.train(source)
@@ -199,7 +201,8 @@ def test_a_token_does_not_reach_the_run_folder(tmp_path, monkeypatch, capfd):
     for text in [said, *(p.read_text(errors="replace") for p in (tmp_path / "run").rglob("*") if p.is_file())]:
         assert TOKEN not in text
         assert "a-token-of-another-form" not in text
-    assert "hf_…" in json.loads((tmp_path / "run" / "run.json").read_text())["command"]
+    told = json.loads((tmp_path / "run" / "run.json").read_text())["command"]
+    assert shlex.split(told) == ["hftune", *words, "hf_…"], "a shell takes it as it was given"
 
 
 def test_a_fault_never_tells_a_token():

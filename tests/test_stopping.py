@@ -8,9 +8,10 @@ import fine
 import numpy as np
 import pytest
 import tiny
+import zoo
 from typer.testing import CliRunner
 
-from hftune import cli, machine, prepare, recipe, run, task
+from hftune import cli, loop, machine, prepare, recipe, run, task
 from hftune.errors import UserError
 from hftune.report import Reporter
 
@@ -92,6 +93,36 @@ def test_an_undefined_figure_is_no_better_than_any(tmp_path, tokenizer_folder, m
     assert (state["state"], state["step"]) == ("finished", 4), "two evaluations are no better than none"
     assert figures["pearson"]["value"] is None
     assert [line.split(" (")[0] for line in warned] == [f"step {step}: pearson is undefined" for step in (2, 4)]
+
+
+@pytest.mark.parametrize("factor", [1e3, float("inf"), float("nan")])
+@pytest.mark.parametrize(("name", "metric"), [("mlm", "perplexity"), ("clm", "perplexity"), ("classify", "loss")])
+def test_a_loss_or_perplexity_that_is_no_number_is_no_better_than_any(
+    name, metric, factor, tmp_path, tokenizer_folder, monkeypatch
+):
+    """Above a loss of 709 there is no perplexity in float64. The run goes on to its end, and its figures are JSON."""
+    real = loop.evaluate_rows
+
+    def huge(*given, **more):
+        return {term: (sums * factor, count) for term, (sums, count) in real(*given, **more).items()}
+
+    monkeypatch.setattr(loop, "evaluate_rows", huge)
+    train = {"max_steps": 4, "eval_steps": 2, "metric_for_best_model": metric, "load_best_model_at_end": True}
+    source = tiny.mlm(tmp_path, **train)
+    if name == "clm":
+        source |= {"task": {"name": "clm", "max_length": 48}, "tokenizer": {"train": "bpe", "vocab_size": 400}}
+        source["model"] = {"init": "gpt2", "config": zoo.SIZE}
+    elif name == "classify":
+        source = tiny.classify(tmp_path, str(tokenizer_folder), **train)
+    run.train(recipe.from_dict(source), Reporter(silent=True))
+    _, state, figures = told(tmp_path)
+    assert (state["state"], state["step"]) == ("finished", 4)
+    lost = {figure for figure in ("loss", "perplexity") if figures.get(figure, {"value": 0})["value"] is None}
+    if factor == 1e3:
+        assert figures["loss"]["value"] > 709
+    assert lost == ({"perplexity"} if factor == 1e3 else {"loss", "perplexity"}) & figures.keys()
+    assert all(figures[figure]["why"] for figure in lost)
+    assert ("bits_per_byte" in figures) == (name == "clm")
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 5), (1.6, 8)])

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import children
 import pytest
+import splits
 import tiny
 import torch
 import waits
@@ -190,15 +191,9 @@ def pieces(kind, name, path, home):
 
 def gradients(prepared, model, ways, accelerator, steps):
     """(gradients of the first step, number of its micro-batches), in eval mode, where functional dropout is off too."""
-    taken = {}
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    named = list(model.named_parameters())
-    optimizer.register_step_pre_hook(
-        lambda *_: taken.update({n: p.grad.clone() for n, p in named if p.grad is not None})
-    )
-    step = steps[0]
-    loop.train_step(model.eval(), step.batches, accelerator, optimizer, prepared.task, prepared.options, shortcuts=ways)
-    return taken, len(step.batches)
+    batches = steps[0].batches
+    found, _ = splits.gradients(model.eval(), batches, prepared.rows["train"], accelerator, shortcuts=ways)
+    return found, len(batches)
 
 
 def assert_close(found, wanted):

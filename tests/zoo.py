@@ -60,7 +60,7 @@ def build(name: str, head: str, seed: int = 0, **source: Any) -> models.Built:
     """A tiny model from new weights, or from what `source` says of the block `model`."""
     block = Model.model_validate(source or {"init": name, "config": SIZE})
     settings = {"num_labels": LABELS} if head in (CLASSIFY, TAG) else {}
-    return models.build(block, head, tok(name), settings=settings, seed=seed, max_length=48)
+    return models.build(block, head, tok(name), settings=settings, seed=seed)
 
 
 def loss(model: Any, batch: Any, options: Any, criterion: Criterion) -> dict[str, Losses]:

@@ -42,9 +42,13 @@ def _is_scores(value: Any) -> bool:
 
 
 def _is_sums(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        _is_number(value.get(key)) or (key in ("bytes", "words") and value.get(key) is None)
-        for key in ("nll", "tokens", "bytes", "words")
+    return (
+        isinstance(value, dict)
+        and "nll" in value
+        and all(
+            _is_number(value.get(key)) or (key != "tokens" and value.get(key) is None)
+            for key in ("nll", "tokens", "bytes", "words")
+        )
     )
 
 

@@ -141,8 +141,9 @@ def _interval(metric: Scorer, name: str, value: Any, samples: Figures, confidenc
         low, high = map(plain, intervals.percentiles(samples[name], confidence))
         why = metric.undefined(name)
     if plain(value) is None:
-        low = high = None
         why = metric.undefined(name)
+    if None in (plain(value), low, high):
+        low = high = None
     entry = {"value": plain(value), "low": low, "high": high}
     return entry if None not in entry.values() else {**entry, "why": why}
 

@@ -13,6 +13,7 @@ from .. import data
 from ..arrays import inputs
 from ..class_weights import Weighted, varies
 from ..errors import UserError
+from ..schema import FIXED
 from ..task import IGNORE, Task, label_names
 from ..text import truncated
 
@@ -23,7 +24,9 @@ class ClassifyOptions(Weighted):
     """What a recipe may say under `task:` for classification. The columns are `text`, `text_pair` and `label`."""
 
     kind: Literal["single", "multi", "regression"] = Field(
-        "single", description="one label a row; a list of labels (or a string with separators); or a number"
+        "single",
+        description="one label a row; a list of labels (or a string with separators); or a number",
+        json_schema_extra=FIXED,
     )
     pair: bool = Field(False, description="classify pairs: the columns text and text_pair")
     max_length: Annotated[int, Field(ge=4)] = Field(
@@ -32,6 +35,7 @@ class ClassifyOptions(Weighted):
     label_names: tuple[str, ...] | None = Field(
         None,
         description="label names in order; default: those of the training rows, in the order of a model.path that has the same, else sorted",
+        json_schema_extra=FIXED,
     )
     separator: str = Field(",", description="between the labels of a row written as one string, for kind: multi")
 
@@ -46,9 +50,9 @@ def _names(row: Any, options: ClassifyOptions) -> list[str]:
     """Label names of a row, as text whatever the file's type."""
     value = row["label"]
     if options.kind != "multi":
-        if isinstance(value, (list, dict)) or value is None or value == "":
-            hint = "for lists set task.kind: multi" if value else "give the row a label, or leave it out"
-            raise UserError(f"the label is {json.dumps(value)[:40]}, wanted one label", hint=hint, where=row.where)
+        if isinstance(value, (list, dict)) or value is None or not str(value).strip():
+            hint, said = "for lists set task.kind: multi", json.dumps(value)[:40]
+            raise UserError(f"the label is {said}, wanted one label", hint=hint, where=row.where)
         return [_name(value, row)]
     values = value.split(options.separator) if isinstance(value, str) else value if isinstance(value, list) else [value]
     return [name for v in values if v is not None and (name := _name(v, row))]
@@ -134,8 +138,7 @@ def _number(row: Any) -> float:
         with np.errstate(over="ignore"):
             learned = np.float32(value)
     except (TypeError, ValueError, OverflowError):
-        message = f"the label is {str(row['label'])[:40]!r}, wanted a number"
-        hint = "for names set task.kind: single" if row["label"] else "give the row a label, or leave it out"
+        message, hint = f"the label is {str(row['label'])[:40]!r}, wanted a number", "for names set task.kind: single"
         raise UserError(message, hint=hint, where=row.where) from None
     if learned == IGNORE or not np.isfinite(learned):
         why = "which elsewhere marks what a loss ignores" if learned == IGNORE else "wanted a finite number"

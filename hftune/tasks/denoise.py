@@ -15,7 +15,7 @@ from ..decode import Decoding
 from ..errors import UserError
 from ..spans import infill, ordinary, shuffle
 from ..task import IGNORE, Task
-from ..text import as_written, chunk, frame, sentence_starts
+from ..text import asked, chunk, frame, sentence_starts
 
 
 class DenoiseOptions(Decoding):
@@ -98,8 +98,6 @@ def predict(
     return decode.answers(model, batch, tokenizer, options, [int(row.get("row", i)) for i, row in enumerate(rows)])
 
 
-ASKED = {"encode": as_written, "collate": lambda rows, tokenizer, *_: inputs(rows, tokenizer), "predict": predict}
-
 TASK = Task(
     head="AutoModelForSeq2SeqLM",
     options=DenoiseOptions,
@@ -107,5 +105,5 @@ TASK = Task(
     collate=collate,
     columns=lambda options: ["text"],
     metrics=lambda options: ["perplexity"],
-    varies=lambda options: ASKED if isinstance(options, Asking) else {},
+    varies=lambda options: asked(predict) if isinstance(options, Asking) else {},
 )

@@ -13,12 +13,12 @@ from pydantic import Field
 
 from .. import data
 from ..architectures import architecture
-from ..arrays import inputs, pad
+from ..arrays import pad
 from ..errors import UserError
 from ..masking import Masking, check, mask_batch
-from ..schema import Model
+from ..schema import FIXED, Model
 from ..task import IGNORE, Fraction, PositiveFraction, Task, Term
-from ..text import as_written, chunk
+from ..text import asked, chunk
 
 GENERATOR = "generator"
 BINARY = "multi_label_classification"  # transformers' name of binary cross-entropy
@@ -40,6 +40,7 @@ class RtdOptions(Masking):
         None,
         description="the discriminator's head: transformers' own for pretraining (default for ELECTRA), or token "
         "classification with one output (default for any other encoder)",
+        json_schema_extra=FIXED,
     )
     generator: str | None = Field(
         None,
@@ -49,9 +50,10 @@ class RtdOptions(Masking):
     generator_size: PositiveFraction = Field(
         0.25,
         description="width of a new generator (hidden and feed-forward size, heads) as a share of the discriminator's",
+        json_schema_extra=FIXED,
     )
     generator_layers: PositiveFraction = Field(
-        1.0, description="layers of a new generator as a share of the discriminator's"
+        1.0, description="layers of a new generator as a share of the discriminator's", json_schema_extra=FIXED
     )
 
     def predicting(self) -> "RtdOptions":
@@ -219,15 +221,12 @@ def predict(
 
 def varies(options: RtdOptions) -> dict[str, Any]:
     """Head and weight are options; of rows to be predicted nothing is masked."""
-    asked: dict[str, Any] = {}
-    if isinstance(options, Asking):
-        asked = {
-            "encode": as_written,
-            "collate": lambda rows, tokenizer, *_: inputs(rows, tokenizer),
-            "predict": predict,
-        }
     terms = (Term("generator"), Term("discriminator", "original", options.discriminator_weight))
-    return {"head": HEADS[options.discriminator_head or "token"], "terms": terms, **asked}
+    return {
+        "head": HEADS[options.discriminator_head or "token"],
+        "terms": terms,
+        **(asked(predict) if isinstance(options, Asking) else {}),
+    }
 
 
 def config(options: RtdOptions, tokenizer: Any) -> dict[str, Any]:

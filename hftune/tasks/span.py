@@ -19,7 +19,7 @@ from ..encoding import encode_batch
 from ..errors import UserError
 from ..spans import corrupt, noise_counts, noise_spans, ordinary, suffix, suffix_limit
 from ..task import IGNORE, Task
-from ..text import document_sizes, pieces, unknown
+from ..text import asked, document_sizes, pieces, unknown
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
 
@@ -234,8 +234,6 @@ def fill(ids: Any, written: list[int], marks: Any) -> list[int]:
     return [part for id in np.asarray(ids).tolist() for part in behind.get(id, [id])]
 
 
-ASKED = {"encode": read, "collate": lambda rows, tokenizer, *_: inputs(rows, tokenizer), "predict": predict}
-
 TASK = Task(
     head="AutoModelForSeq2SeqLM",
     options=SpanOptions,
@@ -243,5 +241,5 @@ TASK = Task(
     collate=collate,
     columns=lambda options: ["text"],
     metrics=lambda options: ["perplexity"],
-    varies=lambda options: ASKED if isinstance(options, Asking) else {},
+    varies=lambda options: asked(predict, read) if isinstance(options, Asking) else {},
 )

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from ..arrays import inputs, pad
 from ..class_weights import Weighted, varies
 from ..errors import UserError
+from ..schema import FIXED
 from ..task import IGNORE, Task, label_names
 from ..windows import Window, stride_within, windows
 
@@ -32,6 +33,7 @@ class TagOptions(Weighted):
         None,
         description="tag names in order, for rows that hold numbers; default: those of the training rows, in the order of a "
         "model.path that has the same, else O first",
+        json_schema_extra=FIXED,
     )
 
     _stride = model_validator(mode="after")(stride_within)

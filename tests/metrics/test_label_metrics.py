@@ -391,6 +391,9 @@ def test_figures_without_their_unit_are_missing_with_a_reason():
     assert found["loss"]["value"] == 5000
     assert found["perplexity"]["value"] is None
     assert "1e308" in found["perplexity"]["why"]
+    near = metrics.score("perplexity", [{"nll": 700.0, "tokens": 1}, {"nll": 716.0, "tokens": 1}])["perplexity"]
+    assert near["value"] == pytest.approx(math.exp(708))
+    assert (near["low"], near["high"]) == (None, None), "both ends or neither"
     assert "bytes" in found["bits_per_byte"]["why"]
     with pytest.raises(UserError, match=r"prediction 1 is .*nan"):
         values("perplexity", [{"nll": float("nan"), "tokens": 1}], None)

@@ -75,44 +75,11 @@ def model_of(init: str, config: dict[str, Any], rows: Any) -> Any:
     ).model
 
 
-def gradients(model: Any, rows: Any, budget: int) -> tuple[dict[str, Any], float, int, Any]:
-    """Gradients, loss, number of micro-batches and shortcuts of a step of eight rows cut under a budget."""
-    import copy
-
-    import torch
-    from accelerate import Accelerator
-
-    from hftune import loop, shortcuts
-    from hftune.batching import Plan
-
-    model = copy.deepcopy(model)
-    step = loop.Steps(rows, Plan(rows.data.lengths, 0, 8), 0, budget, overhead=10**6)[0]
-    ways = shortcuts.choose(model, rows.sample(), rows.task, rows.options)
-    taken: dict[str, Any] = {}
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    optimizer.register_step_pre_hook(
-        lambda *_: taken.update({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-    )
-    model.train()
-    sums, counts, _ = loop.train_step(
-        model, step.batches, Accelerator(cpu=True), optimizer, rows.task, rows.options, shortcuts=ways
-    )
-    return taken, float(sums["loss"] / counts["loss"]), len(step.batches), ways
-
-
 def assert_same_gradients_at_every_split(model: Any, rows: Any) -> None:
-    """One micro-batch, a few, and one a row give the same step, through the fused head."""
-    import pytest
-    import torch
+    """Through the fused head; see splits."""
+    import splits
 
-    whole, loss, number, ways = gradients(model, rows, 10**6)
-    assert (number, ways.head) == (1, "fused")
-    seen = set()
-    for budget in (4 * int(rows.data.lengths.max()), 2 * int(rows.data.lengths.max()), 1):
-        split, again, number, _ = gradients(model, rows, budget)
-        seen.add(number)
-        assert again == pytest.approx(loss, rel=1e-6)
-        assert split.keys() == whole.keys()
-        for name, gradient in whole.items():
-            torch.testing.assert_close(split[name], gradient, atol=2e-6, rtol=1e-5)
-    assert 8 in seen, "the last split must be row by row"
+    from hftune import shortcuts
+
+    assert shortcuts.choose(model, rows.sample(), rows.task, rows.options).head == "fused"
+    splits.assert_same(model, rows)

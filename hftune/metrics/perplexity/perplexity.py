@@ -12,7 +12,7 @@ class Perplexity(base.Sums, base.Module):
     source = "Jelinek et al. 1977; bits per byte: Gao et al. 2020 (The Pile), section 3.1"
     inputs = ("nll",)
     reports = {
-        "loss": {"direction": "lower", "range": (0, None), "undefined": "there are no target tokens"},
+        "loss": {"direction": "lower", "range": (0, None), "undefined": "no target tokens, or a loss is not finite"},
         "perplexity": {"direction": "lower", "range": (1, None), "undefined": "no target tokens, or over 1e308"},
         "bits_per_byte": {
             "direction": "lower",

@@ -12,7 +12,11 @@ class PseudoPerplexity(base.Sums, base.Module):
     source = "Salazar et al. 2020, section 2"
     inputs = ("nll",)
     reports = {
-        "pseudo_loss": {"direction": "lower", "range": (0, None), "undefined": "there are no tokens to mask"},
+        "pseudo_loss": {
+            "direction": "lower",
+            "range": (0, None),
+            "undefined": "no tokens to mask, or a loss is not finite",
+        },
         "pseudo_perplexity": {
             "direction": "lower",
             "range": (1, None),
