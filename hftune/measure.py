@@ -284,10 +284,12 @@ def predict_rows(
     trust_remote_code: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Predictions for the rows of a file, or for lines of text on standard input, in their order."""
+    options = cast(Options, recipe.task.options).predicting()
+    rows = iter(_rows(source, recipe, tasks.load(recipe.task.name).under(options), options, limit))
+    batch = list(islice(rows, BATCH))  # what cannot be read is told before the model is
     prepared, model = ready(path, recipe, reporter, trust_remote_code=trust_remote_code)
-    rows = iter(_rows(source, recipe, prepared.task, prepared.options, limit))
     cut = total = 0
-    while batch := list(islice(rows, BATCH)):
+    while batch:
         answers: list[Any] = [None] * len(batch)
         groups = _alike(batch, prepared)
         for line in () if total else _unknown([batch[i] for i in groups[0]], prepared):
@@ -300,6 +302,7 @@ def predict_rows(
                 answers[i] = answer
         total += len(batch)
         yield from answers
+        batch = list(islice(rows, BATCH))
     if cut:
         reporter.warn(f"{cut:,} of {total:,} rows are longer than the model reads: truncated")
 
