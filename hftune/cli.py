@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,14 +21,13 @@ recipes = typer.Typer(help="List the recipes that come with hftune; show or copy
 app.add_typer(tokenizers, name="tokenizer")
 app.add_typer(recipes, name="recipes")
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        help="settings that override the recipe's, e.g. train.learning_rate=3e-5",
-        metavar="[KEY=VALUE]...",
-        show_default=False,
-    ),
-]
+
+def _overrides(example: str) -> Any:
+    help = f"settings that override the recipe's, e.g. {example}"
+    return typer.Argument(help=help, metavar="[KEY=VALUE]...", show_default=False)
+
+
+Overrides = Annotated[list[str] | None, _overrides("train.learning_rate=3e-5")]
 Output = Annotated[
     str | None, typer.Option("--output", "-o", help="run folder, instead of the recipe's", show_default=False)
 ]
@@ -145,14 +144,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="settings that override the recipe's, e.g. task.length_penalty=0.8 or data.columns.text=body",
-            metavar="[KEY=VALUE]...",
-            show_default=False,
-        ),
-    ] = None,
+    overrides: Annotated[list[str] | None, _overrides("task.length_penalty=0.8 or data.columns.text=body")] = None,
     task: Annotated[
         str | None, typer.Option("--task", help="plain model: its task; needs --data", show_default=False)
     ] = None,
@@ -288,14 +280,7 @@ def predict(
             "of text, or JSON objects where a row has several columns"
         ),
     ] = "-",
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="settings that override the recipe's, e.g. data.columns.text=body or data.encoding=cp1252",
-            metavar="[KEY=VALUE]...",
-            show_default=False,
-        ),
-    ] = None,
+    overrides: Annotated[list[str] | None, _overrides("data.columns.text=body or data.encoding=cp1252")] = None,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", help="where the jsonl goes; default: standard output", show_default=False),
