@@ -114,12 +114,17 @@ FULL: dict[str, Job] = {
     ),
 }  # fmt: skip
 
-# more rows a step
+# more rows a step, a larger vocabulary
 LARGE: dict[str, Job] = {
     "large/masked_lm": replace(FULL["masked_lm"], rows=(16, 3), batch=32, memory=0),
     "large/causal_lm": replace(FULL["causal_lm"], rows=(12, 2), batch=32, memory=0),
     "large/tagging": replace(FULL["tagging"], rows=(640, 96), batch=64),
-}
+    # the shape of a multilingual MiniLM; only the first entries of its vocabulary occur in the text
+    "large/masked_lm_250k": replace(
+        FULL["masked_lm"], rows=(8, 2), batch=8, memory=0,
+        model=("bert", {**SMALL_BERT, "num_hidden_layers": 12, "vocab_size": 250037}),
+    ),
+}  # fmt: skip
 
 # shared with the tools of tools.py, besides some of the above; what a tool measures is what hftune measures
 CHAT = """{% for message in messages %}{% if message.role == "user" %}Human: {{ message.content }}{{ eos_token }}
