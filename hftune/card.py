@@ -85,7 +85,8 @@ MARK = "<!-- written by hftune; a card without this line is left alone -->"
 
 
 def _measured_on(recipe: Recipe, split: str) -> str:
-    found = getattr(recipe.data, split) if split in ("train", "validation", "test") else None
+    name = split.partition("[")[0]
+    found = getattr(recipe.data, name) if name in ("train", "validation", "test") else None
     return ", ".join(source.path for source in found or [])
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from . import recipe as recipes
 from . import shipped
 from .errors import Faults, Interrupted, UserError
-from .files import read_json, typed_lines
-from .folder import MERGED, RECIPE, STATE, is_run, newest, older_model
+from .files import typed_lines
+from .folder import MERGED, RECIPE, is_run, newest, tell_age
 from .recipe import Recipe
 from .report import Reporter
 
@@ -273,9 +273,9 @@ def push(name: str, target: str, public: bool) -> None:
     path = _run(name)
     from .push import push
 
-    if older := older_model(read_json(path / STATE)):
-        Reporter().warn(f"{path} was {older}")
-    Reporter().say(push(path, target, public=public))
+    reporter = Reporter()
+    tell_age(path, reporter.warn)
+    reporter.say(push(path, target, public=public))
 
 
 def _write_lines(answers: Iterable[dict[str, Any]], output: str | None) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -93,6 +93,12 @@ def older_model(state: Mapping[str, Any]) -> str | None:
     if state.get("state") == "finished" or "weights" not in state:
         return None
     return f"extended and not finished since: its model is the one it had then, of step {state['weights']}"
+
+
+def tell_age(path: str | Path | None, warn: Callable[[str], None]) -> None:
+    """Warn by one line where a model is a run's, and not that of the run as it stands."""
+    if path and (told := older_model(read_json(Path(path) / STATE))):
+        warn(f"{path} was {told}")
 
 
 def newest(root: Path = Path("runs")) -> Path:

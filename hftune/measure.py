@@ -38,7 +38,7 @@ from . import task as tasks
 from .clean import Cleaner
 from .errors import UserError, as_given, stop_at
 from .files import read_json, read_lines, typed_lines, write_json
-from .folder import METRICS, RECIPE, STATE, older_model
+from .folder import METRICS, RECIPE, STATE, tell_age
 from .loop import Rows
 from .recipe import Recipe, dump
 from .report import Reporter
@@ -77,7 +77,7 @@ def evaluate(
     """
     own = _told_by_model(subject, trust_remote_code) if subject.plain else subject.own
     if not subject.plain:
-        _tell_age(subject.path, reporter)
+        tell_age(subject.path, reporter.warn)
     if subject.place is not None:
         _check_writable(subject.place)
     memory.steady()
@@ -119,12 +119,6 @@ def evaluate(
 def _kept(path: str | Path) -> dict[str, Any]:
     """What a run noted, its kernels among it: with the same ones its figures have the bits that they had at its end."""
     return read_json(Path(path) / STATE)
-
-
-def _tell_age(path: str | Path, reporter: Reporter) -> None:
-    """One line, where a run's model is not that of the run as it stands."""
-    if told := older_model(_kept(path)):
-        reporter.warn(f"{path} was {told}")
 
 
 def _scratch(accelerator: Any, stack: ExitStack) -> Path:
@@ -184,7 +178,7 @@ def _measure(
     if baseline:
         reporter.say(f"baseline: {_baseline(subject, rows, prepared, file, figures, reporter)}")
     for figure in figures.values():
-        figure["split"] = rows.name
+        figure["split"] = settings.part(rows.name)
     reporter.figures(f"{subject.path}, {rows.name}", figures)
     if accelerator.is_main_process:
         if file.exists() and (cut := _truncated(read_lines(file))):
@@ -355,7 +349,7 @@ def _pieces(
 ) -> prepare.Prepared:
     """A finished run without its rows."""
     own, task = Subject(str(path), recipe).own, tasks.load(recipe.task.name).under(options)
-    _tell_age(path, reporter)
+    tell_age(path, reporter.warn)
     config = models.configuration(own.model, trust_remote_code)
     models.check_lengths(config, options)
     model_type = str(config.model_type)

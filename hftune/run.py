@@ -38,7 +38,7 @@ from . import task as tasks
 from .batching import Plan, evaluation_batches, generator
 from .errors import Interrupted, UserError, stop_at
 from .files import read_json, sync, write_json
-from .folder import METRICS, MODEL, RunFolder, versions
+from .folder import METRICS, MODEL, RunFolder, tell_age, versions
 from .loop import Job, Progress, Steps
 from .recipe import Recipe
 from .report import Reporter, duration
@@ -141,6 +141,9 @@ class Run:
         kernels = machine.choose_kernels(train.matmul, longest, self.folder.state, self.accelerator)
         built = prepare.build_model(self.prepared, trust_remote_code=self.trust_remote_code, training=True)
         self.reporter.say(f"model: {built.summary}")
+        source = self.recipe.model
+        for path in (source.path, source.encoder, source.decoder):
+            tell_age(path, self.reporter.warn)
         if self.prepared.task.verify:
             self.prepared.task.verify(built.model, self.prepared.options)
         plan = make_plan(self.recipe, rows["train"])
@@ -432,7 +435,7 @@ class Run:
             if self.folder.main:
                 self._write_model()
                 for figure in figures.values():
-                    figure["split"] = "validation"
+                    figure["split"] = self.recipe.eval.part("validation")
                 if (shown := self.folder.path / SHOWN).exists():
                     os.replace(shown, shown.with_name("validation.jsonl"))
                 write_json(self.folder.path / METRICS, figures)

@@ -359,6 +359,10 @@ class Eval(Block):
     )
     resamples: Count = Field(1000, description="bootstrap resamples; 0: no intervals", json_schema_extra=FREE)
 
+    def part(self, split: str) -> str:
+        """What is measured of a split, as datasets writes it: `test`, or `test[:100]`."""
+        return split if self.limit is None else f"{split}[:{self.limit}]"
+
     @property
     def losses_only(self) -> bool:
         """Whether the model is to answer nothing."""

@@ -48,6 +48,7 @@ def test_a_limit_counts_rows_not_windows(tagger):
         part = folder / f"first-{limit}"
         found = measure.evaluate(subject.Subject(str(folder / "run"), made, output=part), QUIET, baseline=True)
         assert found["tag_accuracy"]["count"] == min(limit, 20)
+        assert {figure["split"] for figure in found.values()} == {f"test[:{limit}]"}
         assert found["loss"]["count"] == sum(len(row["tokens"]) for row in values[:limit]), (
             "targets of these rows alone"
         )

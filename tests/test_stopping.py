@@ -29,7 +29,14 @@ def told(path):
 
 def test_an_extended_run_that_was_stopped_says_whose_weights_it_has(tmp_path, tokenizer_folder):
     source = tiny.classify(tmp_path, str(tokenizer_folder), max_steps=4, save_steps=2)
-    words = {"eval": (tmp_path / "run",), "predict": (tmp_path / "run", tmp_path / "held.jsonl", "--limit", 1)}
+    words = {
+        "eval": (tmp_path / "run",),
+        "predict": (tmp_path / "run", tmp_path / "held.jsonl", "--limit", 1),
+        "finetune": (
+            "--task", "classify", "--model", tmp_path / "run", "--train", tmp_path / "tweets.jsonl", "train.max_steps=1",
+            f"data.validation={tmp_path / 'held.jsonl'}", f"output.dir={tmp_path / 'next'}", f"data.cache_dir={tmp_path / 'cache'}", "--fresh",
+        ),
+    }  # fmt: skip
 
     def said(command):
         found = CliRunner().invoke(cli.app, [command, *map(str, words[command])], catch_exceptions=False)
@@ -47,6 +54,16 @@ def test_an_extended_run_that_was_stopped_says_whose_weights_it_has(tmp_path, to
     assert children.child(children.train, source) == 0
     assert not [command for command in words if "not finished since" in said(command)]
     assert "9 steps" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_figures_of_the_first_rows_say_so(tmp_path, tokenizer_folder):
+    source = tiny.classify(tmp_path, str(tokenizer_folder), max_steps=1) | {"eval": {"limit": 7}}
+    figures = run.train(recipe.from_dict(source), Reporter(silent=True))
+    assert (figures["accuracy"]["count"], figures["accuracy"]["split"]) == (7, "validation[:7]")
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| 7 | validation[:7] |" in card
+    assert "split: validation[:7]" in card
+    assert f"name: {tmp_path / 'held.jsonl'}" in card, "where the rows are from is told as without a limit"
 
 
 def test_it_stops_where_nothing_gets_better(tmp_path, tokenizer_folder):
