@@ -97,8 +97,7 @@ def _broken_table(error: csv.Error, where: str, further: int) -> UserError:
 
 def text_lines(text: Text, source: Source, rejects: Rejects) -> Placed:
     """The column `text`: lines, paragraphs (up to a blank line) or the whole file. What is blank is passed over."""
-    markdown = text.file.path.lower().removesuffix(text.file.packing).endswith(".md")
-    unit = source.sample_by or ("document" if markdown else "line")
+    unit = source.sample_by or text.file.unit
     if unit == "line":
         for line in text:
             if text.bad != text.number and not line.isspace():

@@ -295,6 +295,7 @@ def test_the_fingerprint_follows_content_and_settings(tmp_path):
         of(split="validation", validation_fraction=0.2),
         of(source={"columns": {"text": "b"}}.items()),
         of(write(tmp_path / "a.txt", [{"text": "one", "b": "two"}])),
+        of(write(tmp_path / "a.md", [{"text": "one", "b": "two"}])),  # a row is the whole of it
     ]
     stat = os.stat(path)
     write(tmp_path / "a.jsonl", [{"text": "one", "b": "tw0"}])
