@@ -121,7 +121,7 @@ class Cleaner:
 
 
 def length(value: Any) -> int:
-    """Characters of a text or of all tokens of a list; of a dict of texts the shortest."""
-    if isinstance(value, dict):
-        return min(map(length, value.values()), default=0)
-    return sum(map(length, value)) if isinstance(value, list) else len(value) if isinstance(value, str) else 0
+    """Characters of a text, or of all texts in a list or an object, such as the words of a conversation."""
+    if isinstance(value, (list, dict)):
+        return sum(map(length, value.values() if isinstance(value, dict) else value))
+    return len(value) if isinstance(value, str) else 0

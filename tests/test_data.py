@@ -130,6 +130,13 @@ def test_cleaning_is_counted_and_short_rows_dropped(tmp_path):
     assert found.message == "no row is left of 3 read: 3 short"
 
 
+def test_a_conversation_is_as_long_as_its_words(tmp_path):
+    said = [[{"role": "user", "content": "a" * n}, {"role": "assistant", "content": "b" * n}] for n in (100, 1)]
+    path = write(tmp_path / "a.jsonl", [{"messages": messages} for messages in said])
+    reader = opened(train=path, texts=("messages",), clean={"min_chars": 50})
+    assert [row["messages"] for row in reader] == said[:1]
+
+
 def test_control_characters_may_be_cleaned_instead_of_being_faults(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"text": "a\0b"}])
     assert [row["text"] for row in opened(train=path, clean={"control": True})] == ["ab"]
