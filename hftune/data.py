@@ -168,7 +168,7 @@ class _Check:
                 raise UserError(f"no {shown(name)} in this row", hint=_has(row, name), where=row.where) from None
             kind = KINDS.get(type(value)) or type(value).__name__
             empty = name in self.filled and kind == "text" and not value.strip()
-            if value is None or empty or (kind == "a number" and not math.isfinite(value)):
+            if value is None or empty or (isinstance(value, float) and not math.isfinite(value)):
                 hint = "fill in the value, or drop the row (data.on_error: skip)"
                 raise UserError(f"{shown(name)} is {'empty' if empty else _word(value)}", hint=hint, where=row.where)
             if name in self.texts and kind not in ("text", "a list", "an object"):

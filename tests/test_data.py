@@ -232,6 +232,11 @@ def test_an_empty_answer_is_a_broken_row_where_a_row_has_just_one(tmp_path, name
         assert reader.fingerprint() != plain.fingerprint(), "other rows"
 
 
+def test_a_whole_number_of_any_size_is_a_value(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"label": 10**400}])
+    assert [row["label"] for row in opened(train=path, texts=(), needs=("label",))] == [10**400]
+
+
 def test_only_what_is_asked_for_is_read(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b"}\nbroken\n')
