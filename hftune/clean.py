@@ -76,8 +76,15 @@ def fold_space(text: str) -> str:
     return BLANK_LINES.sub("\n\n", lines).strip("\n")
 
 
-def essence(text: str) -> bytes:
-    """What two texts must share to count as the same: all but white space, in NFC, as UTF-8."""
+def essence(value: Any) -> bytes:
+    """What two texts must share to count as the same: all but white space, in NFC, as UTF-8.
+
+    Of a list or an object that of its parts; of any other value its text.
+    """
+    if isinstance(value, (list, dict)):
+        parts = [part for item in sorted(value.items()) for part in item] if isinstance(value, dict) else value
+        return b"\1".join(map(essence, parts))
+    text = str(value)
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
         if any(space in text for space in WIDE_SPACE):

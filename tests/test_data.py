@@ -81,11 +81,15 @@ def test_the_fraction_is_the_fraction(tmp_path):
 
 
 def test_equal_texts_are_on_one_side_whatever_their_space_and_form(tmp_path):
-    rows = [{"text": t} for i in range(200) for t in (f"caf\xe9 {i}", f" cafe\u0301\t{i}\n")]
-    train, held = ([t.split()[1] for t in side] for side in halves(write(tmp_path / "a.jsonl", rows)))
-    assert not set(train) & set(held)
-    assert train
-    assert held
+    pairs = [(i, t) for i in range(200) for t in (f"caf\xe9 {i}", f" cafe\u0301\t{i}\n")]
+    rows = [{"n": i, "text": t, "tokens": t.split(), "messages": [{"content": t}]} for i, t in pairs]
+    path = write(tmp_path / "a.jsonl", rows)
+    for column in ("text", "tokens", "messages"):
+        block = {"train": path, "texts": (column,), "validation_fraction": 0.3}
+        train, held = ({row["n"] for row in opened(s, **block)} for s in ("train", "validation"))
+        assert not train & held
+        assert train
+        assert held
 
 
 def test_an_empty_side_is_a_fault(tmp_path):
