@@ -92,6 +92,26 @@ def test_a_kill_costs_only_the_part_that_was_not_finished(tmp_path):
     assert sum(whole) <= sum(calls) + sum(again) < sum(whole) + 2 * len(ROWS) / parts
 
 
+def test_a_kill_loses_no_count(tmp_path):
+    """Rows that were truncated before it are told after it."""
+
+    def truncating(stop):
+        def function(rows):
+            nonlocal stop
+            stop -= 1
+            if not stop:
+                raise KeyboardInterrupt
+            return {**encode(rows), "truncated": sum(len(row["text"]) > 4 for row in rows), "short": 0}
+
+        return function
+
+    with pytest.raises(KeyboardInterrupt):
+        store.encode(ROWS, truncating(9), "key", tmp_path)
+    for _ in range(2):  # the second finds all of them encoded
+        found = store.encode(ROWS, truncating(99), "key", tmp_path)
+        assert found.report == {"truncated": sum(len(row["text"]) > 4 for row in ROWS), "short": 0}
+
+
 def _share(folder, barrier, answers):
     barrier.wait()
     answers.put(values(store.encode(ROWS, encode, "key", folder)))
