@@ -10,7 +10,9 @@ import numpy as np
 from .encoding import encode_offsets
 from .errors import UserError
 
-BEGIN, END = "\ufdd0", "\ufdd1"  # noncharacters, which no text holds: they mark an assistant's words in a rendering
+# noncharacters, which no text holds: they mark an assistant's words and its tool calls in a rendering
+BEGIN, END, CALL = "\ufdd0", "\ufdd1", "\ufdd2"
+EXCHANGE = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
 TRACKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]
 
@@ -18,7 +20,8 @@ Span = tuple[int, int]
 def messages_of(value: Any, where: str | None, prefix: str = "") -> list[dict[str, Any]]:
     """The messages of a row: a list of {role, content}; a text alone is what the user says.
 
-    The prefix is put before the user's first words.
+    The prefix is put before the user's first words. Other keys that are null are left out, and those within: Parquet
+    files and Hub data sets give every object all the keys that any has, and templates ask whether a key is there.
 
     Raises:
         UserError: it is neither.
@@ -32,11 +35,19 @@ def messages_of(value: Any, where: str | None, prefix: str = "") -> list[dict[st
             hint='write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
             where=where,
         )
-    messages: list[dict[str, Any]] = list(value)
+    messages = [_without_nulls(part, "content") for part in parts]
     asked = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)
     if prefix and asked is not None:
         messages[asked] = {**messages[asked], "content": f"{prefix}{messages[asked]['content']}"}
     return messages
+
+
+def _without_nulls(value: Any, kept: str | None = None) -> Any:
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None or key == kept}
+    return value
 
 
 def template(tokenizer: Any) -> str:
@@ -93,35 +104,45 @@ def turns(tokenizer: Any, messages: Sequence[dict[str, Any]], where: str | None 
     """The text of a conversation, and from where to where the assistant speaks in it.
 
     Where the template says so itself ({% generation %}), that is taken. Else the words are found by marks put around
-    them, and a turn begins behind what the template puts before every answer (its generation prompt).
+    them, and a turn begins behind what the template puts before every answer (its generation prompt). A turn that calls
+    tools is found by a mark in the last call, and ends with what the template puts behind every answer.
 
     Raises:
-        UserError: the template refuses the conversation, or changes the assistant's words.
+        UserError: the template refuses the conversation, or changes the assistant's words or tool calls.
     """
     text, spans = _render(tokenizer, messages, where, False)
     if spans or TRACKED.search(template(tokenizer)):
         return text, [span for span in spans if span[0] < span[1]]
     marked = _render(tokenizer, [_mark(message) for message in messages], where, False)[0]
-    found = _spoken(text, marked, _before_answers(tokenizer))
-    if found is None or marked.replace(BEGIN, "").replace(END, "") != text:
+    calls = sum(map(_calls, messages))
+    found = _spoken(text, marked, _before_answers(tokenizer), _behind_answers(tokenizer) if calls else "")
+    if found is None or marked.count(CALL) != calls or re.sub(f"[{BEGIN}{END}{CALL}]", "", marked) != text:
         hint = "put them between {% generation %} and {% endgeneration %} in tokenizer.chat_template"
-        message = "the chat template changes the assistant's words: where they begin and end is not known"
+        what = "changes or leaves out the assistant's words or tool calls" if calls else "changes the assistant's words"
+        message = f"the chat template {what}: where they begin and end is not known"
         raise UserError(message, hint=hint, where=where)
     return text, found
 
 
-def _spoken(text: str, marked: str, before: str) -> list[Span] | None:
+def _spoken(text: str, marked: str, before: str, behind: str) -> list[Span] | None:
     """The assistant's turns in a text by the marks put into it; None where one's beginning or end is not known.
 
     A template that takes the thought out of the words, as by `content.split("</think>")`, loses the first mark with it:
-    then the turn begins behind what comes `before` every answer.
+    then the turn begins behind what comes `before` every answer. One that calls tools ends with what comes `behind`
+    every answer.
     """
     spans: list[Span] = []
     at, begin = 0, None
-    for part in re.split(f"([{BEGIN}{END}])", marked):
-        if part == BEGIN and begin is not None:
+    for part in re.split(f"([{BEGIN}{END}{CALL}])", marked):
+        if part == CALL:
+            found = text.rfind(before, spans[-1][1] if spans else 0, at) if before else -1
+            end = text.find(behind, at) if behind else -1
+            if found < 0 or end < 0:
+                return None
+            spans.append((found + len(before), end + len(behind)))
+        elif part == BEGIN and begin is not None:
             return None
-        if part == BEGIN:
+        elif part == BEGIN:
             begin = at
         elif part == END:
             found = text.rfind(before, spans[-1][1] if spans else 0, at if begin is None else begin) if before else -1
@@ -135,19 +156,41 @@ def _spoken(text: str, marked: str, before: str) -> list[Span] | None:
     return spans if begin is None else None
 
 
+def _calls(message: dict[str, Any]) -> bool:
+    """Whether the assistant calls tools."""
+    calls = message.get("tool_calls")
+    return message["role"] == "assistant" and isinstance(calls, list) and bool(calls)
+
+
 def _mark(message: dict[str, Any]) -> dict[str, Any]:
     content = message.get("content")
+    if _calls(message):
+        return {**message, "tool_calls": [*message["tool_calls"][:-1], _mark_call(message["tool_calls"][-1])]}
     if message["role"] != "assistant" or not isinstance(content, str) or not content.strip():
         return message
     inner = content.strip()
     return {**message, "content": content.replace(inner, f"{BEGIN}{inner}{END}", 1)}
 
 
+def _mark_call(call: Any) -> Any:
+    """A tool call with a mark behind its name, which every template writes as it is."""
+    if not isinstance(call, dict):
+        return call
+    if isinstance(call.get("name"), str):
+        return {**call, "name": call["name"] + CALL}
+    return {**call, "function": _mark_call(call["function"])} if "function" in call else call
+
+
 def _before_answers(tokenizer: Any) -> str:
     """What the template puts between a user's turn and the assistant's words; empty where it cannot be told."""
-    question = [{"role": "user", "content": "question"}]
-    plain, asking = render(tokenizer, question), render(tokenizer, question, reply=True)
+    plain, asking = render(tokenizer, EXCHANGE[:1]), render(tokenizer, EXCHANGE[:1], reply=True)
     return asking[len(plain) :] if asking.startswith(plain) else ""
+
+
+def _behind_answers(tokenizer: Any) -> str:
+    """What the template puts behind the assistant's words, white space aside."""
+    answered = render(tokenizer, EXCHANGE)
+    return answered[answered.rfind(EXCHANGE[-1]["content"]) + len(EXCHANGE[-1]["content"]) :].strip()
 
 
 def special_ids(tokenizer: Any) -> set[int]:
@@ -201,7 +244,6 @@ def _end_of_turn(last: int, special: list[bool], blank: list[bool]) -> int:
 
 def end_of_turn(tokenizer: Any) -> int:
     """Id of the special token with which the assistant's turn ends."""
-    exchange = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-    ids, trained = encode(tokenizer, [exchange], [None])
+    ids, trained = encode(tokenizer, [EXCHANGE], [None])
     special = special_ids(tokenizer)
     return next(int(id) for id in ids[0][trained[0].astype(bool)][::-1] if int(id) in special)

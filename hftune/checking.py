@@ -141,7 +141,7 @@ def _kept(recipe: Recipe, readers: dict[str, Any], trust_remote_code: bool) -> P
         rows = {split: reader.fingerprint() for split, reader in readers.items()}
     except UserError:
         return None
-    decides = recipe.model_dump(exclude={"output", "eval"})
+    decides = recipe.model_dump(exclude={"output"})
     key = keys.key_of("check", keys.code_fingerprint(), versions(), decides, files, rows, trust_remote_code)
     cache = keys.cache_folder(recipe.data.cache_dir)
     return cache / "checked" / f"{key}.json"

@@ -76,8 +76,15 @@ def fold_space(text: str) -> str:
     return BLANK_LINES.sub("\n\n", lines).strip("\n")
 
 
-def essence(text: str) -> bytes:
-    """What two texts must share to count as the same: all but white space, in NFC, as UTF-8."""
+def essence(value: Any) -> bytes:
+    """What two texts must share to count as the same: all but white space, in NFC, as UTF-8.
+
+    Of a list or an object that of its parts; of any other value its text.
+    """
+    if isinstance(value, (list, dict)):
+        parts = [part for item in sorted(value.items()) for part in item] if isinstance(value, dict) else value
+        return b"\1".join(map(essence, parts))
+    text = str(value)
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
         if any(space in text for space in WIDE_SPACE):
@@ -121,7 +128,7 @@ class Cleaner:
 
 
 def length(value: Any) -> int:
-    """Characters of a text or of all tokens of a list; of a dict of texts the shortest."""
-    if isinstance(value, dict):
-        return min(map(length, value.values()), default=0)
-    return sum(map(length, value)) if isinstance(value, list) else len(value) if isinstance(value, str) else 0
+    """Characters of a text, or of all texts in a list or an object, such as the words of a conversation."""
+    if isinstance(value, (list, dict)):
+        return sum(map(length, value.values() if isinstance(value, dict) else value))
+    return len(value) if isinstance(value, str) else 0

@@ -18,7 +18,7 @@ from .readers import separated
 from .schema import Data, Source
 from .sources import HubRows, origin
 
-ROWS = 1  # raise when the same bytes and settings come to give other rows, so that caches are made anew
+ROWS = 2  # raise when the same bytes and settings come to give other rows, so that caches are made anew
 KINDS = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
 
 
@@ -115,12 +115,12 @@ class Reader:
                 return "short"
             if side is None and not clean.deduplicate:
                 return ""
-            content = _content(row, texts)
-            if side is not None and (xxhash.xxh3_64_intdigest(essence(content)) < bound) != side:
+            values = [row[name] for name in texts] if texts else [dict(row)]  # all, where a task names none
+            if side is not None and (xxhash.xxh3_64_intdigest(b"\0".join(map(essence, values))) < bound) != side:
                 return "held_out"
             if clean.deduplicate:
                 before = len(seen)
-                seen.add(xxhash.xxh3_128_digest(content.encode()))
+                seen.add(xxhash.xxh3_128_digest(_content(values).encode()))
                 return "duplicate" if len(seen) == before else ""
             return ""
 
@@ -168,7 +168,7 @@ class _Check:
                 raise UserError(f"no {shown(name)} in this row", hint=_has(row, name), where=row.where) from None
             kind = KINDS.get(type(value)) or type(value).__name__
             empty = name in self.filled and kind == "text" and not value.strip()
-            if value is None or empty or (kind == "a number" and not math.isfinite(value)):
+            if value is None or empty or (isinstance(value, float) and not math.isfinite(value)):
                 hint = "fill in the value, or drop the row (data.on_error: skip)"
                 raise UserError(f"{shown(name)} is {'empty' if empty else _word(value)}", hint=hint, where=row.where)
             if name in self.texts and kind not in ("text", "a list", "an object"):
@@ -292,7 +292,6 @@ def _word(value: Any) -> str:
     return "null" if value is None else shown(value) if isinstance(value, str) else str(value)[:60]
 
 
-def _content(row: Row, texts: Sequence[str]) -> str:
-    """The text columns as one string; all columns where a task names none."""
-    values = [row[name] for name in texts] if texts else [dict(row)]
+def _content(values: list[Any]) -> str:
+    """Texts, lists and objects as one string."""
     return "\0".join([v if isinstance(v, str) else json.dumps(v, sort_keys=True, default=str) for v in values])

@@ -195,18 +195,28 @@ def encode_offsets(tokenizer: Any, texts: Sequence[str]) -> tuple[Ragged, Ragged
     Raises:
         UserError: a tokenizer without offsets.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise UserError(
-            f"{type(tokenizer).__name__} does not tell which characters a token spans",
-            hint="use a tokenizer with a tokenizer.json",
-        )
+    backend = with_offsets(tokenizer).backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
     encodings = backend.encode_batch(list(texts), add_special_tokens=False)
     ids = _ragged([encoding.ids for encoding in encodings])
     spans = _spans(encodings).astype(np.int32)
     return ids, Ragged(spans[:, 0], ids.offsets), Ragged(spans[:, 1], ids.offsets)
+
+
+def with_offsets(tokenizer: Any) -> Any:
+    """The tokenizer, if it knows which characters a token spans.
+
+    Raises:
+        UserError: it does not: it is written in Python.
+    """
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise UserError(
+            f"{type(tokenizer).__name__} does not tell which characters a token spans",
+            hint="use a tokenizer with a tokenizer.json",
+            where="tokenizer",
+        )
+    return tokenizer
 
 
 def _bad_text(texts: list[str], error: Exception) -> Exception:

@@ -58,7 +58,10 @@ def show(
     names, flags = config.get("id2label"), config.get("problem_type") == "multi_label_classification"
     if names is None and prepared.task.vocabulary:
         names = dict(enumerate(tokens_of(prepared.tokenizer, range(len(prepared.tokenizer)))))
-    found = [_row(batch, number, prepared.tokenizer, names, flags) for number in range(min(most, len(batch[IDS])))]
+    # targets of a text of their own, or that are read elsewhere, may be as many as the inputs by chance
+    apart = flags or prepared.task.head.endswith("Seq2SeqLM") or "target_mapping" in batch
+    shown = range(min(most, len(batch[IDS])))
+    found = [_row(batch, number, prepared.tokenizer, names, flags, apart) for number in shown]
     reporter.table(f"step {step}", [(name, _words(value)) for name, value in facts.items()])
     for row in found:
         reporter.say(f"\na row of step {step}")
@@ -88,11 +91,11 @@ def _spelled(token: str) -> str:
 
 
 def _row(
-    batch: dict[str, Any], number: int, tokenizer: Any, names: dict[int, str] | None, flags: bool
+    batch: dict[str, Any], number: int, tokenizer: Any, names: dict[int, str] | None, flags: bool, apart: bool
 ) -> dict[str, Any]:
     """One row of a batch: ids as tokens, with their targets where both stand at the same places; the rest as it is.
 
-    Labels that are flags, one a name, are shown as the names that hold.
+    Labels that are flags, one a name, are shown as the names that hold; those that stand `apart` by themselves.
     """
     row = {name: array[number] for name, array in batch.items()}
     ids, labels = row.pop(IDS), row.pop(LABELS, None)
@@ -103,7 +106,7 @@ def _row(
         return None if value == IGNORE else names.get(value, value) if names else value
 
     found: dict[str, Any] = {}
-    if np.shape(labels) == ids.shape and not flags:
+    if np.shape(labels) == ids.shape and not apart:
         targets = map(target, labels[kept].tolist())
         found[IDS] = [[token, answer] for token, answer in zip(tokens[kept].tolist(), targets, strict=True)]
     else:  # several texts a row, as in multiple choice, have a line each

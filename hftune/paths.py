@@ -54,6 +54,11 @@ class File:
     packing: str = ""
 
     @property
+    def unit(self) -> str:
+        """What of a file of text is a row where nobody says: a line, or of Markdown the document."""
+        return "document" if self.path.lower().removesuffix(self.packing).endswith(".md") else "line"
+
+    @property
     def name(self) -> str:
         """The path as it may stand in a message."""
         return safe(self.path)

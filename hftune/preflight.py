@@ -268,8 +268,9 @@ def _try_rows(
 
     if not seen.sample:
         return 0
-    reader.report = {}
-    encoded = store.in_memory(prepare.by_source(task, tokenizer, options, reader)(seen.sample))
+    columns = prepare.by_source(task, tokenizer, options)(seen.sample)
+    reader.report = store.counts(columns)
+    encoded = store.in_memory(columns)
     if not len(encoded):
         raise UserError(
             f"{split} has no rows left to use: of {len(seen.sample)} that were tried, none gives a token to learn",

@@ -5,6 +5,7 @@ Everything that can be wrong in what the user gave is found here, before a weigh
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -227,7 +228,7 @@ def encode_split(
     reader.reject_path = own
     try:
         (folder / key).mkdir(parents=True, exist_ok=True)
-        found = store.encode(reader, by_source(task, tok, options, reader), key, folder)
+        found = store.encode(reader, by_source(task, tok, options), key, folder)
         if own.exists():
             os.replace(own, rejects)
     except OSError as error:
@@ -253,18 +254,17 @@ def encode_split(
     return Rows(found, task, tok, options)
 
 
-def by_source(task: Task, tok: Any, options: Any, reader: Any) -> Callable[[list[Any]], dict[str, Any]]:
-    """The task's encode with a further column, the source that each row is of, where there are several."""
+def by_source(task: Task, tok: Any, options: Any) -> Callable[[list[Any]], dict[str, Any]]:
+    """The task's encode with a further column, the source that each row is of."""
 
     def encode(rows: list[Any]) -> dict[str, Any]:
-        found = []
+        found, counts = [], Counter[str]()
         for source, group in groupby(rows, key=lambda row: row.source):
             columns = task.encode(list(group), tok, options)
-            for name in [name for name, column in columns.items() if isinstance(column, int)]:
-                reader.report[name] = reader.report.get(name, 0) + columns.pop(name)
+            counts.update(store.counts(columns))
             size = len(next(iter(columns.values())))
             found.append({**columns, SOURCE: np.full(size, source, np.int32)})
-        return store.merge(found)
+        return {**store.merge(found), **counts}
 
     return encode
 

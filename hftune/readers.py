@@ -97,8 +97,7 @@ def _broken_table(error: csv.Error, where: str, further: int) -> UserError:
 
 def text_lines(text: Text, source: Source, rejects: Rejects) -> Placed:
     """The column `text`: lines, paragraphs (up to a blank line) or the whole file. What is blank is passed over."""
-    markdown = text.file.path.lower().removesuffix(text.file.packing).endswith(".md")
-    unit = source.sample_by or ("document" if markdown else "line")
+    unit = source.sample_by or text.file.unit
     if unit == "line":
         for line in text:
             if text.bad != text.number and not line.isspace():
@@ -133,13 +132,37 @@ def _parquet(file: File) -> Placed:
             groups = (table.metadata.row_group(i) for i in range(table.num_row_groups))
             width = sum(group.total_byte_size for group in groups) // max(1, table.metadata.num_rows)
             for batch in table.iter_batches(batch_size=max(1, min(1024, 2**24 // max(1, width)))):
-                for row in batch.to_pylist():
+                names = batch.schema.names
+                columns = [_cells(batch[name], name, file.name, number + 1) for name in names]
+                for values in zip(*columns, strict=True):
                     number += 1
-                    yield f" row {number}", row
+                    yield f" row {number}", dict(zip(names, values, strict=True))
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         where = f"{file.name}: row {number + 1}" if number else file.name
         message = f"not a whole Parquet file: {safe(str(error).splitlines()[0])}"
         raise UserError(message, hint="fetch or write it again", where=where) from None
+
+
+def _cells(column: Any, name: str, before: str, first: int) -> list[Any]:
+    """The values of a column, of which the first stands in row `first`.
+
+    Raises:
+        UserError: one is none that Python can hold: a date beyond the year 9999, a time zone that nobody knows.
+    """
+    try:
+        found: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, OverflowError):
+        for number, value in enumerate(column, first):
+            try:
+                value.as_py()
+            except (ValueError, OverflowError) as error:
+                message = f"a value of {shown(name)} that cannot be read ({column.type}): {safe(str(error))}"
+                hint = "write the file without this column, or with it as text"
+                raise UserError(message, hint=hint, where=f"{before}: row {number}") from None
+        raise
+    return found
 
 
 READERS: dict[str, Callable[[Text, Source, Rejects], Placed]] = {

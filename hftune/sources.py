@@ -51,7 +51,7 @@ class LocalRows:
         """Feed the files' bytes to a hash."""
         for file in self.files:
             try:
-                state.update(f"{file.format}{file.packing} {os.path.getsize(file.path)}\n".encode())
+                state.update(f"{file.format}{file.packing} {file.unit} {os.path.getsize(file.path)}\n".encode())
                 with open(file.path, "rb", buffering=0) as stream:
                     while piece := stream.read(1 << 20):
                         state.update(piece)

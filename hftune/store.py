@@ -6,6 +6,7 @@ only the part it was at. A part that is truncated or was made by something else 
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -70,11 +71,17 @@ def _from_arrow(array: pa.Array) -> Any:
     return array if whole else array.to_numpy(zero_copy_only=False)
 
 
+def counts(columns: dict[str, Any]) -> dict[str, int]:
+    """Take out what is no column but a count."""
+    return {name: columns.pop(name) for name in [n for n, column in columns.items() if isinstance(column, int)]}
+
+
 @dataclass
 class _Part:
     columns: dict[str, Any]  # Ragged, numpy array, or a pyarrow array (strings)
     rows: int
-    taken: int  # raw rows that went into it
+    taken: int = 0  # raw rows that went into it
+    counted: dict[str, int] = field(default_factory=dict)  # what encoding them counted
 
     @classmethod
     def open(cls, path: Path, key: str) -> "_Part | None":
@@ -84,19 +91,23 @@ class _Part:
             meta = reader.schema.metadata or {}
             if meta.get(b"key") != key.encode():
                 return None
-            table, taken = reader.read_all().combine_chunks(), int(meta[b"taken"])
+            table, taken, counted = (
+                reader.read_all().combine_chunks(),
+                int(meta[b"taken"]),
+                json.loads(meta[b"counted"]),
+            )
         except (OSError, pa.ArrowException, KeyError, ValueError):
             return None
         columns: dict[str, Any] = {}
         for name in table.column_names:
             array = table.column(name)
             columns[name] = _from_arrow(array.chunk(0) if array.num_chunks else pa.array([], array.type))
-        return cls(columns, table.num_rows, taken)
+        return cls(columns, table.num_rows, taken, counted)
 
 
-def _write(path: Path, key: str, columns: dict[str, Any], taken: int) -> None:
+def _write(path: Path, key: str, columns: dict[str, Any], taken: int, counted: dict[str, int]) -> None:
     table = pa.table({name: _to_arrow(column) for name, column in columns.items()})
-    table = table.replace_schema_metadata({"key": key, "taken": str(taken)})
+    table = table.replace_schema_metadata({"key": key, "taken": str(taken), "counted": json.dumps(counted)})
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table, max_chunksize=max(1, table.num_rows))
@@ -180,7 +191,7 @@ def in_memory(columns: dict[str, Any]) -> Encoded:
         for name, column in columns.items()
         if not isinstance(column, int)  # a count
     }
-    return Encoded("", [_Part(kept, len(next(iter(kept.values()))), 0)])
+    return Encoded("", [_Part(kept, len(next(iter(kept.values()))))])
 
 
 def encode(reader: Iterable[Any], function: Any, key: str, folder: Path) -> Encoded:
@@ -188,7 +199,7 @@ def encode(reader: Iterable[Any], function: Any, key: str, folder: Path) -> Enco
 
     Args:
         reader: rows, iterable again; its `report` dict is kept with the result.
-        function: a task's encode, bound to its tokenizer and options.
+        function: a task's encode, bound to its tokenizer and options; what it counts is added to the report.
         key: content key, see key_of.
         folder: cache folder; several runs may share it, since parts are written aside and renamed.
     """
@@ -206,30 +217,36 @@ def encode(reader: Iterable[Any], function: Any, key: str, folder: Path) -> Enco
         pass  # read again, not encoded again
     waiting: list[dict[str, Any]] = []
     taken = size = 0
+    counted: Counter[str] = Counter()
 
     def flush() -> None:
         nonlocal waiting, taken, size
         path = home / f"part-{len(parts):05d}.arrow"
-        _write(path, key, merge(waiting), taken)
+        _write(path, key, merge(waiting), taken, counted)
         part = _Part.open(path, key)
         if part is None:
             raise OSError(f"{path} cannot be read back after it was written")
         parts.append(part)
         waiting, taken, size = [], 0, 0
+        counted.clear()
 
     for batch in _batches(rows):
-        waiting.append(function(batch))
+        columns = function(batch)
+        counted.update(counts(columns))
+        waiting.append(columns)
         taken += len(batch)
         size += sum(map(_size, batch))
         if size >= PART_CHARS:
             flush()
     if waiting:
         flush()
-    report = dict(getattr(reader, "report", {}))
+    report = Counter(getattr(reader, "report", {}))
+    for part in parts:
+        report.update(part.counted)
     aside = done.with_name(f".done.{os.getpid()}")
     aside.write_text(json.dumps({"parts": len(parts), "report": report}), encoding="utf-8")
     os.replace(aside, done)
-    return Encoded(key, parts, report)
+    return Encoded(key, parts, dict(report))
 
 
 def _open(home: Path, key: str) -> Encoded | None:

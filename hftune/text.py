@@ -92,7 +92,8 @@ def truncated(tokenizer: Any, most: int, *texts: list[str], **target: list[str])
         target: texts as `text_target` instead, for tokenizers that spell these in another way.
 
     Returns:
-        What the tokenizer gives for the rows, and for each row whether it has lost some of its text.
+        What the tokenizer gives for the rows, and for each row whether it has lost some of its text. An input without
+        tokens, which no model reads, has the one that begins or ends a text.
     """
     found = tokenizer(*texts, truncation=True, max_length=most, **target)
     cut = np.array([len(ids) >= most for ids in found["input_ids"]], bool)
@@ -103,7 +104,18 @@ def truncated(tokenizer: Any, most: int, *texts: list[str], **target: list[str])
             one = {name: column[row] for name, column in target.items()}
             whole = tokenizer(*(column[row] for column in texts), verbose=False, **one)
             cut[row] = len(whole["input_ids"]) > most
+    for row in [row for row, ids in enumerate(found["input_ids"]) if texts and not ids]:
+        found["input_ids"][row] = [_bound(tokenizer)]
+        if "token_type_ids" in found:
+            found["token_type_ids"][row] = [0]
     return found, cut
+
+
+def _bound(tokenizer: Any) -> int:
+    """Id of a token that begins or ends a text."""
+    t = tokenizer
+    known = (t.bos_token_id, t.cls_token_id, t.eos_token_id, t.sep_token_id, t.pad_token_id)
+    return next((id for id in known if id is not None), 0)
 
 
 def read(rows: list[Any], tokenizer: Any, options: Any) -> dict[str, Any]:

@@ -145,14 +145,17 @@ def save(tokenizer: Any, folder: Path | str) -> None:
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """A hash of all that decides which ids a text gets; equal for a tokenizer and its reloaded copy."""
+    """A hash of all that decides which ids a text or a conversation gets; equal for a tokenizer and its reloaded copy."""
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         backend.no_truncation()
         backend.no_padding()
         content = backend.to_str().replace(':""', ":null")  # no prefix, written in two ways
     else:
         content = repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())))
-    settings = (sorted(tokenizer.special_tokens_map.items()), tokenizer.padding_side, list(tokenizer.model_input_names))
+    settings = (
+        sorted(tokenizer.special_tokens_map.items()), list(tokenizer.model_input_names), tokenizer.padding_side,
+        tokenizer.truncation_side, tokenizer.chat_template,
+    )  # fmt: skip
     return hashlib.sha256(f"{content}\n{settings!r}".encode()).hexdigest()[:16]
 
 

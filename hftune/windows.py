@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .encoding import with_offsets
+
 Positions = npt.NDArray[np.int64]
 
 
@@ -52,9 +54,12 @@ def windows(
         max_length: most tokens of a window, special tokens included.
         stride: tokens that two neighbouring windows share.
         before: texts that stand, whole, before each window of the other (questions).
+
+    Raises:
+        UserError: a tokenizer without offsets.
     """
     pair = [list(texts)] if before is None else [list(before), list(texts)]
-    found = tokenizer(
+    found = with_offsets(tokenizer)(
         *pair, truncation=True if before is None else "only_second", max_length=max_length, stride=stride,
         return_overflowing_tokens=True, return_offsets_mapping=True,
     )  # fmt: skip

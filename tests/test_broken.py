@@ -82,6 +82,13 @@ def test_sound_recipes_stay_sound(tmp_path):
     assert checked(chat, tmp_path) == ([], [])
 
 
+def test_another_metric_is_checked_though_the_recipe_was_found_sound_before(tmp_path):
+    made = broken.classify(tmp_path, eval={"metrics": ["f1"]})
+    assert checked(made, tmp_path) == ([], [])
+    ((fault,), _) = checked(made | {"eval": {"metrics": ["f1:average=binary"]}}, tmp_path)
+    assert (fault.where, "positive=LABEL" in str(fault)) == ("eval.metrics", True)
+
+
 @pytest.mark.parametrize("kind", ["regression", "multi"])
 def test_a_run_does_not_smooth_labels_without_effect(kind, tmp_path):
     made = broken.CASES[f"smoothed labels: {kind}"].make(tmp_path)

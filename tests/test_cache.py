@@ -5,11 +5,12 @@ import multiprocessing
 import shutil
 
 import children
+import fine
 import numpy as np
 import pytest
 import tiny
 
-from hftune import prepare, recipe, store
+from hftune import prepare, recipe, store, tokenizer
 from hftune.arrays import Ragged
 from hftune.report import Reporter
 
@@ -91,6 +92,26 @@ def test_a_kill_costs_only_the_part_that_was_not_finished(tmp_path):
     assert sum(whole) <= sum(calls) + sum(again) < sum(whole) + 2 * len(ROWS) / parts
 
 
+def test_a_kill_loses_no_count(tmp_path):
+    """Rows that were truncated before it are told after it."""
+
+    def truncating(stop):
+        def function(rows):
+            nonlocal stop
+            stop -= 1
+            if not stop:
+                raise KeyboardInterrupt
+            return {**encode(rows), "truncated": sum(len(row["text"]) > 4 for row in rows), "short": 0}
+
+        return function
+
+    with pytest.raises(KeyboardInterrupt):
+        store.encode(ROWS, truncating(9), "key", tmp_path)
+    for _ in range(2):  # the second finds all of them encoded
+        found = store.encode(ROWS, truncating(99), "key", tmp_path)
+        assert found.report == {"truncated": sum(len(row["text"]) > 4 for row in ROWS), "short": 0}
+
+
 def _share(folder, barrier, answers):
     barrier.wait()
     answers.put(values(store.encode(ROWS, encode, "key", folder)))
@@ -135,3 +156,26 @@ def test_a_damaged_tokenizer_is_trained_again(tmp_path):
     assert again.tokenizer.get_vocab() == first.tokenizer.get_vocab()
     assert again.fingerprints == first.fingerprints
     np.testing.assert_array_equal(again.rows["train"].data.lengths, first.rows["train"].data.lengths)
+
+
+def test_another_chat_template_gives_other_rows(tmp_path):
+    """Written in the recipe or in a file whose name stays the same."""
+    rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    (tmp_path / "template.jinja").write_text(template)
+    source = {
+        "task": {"name": "clm", "kind": "chat"},
+        "model": {"init": "gpt2", "config": {"n_embd": 32, "n_layer": 2, "n_head": 2}},
+        "tokenizer": {"path": str(tmp_path / "tokenizer"), "chat_template": str(tmp_path / "template.jinja")},
+        "data": {"train": str(tiny.write_rows(tmp_path / "rows.jsonl", rows)), "cache_dir": str(tmp_path / "cache")},
+        "output": {"dir": str(tmp_path / "run")},
+    }
+    tokenizer.save(fine.tok("gpt2"), tmp_path / "tokenizer")
+
+    def text():
+        made = prepare.prepare(recipe.from_dict(source), ["train"], Reporter(silent=True))
+        return made.tokenizer.decode(made.rows["train"].data[0]["input_ids"], skip_special_tokens=True)
+
+    assert text() == "user: aassistant: b"
+    (tmp_path / "template.jinja").write_text(template.replace(": ", "> "))
+    assert text() == "user> aassistant> b"

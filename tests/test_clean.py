@@ -96,4 +96,4 @@ def test_steps_reach_into_lists_and_objects_and_leave_the_rest():
 def test_length_of_a_value():
     assert clean.length("abc") == 3
     assert clean.length(["ab", "c"]) == 3
-    assert clean.length({"en": "abc", "fr": "a"}) == 1
+    assert clean.length([{"role": "user", "content": "how are you?", "n": 1}, {"role": "x", "content": None}]) == 17

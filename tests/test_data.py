@@ -81,11 +81,15 @@ def test_the_fraction_is_the_fraction(tmp_path):
 
 
 def test_equal_texts_are_on_one_side_whatever_their_space_and_form(tmp_path):
-    rows = [{"text": t} for i in range(200) for t in (f"caf\xe9 {i}", f" cafe\u0301\t{i}\n")]
-    train, held = ([t.split()[1] for t in side] for side in halves(write(tmp_path / "a.jsonl", rows)))
-    assert not set(train) & set(held)
-    assert train
-    assert held
+    pairs = [(i, t) for i in range(200) for t in (f"caf\xe9 {i}", f" cafe\u0301\t{i}\n")]
+    rows = [{"n": i, "text": t, "tokens": t.split(), "messages": [{"content": t}]} for i, t in pairs]
+    path = write(tmp_path / "a.jsonl", rows)
+    for column in ("text", "tokens", "messages"):
+        block = {"train": path, "texts": (column,), "validation_fraction": 0.3}
+        train, held = ({row["n"] for row in opened(s, **block)} for s in ("train", "validation"))
+        assert not train & held
+        assert train
+        assert held
 
 
 def test_an_empty_side_is_a_fault(tmp_path):
@@ -128,6 +132,13 @@ def test_cleaning_is_counted_and_short_rows_dropped(tmp_path):
     }  # fmt: skip
     found = fault(lambda: list(opened(train=str(tmp_path / "a.jsonl"), clean={"min_chars": 50})))
     assert found.message == "no row is left of 3 read: 3 short"
+
+
+def test_a_conversation_is_as_long_as_its_words(tmp_path):
+    said = [[{"role": "user", "content": "a" * n}, {"role": "assistant", "content": "b" * n}] for n in (100, 1)]
+    path = write(tmp_path / "a.jsonl", [{"messages": messages} for messages in said])
+    reader = opened(train=path, texts=("messages",), clean={"min_chars": 50})
+    assert [row["messages"] for row in reader] == said[:1]
 
 
 def test_control_characters_may_be_cleaned_instead_of_being_faults(tmp_path):
@@ -225,6 +236,11 @@ def test_an_empty_answer_is_a_broken_row_where_a_row_has_just_one(tmp_path, name
         assert reader.fingerprint() != plain.fingerprint(), "other rows"
 
 
+def test_a_whole_number_of_any_size_is_a_value(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"label": 10**400}])
+    assert [row["label"] for row in opened(train=path, texts=(), needs=("label",))] == [10**400]
+
+
 def test_only_what_is_asked_for_is_read(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b"}\nbroken\n')
@@ -295,6 +311,7 @@ def test_the_fingerprint_follows_content_and_settings(tmp_path):
         of(split="validation", validation_fraction=0.2),
         of(source={"columns": {"text": "b"}}.items()),
         of(write(tmp_path / "a.txt", [{"text": "one", "b": "two"}])),
+        of(write(tmp_path / "a.md", [{"text": "one", "b": "two"}])),  # a row is the whole of it
     ]
     stat = os.stat(path)
     write(tmp_path / "a.jsonl", [{"text": "one", "b": "tw0"}])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from test_table import TASKS, source
 from tokenizers.pre_tokenizers import ByteLevel
 
-from hftune import inspecting, recipe, task
+from hftune import inspecting, prepare, recipe, task
 from hftune.report import Reporter
 from hftune.vocabulary import train
 
@@ -51,6 +51,19 @@ def test_flags_are_shown_as_the_labels_that_hold(tmp_path, home):
     found = inspecting.show(recipe.from_dict(made), Reporter(silent=True), most=4)
     shown = {row["input_ids"][1]: row["labels"] for row in found["rows"]}
     assert shown == dict(zip("abcd", given, strict=True))
+
+
+def test_targets_of_a_text_of_their_own_stand_by_themselves(tmp_path, home):
+    """Those of a translation are of its own, also where padding makes both equally long."""
+    made = source("translate", "marian", tmp_path, home, batch_size=2)
+    rows = [{"source": "a b", "target": "a"}, {"source": "a", "target": "b a"}]
+    made["data"] = {"train": str(tiny.write_rows(tmp_path / "rows.jsonl", rows))}
+    made["task"] = {"name": "translate"}
+    wanted = recipe.from_dict(made)
+    tok = prepare.prepare(wanted, ["train"], Reporter(silent=True)).tokenizer
+    tokens = [[tok.convert_ids_to_tokens(tok(row[name])["input_ids"]) for name in ("source", "target")] for row in rows]
+    found = inspecting.show(wanted, Reporter(silent=True), most=2)
+    assert sorted([row["input_ids"], row["labels"]] for row in found["rows"]) == sorted(tokens)
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))

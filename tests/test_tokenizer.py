@@ -50,12 +50,18 @@ def test_loads_what_it_saved(made, folder, texts):
 
 def test_fingerprint_tells_tokenizers_apart(made, texts):
     prints = {tokenizer.fingerprint(made)}
-    made.padding_side = "left"
-    prints.add(tokenizer.fingerprint(made))
+    for name, value in (
+        ("padding_side", "left"),
+        ("truncation_side", "left"),
+        ("chat_template", "a"),
+        ("chat_template", "b"),
+    ):
+        setattr(made, name, value)
+        prints.add(tokenizer.fingerprint(made))
     made.add_tokens(["frobnicate"])
     prints.add(tokenizer.fingerprint(made))
     prints.add(tokenizer.fingerprint(train(texts, "wordpiece", 501)))
-    assert len(prints) == 4
+    assert len(prints) == 7
 
 
 def test_settings_changed_after_loading_are_saved(made, tmp_path):

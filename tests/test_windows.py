@@ -7,7 +7,9 @@ import fine
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import CanineTokenizer
 
+from hftune.errors import UserError
 from hftune.text import frame
 from hftune.windows import windows
 
@@ -76,6 +78,13 @@ def test_a_tokenizer_that_cuts_at_the_left_gives_the_windows_in_order(kind):
     starts = [(w.row, int(w.spans[w.spans[:, 1] > 0, 0].min())) for w in made if w.spans.any()]
     assert starts == sorted(starts)
     assert len(starts) > 6
+
+
+def test_a_tokenizer_that_knows_no_offsets_is_told():
+    with pytest.raises(UserError, match="CanineTokenizer does not tell which characters") as fault:
+        list(windows(CanineTokenizer(), ["a b"], 16, 4))
+    assert fault.value.where
+    assert fault.value.hint
 
 
 def test_an_empty_text_has_a_window_without_special_tokens_too():

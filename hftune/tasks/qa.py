@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from .. import data
 from ..arrays import inputs, pad
+from ..encoding import encode_offsets
 from ..errors import UserError
 from ..task import Options, Task
 from ..windows import Window, stride_within, windows
@@ -109,14 +110,9 @@ def encode(rows: list[Any], tokenizer: Any, options: QaOptions) -> dict[str, Any
 
 
 def _cut(questions: list[str], tokenizer: Any, most: int) -> list[str]:
-    found = tokenizer(
-        questions, add_special_tokens=False, truncation=True, max_length=most, return_offsets_mapping=True
-    )
-    ends = [
-        offsets[-1][1] if len(offsets) == most else len(text)
-        for text, offsets in zip(questions, found["offset_mapping"], strict=True)
-    ]
-    return [text[:end] for text, end in zip(questions, ends, strict=True)]
+    """The first so many tokens of each question, on whichever side the tokenizer truncates."""
+    _, _, ends = encode_offsets(tokenizer, questions)
+    return [text[: ends[i][most - 1]] if len(ends[i]) > most else text for i, text in enumerate(questions)]
 
 
 def _null(ids: Any, tokenizer: Any) -> int:

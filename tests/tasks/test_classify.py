@@ -4,6 +4,7 @@ import fine
 import numpy as np
 import pytest
 import splits
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +27,22 @@ def test_the_baseline_is_the_majority_or_the_mean():
     assert classify.baseline(rows(["y", "x"], "x, y", ["z"]), rows([]), multi) == [["x", "y"]]
     number = classify.ClassifyOptions(kind="regression")
     assert classify.baseline(rows(1, "2", 4.5), rows(0, 0), number) == [2.5, 2.5]
+
+
+@pytest.mark.parametrize("kind", fine.KINDS)
+def test_an_empty_text_is_read_whatever_stands_beside_it(kind):
+    """An empty cell, for which a tokenizer without special tokens gives nothing."""
+    options = classify.ClassifyOptions(label_names=("a", "b"))
+    values = [{"text": text, "label": "b"} for text in ("", "some words", " ")]
+    data = fine.encoded(classify.TASK, kind, options, values)
+    model = fine.model(classify.TASK, data, kind).eval()
+
+    def logits(chosen):
+        batch = {name: value for name, value in fine.batch(data, chosen).items() if name != "labels"}
+        with torch.no_grad():
+            return model(**batch).logits
+
+    torch.testing.assert_close(logits([0])[0], logits([0, 1, 2])[0], rtol=1e-4, atol=1e-5)
 
 
 @given(

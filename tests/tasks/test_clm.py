@@ -349,6 +349,12 @@ INSTRUCT = (  # the assistant's turn has no head of its own
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
     "{% else %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}"
 )
+TOOLS = (  # writes calls into the assistant's turn and answers of tools into the user's, as Qwen2.5's does
+    "{% for m in messages %}<|im_start|>{{ 'user' if m.role == 'tool' else m.role }}\n{{ m.content or '' }}"
+    "{% if 'tool_calls' in m %}{% for call in m.tool_calls %}{{ '\n' }}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}{% endif %}<|im_end|>\n" + ASK
+)
 ENDLESS = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 TALK = [
     {"role": "system", "content": "be short"},
@@ -448,6 +454,56 @@ def test_thoughts_that_the_template_moves_are_part_of_the_turn(said):
     assert text == same
     assert [text[a:b].rstrip() for a, b in found] == [text[a:b].rstrip() for a, b in wanted]
     assert len(found) == len(said)
+
+
+def calling(words):
+    """A conversation in which the assistant asks two tools, with these words or none, and then answers."""
+    calls = [{"type": "function", "function": {"name": "look", "arguments": {"at": at}}} for at in ("here", "there")]
+    asking = {"role": "assistant", "content": words, "tool_calls": calls}
+    return [TALK[1], asking, {"role": "tool", "content": "nothing"}, {"role": "assistant", "content": "it is gone"}]
+
+
+CALLED = "".join(
+    f'\n<tool_call>\n{{"name": "look", "arguments": {{"at": "{at}"}}}}\n</tool_call>' for at in ("here", "there")
+)
+
+
+@pytest.mark.parametrize("words", ["", None, "I look."])
+@pytest.mark.parametrize("added", [(), ("<tool_call>", "</tool_call>")], ids=["plain", "special"])
+def test_tool_calls_are_part_of_the_turn_and_its_end_too(words, added):
+    tokenizer = talker(TOOLS, *added)
+    for messages, wanted in (
+        (calling(words), f"{words or ''}{CALLED}<|im_end|>it is gone<|im_end|>"),
+        (calling(words)[:2], f"{words or ''}{CALLED}<|im_end|>"),
+    ):
+        rows = rows_of([{"messages": messages}], ClmOptions(kind="chat"), tokenizer)
+        ids, labels = row_of(rows, 0)
+        assert tokenizer.decode([label for label in labels if label != IGNORE]) == wanted
+        assert tokenizer.decode(ids) == tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
+
+
+@pytest.mark.parametrize("template", [CHATML, TOOLS.replace("call.function.name", "call.function.name[:2]"), INSTRUCT])
+def test_a_template_that_does_not_write_the_calls_is_a_fault(template):
+    with pytest.raises(UserError, match="leaves out the assistant's words or tool calls") as fault:
+        chat.turns(talker(template), calling("")[:2], "rows.jsonl:1")
+    assert fault.value.where == "rows.jsonl:1"
+
+
+def test_keys_that_are_null_are_as_if_they_were_not_there():
+    """A Parquet file gives each message, and each object within, all the keys that any has."""
+    arguments = [{"at": "here", "how": None}, {"at": None, "how": "twice"}]
+    calls = [{"function": {"name": "look", "arguments": given}, "id": None} for given in arguments]
+    messages = [
+        {"role": "user", "content": "the file", "tool_calls": None},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+    ]
+    found = chat.messages_of(messages, None)
+    assert found[0] == {"role": "user", "content": "the file"}
+    assert found[1]["content"] is None
+    assert [call["function"]["arguments"] for call in found[1]["tool_calls"]] == [{"at": "here"}, {"how": "twice"}]
+    assert "null" not in chat.render(talker(TOOLS), found)
+    (row,) = fine.rows([{"messages": messages}])
+    assert TASK.encode([row], talker(TOOLS), ClmOptions(kind="chat"))["trained"][0].any()
 
 
 @pytest.mark.parametrize(

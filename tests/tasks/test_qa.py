@@ -1,5 +1,7 @@
 """Extractive question answering: answers keep their place through windows, and one question has one answer."""
 
+import copy
+
 import fine
 import numpy as np
 import pytest
@@ -74,6 +76,19 @@ def test_long_questions_are_cut_and_windows_keep_to_their_length(kind, row, ques
         assert int(data.data.lengths.max()) <= size[0]
         assert [r["begins"] for r in map(data.data.__getitem__, range(len(data)))] == [1] + [0] * (len(data) - 1)
         assert data.data[0]["question"] == question, "what is written down is the whole question"
+
+
+@pytest.mark.parametrize("kind", fine.KINDS)
+def test_a_long_question_keeps_its_beginning_with_a_tokenizer_that_cuts_at_the_left(kind):
+    left = copy.deepcopy(fine.tok(kind))
+    left.truncation_side = "left"
+    row = {"context": "a b c " * 50, "question": "who, " * 80, "answers": {"text": ["b"], "answer_start": [2]}}
+    one, two = (qa.encode(fine.rows([row]), tok, options((64, 8, 16))) for tok in (fine.tok(kind), left))
+    assert one["truncated"] == two["truncated"] == 1
+    assert max(map(len, two["input_ids"])) <= 64
+    beginning = left("who, who, who,", add_special_tokens=False)["input_ids"]
+    for ids in two["input_ids"]:
+        assert any(ids[at : at + len(beginning)].tolist() == beginning for at in range(2))
 
 
 @given(kinds, st.lists(asked(), min_size=1, max_size=4), sizes)
