@@ -15,7 +15,7 @@ import zoo
 from safetensors.torch import load_file
 from transformers import BertConfig
 
-from hftune import checking, checkpoint, features, heads, liger, models, optim, recipe, run, tokenizer
+from hftune import checking, checkpoint, features, heads, liger, machine, models, optim, recipe, run, tokenizer
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.schema import Model, Train
@@ -422,6 +422,15 @@ def test_fp16_without_a_gpu_is_refused(base, tmp_path):
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match=r"train\.precision: fp16 needs a GPU"):
         children.train(source(base, tmp_path, precision="fp16"))
+
+
+@pytest.mark.parametrize(("own", "chosen"), [(True, "bf16"), (False, "no")])
+def test_half_precision_is_chosen_where_a_gpu_has_it_and_not_where_it_is_imitated(monkeypatch, own, chosen):
+    """By what torch says of the two kinds of GPU, of which none is needed; without being asked it counts both."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: own or including_emulation)
+    assert machine.precision(Train()) == chosen
+    assert machine.precision(Train(precision="bf16")) == "bf16", "who asks for it gets it"
 
 
 def test_kernels_of_liger_are_asked_for_what_they_need(monkeypatch):
