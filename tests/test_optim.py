@@ -15,7 +15,7 @@ import zoo
 from safetensors.torch import load_file
 from transformers import BertConfig
 
-from hftune import checking, checkpoint, features, heads, liger, machine, models, optim, recipe, run, tokenizer
+from hftune import checking, checkpoint, features, heads, liger, machine, methods, models, optim, recipe, run, tokenizer
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.schema import Model, Train
@@ -334,6 +334,31 @@ def test_checkpointed_activations_give_the_same_weights(base, tmp_path):
     one, two = weights(tmp_path / "kept"), weights(tmp_path / "again")
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=0)
+
+
+def test_activations_that_cannot_be_recomputed_are_told_before_anything_is_done(tmp_path):
+    """Of every architecture of the table what `check` says is what its model does."""
+    for name, head in zoo.PAIRS:
+        model = built(name, head)
+        if methods.recomputes(model.config, head):
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            with pytest.raises(ValueError, match="does not support"):
+                model.gradient_checkpointing_enable()
+    made = {**tiny.mlm(tmp_path, gradient_checkpointing=True), "task": {"name": "plm"}}
+    made["model"] = {"init": "xlnet", "config": zoo.SIZE}
+    for work in (checking.check, lambda wanted: run.train(wanted, Reporter(silent=True))):
+        with pytest.raises(UserError, match=r"train\.gradient_checkpointing: .*activations of xlnet"):
+            work(recipe.from_dict(made))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def unwritten():
+    """Memory to which nothing was written yet holds what is no number."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor"])
