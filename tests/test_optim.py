@@ -362,19 +362,35 @@ def unwritten():
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor"])
-def test_gradients_that_are_not_finite_move_nothing(name):
+@pytest.mark.parametrize("bad", [0, 2])
+def test_gradients_that_are_not_finite_move_nothing(name, bad, unwritten):
     """Neither weights nor moments nor counts: what follows is as if that step had not been."""
     ended = []
     for broken in (False, True):
         weight = torch.nn.Parameter(torch.arange(6.0).view(2, 3))
         optimizer = optim.optimizer([weight], Train(batch_size=1, optim=name, learning_rate=0.1))
         for step in range(4):
-            if step == 2 and not broken:
+            if step == bad and not broken:
                 continue
-            weight.grad = torch.full_like(weight, torch.nan) if step == 2 else torch.ones_like(weight) * (step + 1)
+            weight.grad = torch.full_like(weight, torch.nan) if step == bad else torch.ones_like(weight) * (step + 1)
             optim.move(optimizer, torch.linalg.vector_norm(weight.grad))
         ended.append((weight.tolist(), [value.tolist() for value in optimizer.state[weight].values()]))
     assert ended[0] == ended[1]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor"])
+def test_a_layer_that_gets_its_first_gradient_later_moves_as_one_alone(name):
+    """As with gradual unfreezing."""
+    early, late, alone = (torch.nn.Parameter(torch.ones(2, 3)) for _ in range(3))
+    both, one = (optim.optimizer(those, Train(optim=name, learning_rate=0.1)) for those in ([early, late], [alone]))
+    for step in range(4):
+        early.grad = torch.ones(2, 3)
+        if step > 1:
+            late.grad, alone.grad = (torch.full((2, 3), float(step)) for _ in range(2))
+            optim.move(one, torch.tensor(1.0))
+        optim.move(both, torch.tensor(1.0))
+    assert torch.equal(late, alone)
+    assert not torch.equal(late, torch.ones(2, 3))
 
 
 def test_what_weight_decay_is_decoupled_from():
