@@ -180,6 +180,25 @@ def test_a_new_part_of_the_body_is_trained_with_the_head(tmp_path):
     assert all(made.model.get_parameter(n).grad is not None for n in trained)
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_features_of_what_is_trained_below_are_not_kept(name, tmp_path):
+    """Embeddings that were grown are trained: an evaluation must see them as they are, not as they were at the start."""
+    block = {"init": name, "config": {**zoo.SIZE, **({"is_decoder": True} if name == "bert" else {})}}
+    model, batch = zoo.build(name, zoo.CLM, **block).model.eval(), zoo.batch(name, zoo.CLM)
+    embedding = model.get_input_embeddings().weight
+    trained = features.freeze(model, {n for n, p in model.named_parameters() if p is embedding})
+    assert any(model.get_parameter(n) is embedding for n in trained)
+    memory, inputs = features.Memory(model, tmp_path), zoo.inputs(model, batch, zoo.CLM)
+    assert "none of them can be kept" in memory.fill(model, [inputs])
+    before = zoo.outputs(model, batch, zoo.CLM)
+    with torch.no_grad():
+        embedding.mul_(2)
+    after = zoo.outputs(model, batch, zoo.CLM)
+    memory.rows = 0
+    assert torch.equal(after, zoo.outputs(model, batch, zoo.CLM))
+    assert not torch.allclose(after, before)
+
+
 def test_a_head_that_is_the_embedding_cannot_be_trained_alone():
     with pytest.raises(UserError, match="its head is its embedding"):
         features.freeze(built("gpt2", zoo.CLM), ())
