@@ -28,13 +28,21 @@ def accelerator(recipe: Train | None = None) -> Any:
     """accelerate's Accelerator for this process, with the world that the launcher asked for.
 
     Raises:
-        UserError: the process group has another size than the launcher asked for, or is to cut the model up.
+        UserError: the process group has another size than the launcher asked for, or is to cut the model up; or there are
+            fewer GPUs than processes.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import GradientAccumulationPlugin
 
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     gpu = torch.cuda.is_available()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if gpu and here > torch.cuda.device_count():  # which NCCL would refuse later, in many lines
+        raise UserError(
+            f"{here} processes are more than this machine has GPUs ({torch.cuda.device_count()})",
+            hint="start one process a GPU, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on the processor",
+            where="--processes",
+        )
     group = InitProcessGroupKwargs(timeout=PREPARING)
     once = GradientAccumulationPlugin(num_steps=1)  # else the environment may divide what loop.train_step has divided
     made = Accelerator(
