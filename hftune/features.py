@@ -100,16 +100,23 @@ class Memory:
         self._inputs = {name: value for name, value in sorted(kwargs.items()) if isinstance(value, Tensor)}
 
     def fill(self, model: nn.Module, batches: Iterable[dict[str, Any]]) -> str:
-        """Compute the features of batches of inputs, once; the file is gone when the process is."""
-        with tempfile.TemporaryFile(dir=self._folder) as file, torch.no_grad():
+        """Compute the features of batches of inputs, once; the file is gone when the process is.
+
+        Where something below is trained they change with it, and none are kept.
+        """
+        with tempfile.TemporaryFile(dir=self._folder) as file:
             self._file = file
             for inputs in batches:
-                model(**inputs)
+                model(**inputs)  # not without gradients, by which `_forward` knows
+                if not self._where:
+                    break
             self._file = None
             file.flush()
             self.rows, self.bytes = len(self._where), file.tell()
             if self.bytes:
                 self._kept = np.memmap(file, np.uint8, mode="c")
+        if not self.rows:
+            return "the features of the frozen body are computed in each step: none of them can be kept"
         return f"features of {self.rows:,} different rows computed once ({self.bytes / 2**20:,.1f} MiB on disk)"
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:

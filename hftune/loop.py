@@ -9,6 +9,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -310,8 +311,15 @@ class Window:
     counts: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
     padding: list[float] = field(default_factory=list)
-    started: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=lambda: time.perf_counter())
     unknown: list[tuple[Step, Found]] = field(default_factory=list)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within, no time passes for the speed."""
+        begin = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - begin
 
     def settle(self) -> Iterator[tuple[Step, dict[str, Tensor], float]]:
         """Ask the device about all steps since it was last asked: the finite ones are taken in, the others come out."""
@@ -383,15 +391,15 @@ def train(job: Job, progress: Progress) -> str:
             window = Window()
         enough = False
         if evaluates:
-            enough = job.evaluate(progress)
+            with window.paused():
+                enough = job.evaluate(progress)
             job.model.train()
-            window.started = time.perf_counter()
         reason = job.stop(progress)
         due = job.save_every and progress.step % job.save_every == 0
         if reason or enough or last or due or (job.keep_best and progress.is_best()):
             job.settle(window, progress)
-            job.save(progress)
-            window.started = time.perf_counter()
+            with window.paused():
+                job.save(progress)
         if reason:
             return reason
         if enough:

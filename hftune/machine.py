@@ -28,13 +28,21 @@ def accelerator(recipe: Train | None = None) -> Any:
     """accelerate's Accelerator for this process, with the world that the launcher asked for.
 
     Raises:
-        UserError: the process group has another size than the launcher asked for, or is to cut the model up.
+        UserError: the process group has another size than the launcher asked for, or is to cut the model up; or there are
+            fewer GPUs than processes.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import GradientAccumulationPlugin
 
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     gpu = torch.cuda.is_available()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if gpu and here > torch.cuda.device_count():  # which NCCL would refuse later, in many lines
+        raise UserError(
+            f"{here} processes are more than this machine has GPUs ({torch.cuda.device_count()})",
+            hint="start one process a GPU, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on the processor",
+            where="--processes",
+        )
     group = InitProcessGroupKwargs(timeout=PREPARING)
     once = GradientAccumulationPlugin(num_steps=1)  # else the environment may divide what loop.train_step has divided
     made = Accelerator(
@@ -59,7 +67,8 @@ def precision(recipe: Train | None) -> str:
     if asked == "fp16" and not torch.cuda.is_available():
         raise UserError("fp16 needs a GPU", hint="set train.precision to auto, fp32 or bf16", where="train.precision")
     if asked == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+        # older GPUs take bf16 and compute it by way of float32, more slowly than that
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "no" if asked == "fp32" else asked
 
 

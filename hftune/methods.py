@@ -36,6 +36,9 @@ def check(recipe: Recipe, task: Task, options: Any, config: Any) -> None:
             hint=f"make it one: hftune merge {model.path} --output DIR, and give DIR",
             where="model.path",
         )
+    if train.gradient_checkpointing and not recomputes(config, task.head):
+        message = f"transformers cannot recompute the activations of {config.model_type}"
+        raise UserError(message, hint="set train.gradient_checkpointing: false", where="train.gradient_checkpointing")
     partial = "peft" if peft else "train.freeze" if train.freeze != "none" else None
     if partial and not model.path:
         message = "only what is pretrained can be kept as it is, and this model is new"
@@ -61,6 +64,14 @@ def check(recipe: Recipe, task: Task, options: Any, config: Any) -> None:
         raise UserError(message, hint="set train.gradient_checkpointing: false", where="train.gradient_checkpointing")
     if peft.method in adapters.PROMPTS:
         _check_room(peft, options, config)
+
+
+def recomputes(config: Any, head: str) -> bool:
+    """Whether activations of an architecture can be recomputed; of one that comes with code of its own it is not known."""
+    import transformers
+
+    kind = getattr(transformers, head)._model_mapping.get(type(config), None)
+    return kind is None or bool(kind.supports_gradient_checkpointing)
 
 
 def _check_room(peft: Peft, options: Any, config: Any) -> None:

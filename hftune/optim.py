@@ -83,7 +83,11 @@ def groups(model: nn.Module, recipe: Train) -> list[dict[str, Any]]:
 
 
 def optimizer(parameters: Iterable[Any], recipe: Train) -> torch.optim.Optimizer:
-    """The optimizer of that name; fused where torch has it."""
+    """The optimizer of that name.
+
+    AdamW is fused. SGD is not: torch's fused one begins with no momentum for all parameters at once, and breaks down where
+    one of them gets its first gradient later, or takes memory as it lies for momentum where the first step was left out.
+    """
     if recipe.optim == "adamw":
         return torch.optim.AdamW(
             parameters,
@@ -93,7 +97,7 @@ def optimizer(parameters: Iterable[Any], recipe: Train) -> torch.optim.Optimizer
             fused=True,
         )
     if recipe.optim == "sgd":
-        return torch.optim.SGD(parameters, lr=recipe.learning_rate, momentum=recipe.adam_beta1, fused=True)
+        return torch.optim.SGD(parameters, lr=recipe.learning_rate, momentum=recipe.adam_beta1)
     return torch.optim.Adafactor(parameters, lr=recipe.learning_rate)
 
 

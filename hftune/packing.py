@@ -81,18 +81,30 @@ def positions(sizes: Any) -> Sizes:
 
 @contextmanager
 def exactly(model: Any) -> Iterator[None]:
-    """Within, the model computes in eval mode, without gradients, and in true float32: nothing but its inputs counts."""
+    """Within, the model computes in eval mode, without gradients, and in true float32: nothing but its inputs counts.
+
+    Its attention is the plain one where its own is flash attention, which a processor does not have, nor float32.
+    """
     import torch
 
     was, precision = model.training, torch.get_float32_matmul_precision()
+    attention = model.config._attn_implementation
     model.eval()
     torch.set_float32_matmul_precision("highest")
+    if flash(model):
+        model.config._attn_implementation = "eager"
     try:
         with torch.no_grad():
             yield
     finally:
+        model.config._attn_implementation = attention
         model.train(was)
         torch.set_float32_matmul_precision(precision)
+
+
+def flash(model: Any) -> bool:
+    """Whether a model's attention is flash attention."""
+    return "flash" in (model.config._attn_implementation or "")
 
 
 def differ(one: Any, two: Any) -> bool:
@@ -104,7 +116,8 @@ def verify(model: Any) -> None:
     """That the model keeps packed pieces apart.
 
     transformers finds the pieces of a row by positions that start again, where there is no attention mask and no
-    cache. Whether a model and its attention heed that is not written anywhere, so it is tried.
+    cache. Whether a model and its attention heed that is not written anywhere, so it is tried; but flash attention, which
+    cannot be tried on a processor, heeds it in a batch of one row alone.
 
     Raises:
         UserError: the logits of a packed piece are not those of the piece alone.
@@ -122,7 +135,7 @@ def verify(model: Any) -> None:
             alone = torch.cat(parts, 1)
     except TypeError:
         packed, alone = torch.zeros(1), torch.full((1,), torch.inf)  # it takes no positions
-    if differ(packed, alone):
+    if flash(model) or differ(packed, alone):
         raise UserError(
             f"{model.config.model_type} with {model.config._attn_implementation} attention "
             "lets packed documents see each other",

@@ -260,6 +260,9 @@ class Run:
             return
         self._same_mathematics(found)
         self.progress = Progress(**found.load(self.core, self.optimizer.optimizer))
+        if self.progress.best is not None and found.manifest.get("judged_by") != self._facts()["judged_by"]:
+            self.progress.best, self.progress.best_step, self.progress.worse = None, None, 0
+            self.reporter.warn("what was best so far was so by another figure or on other rows: it is sought anew")
         if self.progress.scaler and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
         self.method.resume(found.carried())
@@ -287,7 +290,9 @@ class Run:
     def _facts(self) -> dict[str, Any]:
         """What a checkpoint's manifest says besides its files."""
         settings = self.prepared.task.config(self.prepared.options, self.prepared.tokenizer)
+        train, measured, rows = self.recipe.train, self.recipe.eval, self.prepared.content.get("validation")
         return {
+            "judged_by": [train.metric_for_best_model, rows, measured.limit, measured.stride],  # the best checkpoint
             "settings": json.loads(json.dumps(settings)),  # as they are read again
             "content": self.prepared.content, "versions": versions(), "world_size": self.accelerator.num_processes,
             "threads": torch.get_num_threads(), "precision": machine.precision(self.recipe.train),

@@ -276,7 +276,7 @@ class Train(Block):
         0.01,
         description="weight decay, decoupled from the gradient, but with sgd added to it; biases and norms are exempt",
     )
-    adam_beta1: Decay = Field(0.9, description="Adam's beta1, decay of the first moment")
+    adam_beta1: Decay = Field(0.9, description="Adam's beta1, decay of the first moment; of sgd the momentum")
     adam_beta2: Decay = Field(0.999, description="Adam's beta2, decay of the second moment")
     adam_epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="Adam's epsilon")
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="maximum gradient norm; 0: no clipping")

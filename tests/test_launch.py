@@ -9,7 +9,7 @@ import kills
 import pytest
 import tiny
 
-from hftune import launch
+from hftune import launch, machine
 from hftune.errors import UserError
 
 WAITS = """
@@ -114,6 +114,14 @@ def test_a_rank_does_not_launch(monkeypatch):
         launch.relaunch(0)
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert launch.relaunch(2) is None
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"--processes: 2 processes are more than this machine has GPUs \(1\)"):
+        machine.accelerator()
 
 
 def test_a_rank_that_is_stuck_ends_the_run_in_bounded_time(tmp_path, tokenizer_folder, capfd):

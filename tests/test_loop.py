@@ -131,6 +131,35 @@ def test_a_silent_batch_counts_nothing(job):
     model.zero_grad()
 
 
+def test_the_speed_is_that_of_the_steps_whatever_comes_between(job, monkeypatch):
+    """By a clock that a step moves by one second, an evaluation and a checkpoint by a thousand."""
+    (prepared, model), clock, log = job, [0.0], []
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+
+    def spend(seconds):
+        clock[0] += seconds
+        return False
+
+    model, data, block = (
+        copy.deepcopy(model),
+        prepared.rows["train"],
+        prepared.recipe.train.model_copy(update={"logging_steps": 4}),
+    )
+    accelerator = Accelerator(cpu=True)
+    optimizer = accelerator.prepare_optimizer(optim.optimizer(optim.groups(model, block), block))
+    steps = Steps(data, Plan(data.data.lengths, 0, 8), 0, 10**6)
+    loop.train(
+        loop.Job(
+            accelerator, model, optimizer, optim.schedule(optimizer.optimizer, block, 8), steps, block, 8, log=log.append,
+            before=lambda _: spend(1), evaluate=lambda _: spend(1000), save=lambda _: spend(1000),
+            evaluate_every=3, save_every=2,
+        ),
+        loop.Progress(),
+    )  # fmt: skip
+    tokens = [sum(steps[number].tokens for number in numbers) for numbers in (range(4), range(4, 8))]
+    assert [entry["tokens_per_second"] for entry in log] == pytest.approx([total / 4 for total in tokens])
+
+
 @pytest.mark.parametrize(("second", "chosen"), [(0.5, 2), (0.95, 1), (3.0, 1)])
 def test_threads_are_as_few_as_are_fast(monkeypatch, second, chosen):
     """By a clock that tells how long a product takes with one thread and with two."""

@@ -15,7 +15,7 @@ import zoo
 from safetensors.torch import load_file
 from transformers import BertConfig
 
-from hftune import checking, checkpoint, features, heads, liger, models, optim, recipe, run, tokenizer
+from hftune import checking, checkpoint, features, heads, liger, machine, methods, models, optim, recipe, run, tokenizer
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.schema import Model, Train
@@ -180,6 +180,25 @@ def test_a_new_part_of_the_body_is_trained_with_the_head(tmp_path):
     assert all(made.model.get_parameter(n).grad is not None for n in trained)
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_features_of_what_is_trained_below_are_not_kept(name, tmp_path):
+    """Embeddings that were grown are trained: an evaluation must see them as they are, not as they were at the start."""
+    block = {"init": name, "config": {**zoo.SIZE, **({"is_decoder": True} if name == "bert" else {})}}
+    model, batch = zoo.build(name, zoo.CLM, **block).model.eval(), zoo.batch(name, zoo.CLM)
+    embedding = model.get_input_embeddings().weight
+    trained = features.freeze(model, {n for n, p in model.named_parameters() if p is embedding})
+    assert any(model.get_parameter(n) is embedding for n in trained)
+    memory, inputs = features.Memory(model, tmp_path), zoo.inputs(model, batch, zoo.CLM)
+    assert "none of them can be kept" in memory.fill(model, [inputs])
+    before = zoo.outputs(model, batch, zoo.CLM)
+    with torch.no_grad():
+        embedding.mul_(2)
+    after = zoo.outputs(model, batch, zoo.CLM)
+    memory.rows = 0
+    assert torch.equal(after, zoo.outputs(model, batch, zoo.CLM))
+    assert not torch.allclose(after, before)
+
+
 def test_a_head_that_is_the_embedding_cannot_be_trained_alone():
     with pytest.raises(UserError, match="its head is its embedding"):
         features.freeze(built("gpt2", zoo.CLM), ())
@@ -336,20 +355,61 @@ def test_checkpointed_activations_give_the_same_weights(base, tmp_path):
         torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=0)
 
 
+def test_activations_that_cannot_be_recomputed_are_told_before_anything_is_done(tmp_path):
+    """Of every architecture of the table what `check` says is what its model does."""
+    for name, head in zoo.PAIRS:
+        model = built(name, head)
+        if methods.recomputes(model.config, head):
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            with pytest.raises(ValueError, match="does not support"):
+                model.gradient_checkpointing_enable()
+    made = {**tiny.mlm(tmp_path, gradient_checkpointing=True), "task": {"name": "plm"}}
+    made["model"] = {"init": "xlnet", "config": zoo.SIZE}
+    for work in (checking.check, lambda wanted: run.train(wanted, Reporter(silent=True))):
+        with pytest.raises(UserError, match=r"train\.gradient_checkpointing: .*activations of xlnet"):
+            work(recipe.from_dict(made))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def unwritten():
+    """Memory to which nothing was written yet holds what is no number."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor"])
-def test_gradients_that_are_not_finite_move_nothing(name):
+@pytest.mark.parametrize("bad", [0, 2])
+def test_gradients_that_are_not_finite_move_nothing(name, bad, unwritten):
     """Neither weights nor moments nor counts: what follows is as if that step had not been."""
     ended = []
     for broken in (False, True):
         weight = torch.nn.Parameter(torch.arange(6.0).view(2, 3))
         optimizer = optim.optimizer([weight], Train(batch_size=1, optim=name, learning_rate=0.1))
         for step in range(4):
-            if step == 2 and not broken:
+            if step == bad and not broken:
                 continue
-            weight.grad = torch.full_like(weight, torch.nan) if step == 2 else torch.ones_like(weight) * (step + 1)
+            weight.grad = torch.full_like(weight, torch.nan) if step == bad else torch.ones_like(weight) * (step + 1)
             optim.move(optimizer, torch.linalg.vector_norm(weight.grad))
         ended.append((weight.tolist(), [value.tolist() for value in optimizer.state[weight].values()]))
     assert ended[0] == ended[1]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor"])
+def test_a_layer_that_gets_its_first_gradient_later_moves_as_one_alone(name):
+    """As with gradual unfreezing."""
+    early, late, alone = (torch.nn.Parameter(torch.ones(2, 3)) for _ in range(3))
+    both, one = (optim.optimizer(those, Train(optim=name, learning_rate=0.1)) for those in ([early, late], [alone]))
+    for step in range(4):
+        early.grad = torch.ones(2, 3)
+        if step > 1:
+            late.grad, alone.grad = (torch.full((2, 3), float(step)) for _ in range(2))
+            optim.move(one, torch.tensor(1.0))
+        optim.move(both, torch.tensor(1.0))
+    assert torch.equal(late, alone)
+    assert not torch.equal(late, torch.ones(2, 3))
 
 
 def test_what_weight_decay_is_decoupled_from():
@@ -422,6 +482,15 @@ def test_fp16_without_a_gpu_is_refused(base, tmp_path):
         pytest.skip("there is a GPU")
     with pytest.raises(UserError, match=r"train\.precision: fp16 needs a GPU"):
         children.train(source(base, tmp_path, precision="fp16"))
+
+
+@pytest.mark.parametrize(("own", "chosen"), [(True, "bf16"), (False, "no")])
+def test_half_precision_is_chosen_where_a_gpu_has_it_and_not_where_it_is_imitated(monkeypatch, own, chosen):
+    """By what torch says of the two kinds of GPU, of which none is needed; without being asked it counts both."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: own or including_emulation)
+    assert machine.precision(Train()) == chosen
+    assert machine.precision(Train(precision="bf16")) == "bf16", "who asks for it gets it"
 
 
 def test_kernels_of_liger_are_asked_for_what_they_need(monkeypatch):

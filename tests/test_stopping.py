@@ -2,6 +2,7 @@
 
 import json
 import signal
+from pathlib import Path
 
 import children
 import fine
@@ -91,6 +92,36 @@ def test_the_best_checkpoint_by_any_metric_stays(metric, best, tmp_path, tokeniz
     assert len(seen) == state["step"] == 10
     assert figures[metric]["value"] == pytest.approx(best(seen), abs=1e-6)
     assert len(set(seen)) > 1
+
+
+@pytest.mark.parametrize("change", ["train.metric_for_best_model", "data.validation", "eval.limit"])
+def test_what_was_best_by_another_figure_or_on_other_rows_is_best_no_longer(change, tmp_path, tokenizer_folder):
+    """An accuracy below one is no loss below one, and a loss on easy rows is none on all."""
+    made = tiny.classify(
+        tmp_path, str(tokenizer_folder), learning_rate=1e-2, lr_scheduler_type="constant", max_steps=3, eval_steps=1,
+        metric_for_best_model="accuracy", load_best_model_at_end=True,
+    )  # fmt: skip
+    easy = next(row for row in tiny.lines("sentiment-tweets", limit=60)[40:] if row["label"] == "positive")
+    made["eval"] = {"limit": 1} if change == "eval.limit" else {}
+    if change != "train.metric_for_best_model":  # one row that is easily right
+        held = Path(made["data"]["validation"])
+        whole = held.read_text()
+        held.write_text(json.dumps(easy) + "\n" + (whole if change == "eval.limit" else ""))
+    assert children.child(children.train, made) == 0
+    again = {**made, "eval": {}, "train": {**made["train"], "max_steps": 5}}
+    if change == "data.validation":
+        held.write_text(whole)
+    elif change != "eval.limit":
+        again["train"]["metric_for_best_model"] = "loss"
+    name = f"eval_{again['train']['metric_for_best_model']}"
+    better = min if name == "eval_loss" else max
+    assert children.child(lambda: children.train(again, allow=[change])) == 0
+    log, _, _ = told(tmp_path)
+    since = {entry["step"]: entry[name] for entry in log if name in entry and entry["step"] > 3}
+    assert since.keys() == {4, 5}
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-5" / "state.json").read_text())
+    assert state["best"] == better(since.values())
+    assert since[state["best_step"]] == state["best"]
 
 
 def test_an_undefined_figure_is_no_better_than_any(tmp_path, tokenizer_folder, monkeypatch):

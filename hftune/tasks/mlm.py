@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 from pydantic import Field
 
-from .. import data, fill_mask
+from .. import data, fill_mask, packing
 from ..arrays import Ragged
 from ..encoding import encode_batch
 from ..errors import UserError
@@ -231,7 +231,7 @@ def verify(model: Any, options: MlmOptions) -> None:
     """
     import torch
 
-    with torch.no_grad():
+    with packing.exactly(model):
         pair_logits(model(input_ids=torch.ones((1, 4), dtype=torch.long, device=model.device)), model.config.model_type)
 
 

@@ -244,6 +244,16 @@ def test_models_that_mix_packed_documents_are_refused():
         TASK.verify(toys.model_of(name, SIZES[name], rows), ClmOptions(packing=True))
 
 
+def test_flash_attention_is_not_tried_on_a_processor():
+    """What is known of it needs none: it reads from left to right as any other, and parts pieces in a lone row only."""
+    model = toys.model_of("llama", SIZES["llama"], rows_of(["x"], ClmOptions()))
+    model.config._attn_implementation = "flash_attention_2"
+    TASK.verify(model, ClmOptions())
+    with pytest.raises(UserError, match=r"flash_attention_2 attention lets packed.*\n.*sdpa, eager"):
+        TASK.verify(model, ClmOptions(packing=True))
+    assert model.config._attn_implementation == "flash_attention_2"
+
+
 # ------------------------------------------------------------------------------------------------ prompts
 
 
