@@ -217,12 +217,15 @@ def unnamed(number: int) -> tuple[str, ...]:
 
 
 def label_names(options: Any, config: Any) -> Any:
-    """Task.known of tasks with labels: the names in the model's configuration; its `LABEL_1` is what rows call 1."""
-    if options.label_names is not None:
-        return options
+    """Task.known of tasks with labels: the names in the model's configuration; its `LABEL_1` is what rows call 1.
+
+    A recipe may call the outputs otherwise; where it has the same names in another order, the model knows which is which.
+    """
     names = labels_of(config)
     if names == unnamed(len(names)):
         names = tuple(str(i) for i in range(len(names)))
+    if options.label_names is not None and sorted(options.label_names) != sorted(names):
+        return options
     return options.model_copy(update={"label_names": names})
 
 

@@ -121,6 +121,13 @@ def test_labels_without_names_are_numbers(place, tmp_path):
     assert found["accuracy"]["count"] == 13
 
 
+def test_a_model_knows_the_order_of_its_labels_better_than_a_recipe(place):
+    words = (place / "classifier", "--task", "classify", "--data", place / "a.jsonl", "eval.resamples=0")
+    found = figures(*words)
+    assert list(LABELS) != sorted(LABELS)
+    assert figures(*words, f"task.label_names={json.dumps(sorted(LABELS))}") == found
+
+
 def test_decoding_is_said_on_the_command_line(place, tmp_path):
     words = (place / "marian", "--task", "translate", "--data", place / "de.jsonl", *EN_DE, "eval.resamples=0")
     found = {}
