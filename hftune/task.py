@@ -26,6 +26,7 @@ LONGEST = 2**20  # tokens of a row
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 IGNORE = -100  # the label of a position at which the loss does not look
+OF_TEXT = ("bits_per_byte", "word_perplexity")  # figures of a loss that is of all of a text, see Task.whole_text
 
 
 class Options(BaseModel):
