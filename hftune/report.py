@@ -110,8 +110,13 @@ class Reporter:
         """Final figures with their intervals."""
         rows = []
         for name, figure in figures.items():
-            if not isinstance(figure, dict) or not isinstance(figure.get("value"), (int, float)) or name.endswith("]"):
-                continue  # figures of single classes, f1[spam], are for metrics.json
+            if not isinstance(figure, dict) or isinstance(figure.get("value"), list):
+                continue
+            if name.endswith("]") and name.partition("[")[0] in figures:
+                continue  # figures of single classes, f1[spam], that were not asked for are for metrics.json
+            if figure.get("value") is None:
+                rows.append((name, f"undefined: {figure.get('why', '')}"))
+                continue
             text = f"{figure['value']:.4f}"
             if isinstance(figure.get("low"), (int, float)):
                 text += f"  [{figure['low']:.4f}, {figure['high']:.4f}]"

@@ -226,7 +226,9 @@ def test_what_is_shown_of_a_row_obeys_nothing(tmp_path, capsys):
     assert max(map(len, shown.splitlines())) < 250
 
 
-@pytest.mark.parametrize("name", ["accuracy", "f1:average=micro"])
+@pytest.mark.parametrize(
+    "name", ["accuracy", "f1:average=micro", "entity_f1[a:b]", "entity_f1:scheme=IOB2[PER]", "entity_f1[PER]"]
+)
 def test_the_ends_are_ordered_by_figure_then_surety_then_place(name, tmp_path, capsys):
     rows = [
         {
@@ -241,6 +243,17 @@ def test_the_ends_are_ordered_by_figure_then_surety_then_place(name, tmp_path, c
     byrow.show(tiny.write_rows(tmp_path / "rows.jsonl", rows), Reporter())
     shown = [line.split("'")[1] for line in capsys.readouterr().out.splitlines() if "'" in line]
     assert shown == ["row 1", "row 4", "row 0", "row 3", "row 5", "row 2"]
+
+
+def test_a_figure_that_was_asked_for_is_shown_even_if_it_is_undefined_or_of_one_class(capsys):
+    sides = ["a", "b"], ["a", "a"]
+    Reporter().figures("set", metrics.score(["f1[a]", "f1[z]", "accuracy"], *sides))
+    shown = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert list(shown) == ["f1[a]", "f1[z]", "accuracy"]
+    assert shown["f1[a]"][0] == "0.6667"
+    assert " ".join(shown["f1[z]"]).startswith("undefined: no row has this label")
+    Reporter().figures("set", metrics.score("f1", *sides))
+    assert "[a]" not in capsys.readouterr().out, "not asked for"
 
 
 @pytest.mark.parametrize("number", [12, 13])

@@ -397,3 +397,14 @@ def test_figures_without_their_unit_are_missing_with_a_reason():
     assert "bytes" in found["bits_per_byte"]["why"]
     with pytest.raises(UserError, match=r"prediction 1 is .*nan"):
         values("perplexity", [{"nll": float("nan"), "tokens": 1}], None)
+
+
+@pytest.mark.parametrize(("name", "side"), [("f1[z]", ["a", "b"]), ("entity_f1[Z]", [["B-X"], ["O"]])])
+def test_the_figure_of_a_class_that_no_row_has_is_undefined_and_there(name, side):
+    (entry,) = metrics.score(name, side, side).values()
+    assert (entry["value"], entry["low"], entry["high"]) == (None, None, None)
+    assert "no " in entry["why"]
+    compared = metrics.compare(name, {"x": side, "y": side[::-1]}, side, trials=9)
+    assert {(one["value"], one.get("better")) for one in compared[name]["systems"].values()} == {(None, None)}
+    present = name.replace("z", "a").replace("Z", "X")
+    assert metrics.score(present, side, side)[present]["value"] == 1
