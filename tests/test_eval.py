@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,25 @@ def test_several_sets_each_have_figures_and_predictions(run, place, tmp_path):
     assert len(list(evaluation.read_lines(out / "predictions" / "second.jsonl"))) == 13
 
 
+def test_a_plain_model_is_talked_to_by_the_recipes_template(place, tmp_path):
+    talk = [{"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "yes"}]}] * 3
+    data = tiny.write_rows(tmp_path / "talk.jsonl", talk)
+    template = "{% for m in messages %}{{ m.role }} {{ m.content }}{{ eos_token }}{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant {% endif %}"
+    source = tiny.mlm(tmp_path) | {"task": {"name": "clm", "kind": "chat", "max_new_tokens": 4}}
+    source |= {"model": {"path": str(place / "gpt")}, "tokenizer": {"chat_template": template}}
+    source["data"] = {"train": str(data), "test": str(data), "cache_dir": str(tmp_path / "cache")}
+    (tmp_path / "chat.yaml").write_text(recipe.dump(recipe.from_dict(source)), encoding="utf-8")
+    found = figures(place / "gpt", "--recipe", tmp_path / "chat.yaml", "eval.resamples=0", "--output", tmp_path / "out")
+    assert found["exact_match"]["count"] == 3
+    line = next(evaluation.read_lines(tmp_path / "out" / "predictions" / "test.jsonl"))
+    assert line["prompt"] == f"user ask{fine.tok('gpt2').eos_token}assistant "
+    words = (place / "gpt", "--task", "clm", "--data", data, "task.kind=chat", "task.max_new_tokens=4", "eval.resamples=0")
+    with pytest.raises(UserError, match="no chat template"):
+        figures(*words)
+    assert figures(*words, f"tokenizer.chat_template={json.dumps(template)}") == found
+
+
 def test_the_card_holds_what_was_measured(run, place):
     from huggingface_hub import ModelCard
 
@@ -192,6 +212,17 @@ def test_figures_of_other_rows_do_not_replace_those_that_a_run_shares(words, run
     shown = told(run, *(word.format(p=place) for word in words))
     assert f"not kept: {run} holds figures of its whole test or validation set" in shown
     assert content(run) == before
+
+
+def test_the_whole_set_of_a_run_that_looks_at_a_part_is_that_part(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    limited = recipe.dump(recipe.load(run / "recipe.yaml", ["eval.limit=5"]))
+    (tmp_path / "run" / "recipe.yaml").write_text(limited, encoding="utf-8")
+    for words, count in (((), 5), (("eval.limit=null",), 17)):
+        shown = told(tmp_path / "run", *words)
+        assert "not kept" not in shown
+        assert json.loads((tmp_path / "run" / "metrics.json").read_text())["accuracy"]["count"] == count
+    assert "not kept" in told(tmp_path / "run", "--limit", 4)
 
 
 def test_a_person_sees_the_ends_and_what_leaked(run):
