@@ -176,7 +176,16 @@ def test_a_plain_model_is_talked_to_by_the_recipes_template(place, tmp_path):
     assert found["exact_match"]["count"] == 3
     line = next(evaluation.read_lines(tmp_path / "out" / "predictions" / "test.jsonl"))
     assert line["prompt"] == f"user ask{fine.tok('gpt2').eos_token}assistant "
-    words = (place / "gpt", "--task", "clm", "--data", data, "task.kind=chat", "task.max_new_tokens=4", "eval.resamples=0")
+    words = (
+        place / "gpt",
+        "--task",
+        "clm",
+        "--data",
+        data,
+        "task.kind=chat",
+        "task.max_new_tokens=4",
+        "eval.resamples=0",
+    )
     with pytest.raises(UserError, match="no chat template"):
         figures(*words)
     assert figures(*words, f"tokenizer.chat_template={json.dumps(template)}") == found
@@ -285,6 +294,15 @@ def test_a_figure_that_was_asked_for_is_shown_even_if_it_is_undefined_or_of_one_
     assert " ".join(shown["f1[z]"]).startswith("undefined: no row has this label")
     Reporter().figures("set", metrics.score("f1", *sides))
     assert "[a]" not in capsys.readouterr().out, "not asked for"
+
+
+def test_nothing_is_cut_or_wrapped_where_there_is_no_terminal_and_no_text_becomes_a_picture(capsys):
+    names = [f"runs/{'of-many-words-' * 9}{end}" for end in ("one:cat:", "two")]
+    Reporter().table("title", [(name, "1.0000  " * 9) for name in names])
+    Reporter().say("a :smile: b")
+    _, *rows, said = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == names
+    assert said == "a :smile: b"
 
 
 @pytest.mark.parametrize("number", [12, 13])
