@@ -55,7 +55,7 @@ def show(path: Path, reporter: Reporter) -> None:
 
 def _ranked(path: Path, name: str) -> Iterator[tuple[float, float, int, dict[str, Any]]]:
     """(the higher the better, surety, the higher the earlier, line) of each row that has the figure."""
-    facts = metrics.describe(name)["figures"][metrics.split(name)[0]]
+    facts = metrics.describe(name)["figures"][metrics.split(name)[0].partition("[")[0]]
     sign = -1 if facts["direction"] == "lower" else 1
     for number, line in enumerate(read_lines(path)):
         if (score := line["score"][name]) is not None:

@@ -179,6 +179,7 @@ def predict(
     path = _run(name)
     from . import subject
 
+    subject.check_settings(overrides)
     given = recipes.source(source, subject.SOURCE).path
     if output is not None and all(map(os.path.exists, (output, given))) and os.path.samefile(output, given):
         raise UserError(f"{output} is the file to be predicted", hint="choose another one", where="--output")
@@ -202,8 +203,9 @@ def generate(
 ) -> None:
     """`hftune generate`; options of sampling say that there is to be sampling, --num-beams that there is none."""
     path = _run(name)
-    from . import generation
+    from . import generation, subject
 
+    subject.check_settings(overrides)
     recipe = recipes.load(path / RECIPE, overrides)
     generation.check(path, recipe)
     recipe = recipes.load(path / RECIPE, [*overrides, *_task_settings(given, drawn, sample)])

@@ -8,7 +8,7 @@ from typing import Any
 from . import metrics
 from .errors import UserError
 from .recipe import Recipe
-from .task import Task
+from .task import OF_TEXT, Task
 
 # a prediction and its reference as Task.inputs names them
 EXAMPLES: dict[str, tuple[Any, Any]] = {
@@ -55,17 +55,32 @@ def _metrics(recipe: Recipe, task: Task) -> Iterator[UserError]:
     for name in recipe.eval.metrics or []:
         try:
             metric = metrics.load(name)
+            metric.ready()
         except UserError as error:
             yield UserError(error.message, hint=error.hint, where="eval.metrics")
             continue
         if metric.inputs == ("nll",):
-            continue  # of the losses, where the task has a head over a vocabulary
+            yield from _of_losses(recipe, task, name)
+            continue
         if kind is None or not _scores(metric, kind):
             yield UserError(
                 f"{name} cannot score what the task {recipe.task.name} predicts",
                 hint=f"this task's own: {', '.join(task.metrics(recipe.task.options)) or 'the loss alone'}",
                 where="eval.metrics",
             )
+
+
+def _of_losses(recipe: Recipe, task: Task, name: str) -> Iterator[UserError]:
+    """That a figure of the losses is one of this task's, and computed."""
+    if not task.vocabulary:
+        message = f"the loss of the task {recipe.task.name} is not over a vocabulary: there is no metric {name} of it"
+        yield UserError(message, hint="leave it out; the loss itself is always given", where="eval.metrics")
+    elif metrics.find(name) == "pseudo_perplexity" and not recipe.eval.pseudo_perplexity:
+        message = f"{name} is computed only where the recipe says so"
+        yield UserError(message, hint="set eval.pseudo_perplexity: true", where="eval.metrics")
+    elif metrics.split(name)[0] in OF_TEXT and not task.whole_text:
+        message = f"the loss of the task {recipe.task.name} is not that of all of a text, so that it gives no {name}"
+        yield UserError(message, hint="leave it out", where="eval.metrics")
 
 
 def _scores(metric: Any, kind: str) -> bool:
@@ -89,7 +104,8 @@ def figures(recipe: Recipe, task: Task, ordered: bool = False) -> set[str]:
     """
     found = {"loss", *(f"{term.name}_loss" for term in task.terms if len(task.terms) > 1)}
     wanted = [*_wanted(recipe, task), *(["perplexity"] if task.vocabulary else [])]
-    return found | set(metrics.figures(wanted, ordered))
+    never = {*metrics.figures("pseudo_perplexity"), *(() if task.whole_text else OF_TEXT)}  # but once, at the end
+    return (found | set(metrics.figures(wanted, ordered))) - never
 
 
 def _wanted(recipe: Recipe, task: Task) -> list[str]:
@@ -223,11 +239,4 @@ def _unwritable(path: Path, where: str) -> UserError | None:
 
 def measuring(recipe: Recipe, task: Task) -> list[UserError]:
     """All that is wrong with the metrics asked for, for whoever only measures."""
-    faults = list(_metrics(recipe, task))
-    if not task.vocabulary:
-        nll = [name for name in recipe.eval.metrics or [] if not faults and "nll" in metrics.describe(name)["inputs"]]
-        faults += [
-            UserError(f"the task {recipe.task.name} has no {name}", hint="leave it out", where="eval.metrics")
-            for name in nll
-        ]
-    return faults
+    return list(_metrics(recipe, task))

@@ -9,9 +9,11 @@ from .errors import UserError
 from .files import read_lines
 from .folder import RECIPE
 from .report import Reporter
+from .task import OF_TEXT
 
 NLL = "nll"  # a line that has it is of a document, see language.write
-ACROSS = ("bits_per_byte", "word_perplexity")  # what compares models with different tokenizers
+# what a line of predictions holds of its model, and not of its row
+SAID = ("prediction", "predictions", "scores", "score", "truncated", "null_score", "n_best")
 TEXT_METRICS = ["bleu", "chrf", "rouge"]
 
 
@@ -65,7 +67,9 @@ def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, report
         if not (Path(run) / RECIPE).is_file():
             raise UserError(f"{run} holds neither a run nor results of hftune eval", hint="give such folders")
         if not file.is_file():
+            there = sorted(path.stem for path in file.parent.glob("[!.]*.jsonl"))
             hint = f"hftune eval {run} --split {split}; of other rows, and of train, compare the folders that its --output names"
+            hint = f"it was on {', '.join(there)}: --split {there[0]}; or {hint}" if there else hint
             raise UserError(f"{run} was not scored on {split}", hint=hint, where=str(file))
         lines[run] = list(read_lines(file))
     first = lines[runs[0]]
@@ -80,10 +84,11 @@ def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, report
     from . import task as tasks
 
     task = tasks.load(made.task.name).under(made.task.options)
-    chosen = list(names or made.eval.metrics or task.metrics(made.task.options))
+    of_losses, own = bool(first and NLL in first[0]), task.metrics(made.task.options)
+    chosen = list(names or _ordered(made.eval.metrics or own, of_losses) or _ordered(own, of_losses))
     scores = {run: [line["scores"] for line in rows] for run, rows in lines.items() if rows and "scores" in rows[0]}
     found: dict[str, Any]
-    if first and NLL in first[0]:
+    if of_losses:
         found = _documents(chosen, lines)
     else:
         found = metrics.compare(
@@ -96,16 +101,22 @@ def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, report
     return found
 
 
+def _ordered(names: Sequence[str], of_losses: bool) -> list[str]:
+    """Those metrics that tell the better of two by the lines: by losses of documents, or else by answers."""
+    kinds = [(name, "nll" in metrics.describe(name)["inputs"]) for name in names]
+    return [name for name, kind in kinds if kind == of_losses and metrics.figures([name], ordered=True)]
+
+
 def _row(line: dict[str, Any]) -> dict[str, Any]:
     """What makes a line the row that it is: all that is not a run's own.
 
     Beside what its model wrote, and whether it saw all of it, that is the prompt, into which the run's separator, template or
     cut has gone; it is what the row says only where no reference does.
     """
-    own = ["prediction", "predictions", "truncated", *(["prompt"] if "reference" in line else [])]
+    own = [*SAID, *(["prompt"] if "reference" in line else [])]
     if NLL in line:
-        own = ["start", NLL, "tokens", f"pseudo_{NLL}", "pseudo_tokens"]
-    return {key: value for key, value in line.items() if key not in (*own, "scores", "score")}
+        own = ["start", NLL, "tokens", f"pseudo_{NLL}", "pseudo_tokens", "score"]
+    return {key: value for key, value in line.items() if key not in own}
 
 
 def _documents(names: Sequence[str], lines: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -123,12 +134,14 @@ def _documents(names: Sequence[str], lines: dict[str, list[dict[str, Any]]]) -> 
     found = {
         name: figure
         for name, figure in found.items()
-        if (alike or name in ACROSS) and any(system["value"] is not None for system in figure["systems"].values())
+        if (alike or name in OF_TEXT) and any(system["value"] is not None for system in figure["systems"].values())
     }
+    if not found and alike:
+        raise UserError(f"no run has {' or '.join(names)} on these rows", hint="compare by loss or perplexity")
     if not found:
         raise UserError(
             "the runs predict different tokens of the same text, and losses of these say nothing about each other",
-            hint=f"compare runs with one tokenizer and one task, or by {' or '.join(ACROSS)} where both have it",
+            hint=f"compare runs with one tokenizer and one task, or by {' or '.join(OF_TEXT)} where both have it",
         )
     return found
 
@@ -148,8 +161,6 @@ def _sums(line: dict[str, Any], name: str, run: str) -> dict[str, Any]:
 def _tables(found: dict[str, Any], runs: Sequence[str], split: str, reporter: Reporter) -> None:
     rows = []
     for name, figure in found.items():
-        if "[" in name:
-            continue
         for run in runs:
             own = figure["systems"][run]
             text = "undefined" if own["value"] is None else f"{own['value']:.4f}"

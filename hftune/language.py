@@ -13,8 +13,8 @@ from . import loop, metrics
 from .loop import Rows
 from .schema import Eval
 from .shortcuts import Shortcuts
+from .task import OF_TEXT
 
-OF_TEXT = ("bits_per_byte", "word_perplexity")
 SHOWN = 48  # tokens by which a person knows a document again
 Sums = dict[str, Any]  # numbers by name; None where one is not known
 

@@ -224,7 +224,7 @@ def _baseline(
     recipe = prepared.recipe.model_copy(update={"data": subject.recipe.data})
     if task.baseline is not None:
         train = _training_rows(prepare.open_split(recipe, task, options, "train"))
-        answers = task.baseline(train, list(islice(prepared.sources[rows.split], settings.limit)), options)
+        answers = task.baseline(train, list(islice(_kept_rows(prepared, rows.split), settings.limit)), options)
         evaluation.add_baseline(figures, answers, task, options, settings, file)
         return (task.baseline.__doc__ or "").split("\n")[0]
     seen = prepare.prepare(recipe, ["train"], reporter).rows["train"]
@@ -243,6 +243,16 @@ def _baseline(
     count = sum(1 for _ in read_lines(file))
     evaluation.add_baseline(figures, [answer] * count, task, options, settings, file)
     return f"{told}; always {answer!r}"
+
+
+def _kept_rows(prepared: prepare.Prepared, split: str) -> Iterator[Any]:
+    """The rows of text that were encoded: a task may leave out those that say nothing of a model (task.on_no_target: drop)."""
+    found, rows = prepared.rows[split], prepared.sources[split]
+    whole = found.data.report.get("rows") == len(set(found.data.documents))
+    for row in rows:
+        columns = {} if whole else prepared.task.encode([row], found.tokenizer, found.options)
+        if whole or any(len(column) for column in columns.values() if not isinstance(column, int)):
+            yield row
 
 
 def _check_baseline(recipe: Recipe, task: tasks.Task) -> None:

@@ -5,16 +5,20 @@ from typing import Any
 
 from . import hub
 from .errors import UserError
-from .folder import MERGED
+from .folder import CHECKPOINTS, MERGED, METRICS, RECIPE
+from .tokenizer import FILES
 
-# What stays here: checkpoints; predictions, pages and rows passed over, which show the data, also in folders of results
-# that lie in the run's; what tells of this machine
-ROWS = ["predictions/*", "*/predictions/*", "report.html", "*/report.html", "rejects/*"]
-KEPT_HERE = ["checkpoints/*", *ROWS, "log.jsonl", "run.json", ".*", "*/.*"]
+# What goes; all else that may lie in a run's folder stays: checkpoints, predictions and pages, which show the data, whatever
+# a person put there, and what tells of this machine
+MODEL = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", hub.ADAPTER, "*.py")
+TOLD = ("README.md", "LICENSE*", "NOTICE*", RECIPE, METRICS)
+NAMES = (*MODEL, *sorted(FILES), "*.spm", "*.model", *TOLD)
+SENT = [*NAMES, *(f"*/{name}" for name in NAMES)]
+KEPT_HERE = [f"{CHECKPOINTS}/*", ".*", "*/.*"]
 
 
 def push(path: Path, name: str, *, public: bool = False) -> str:
-    """Upload a run folder, but for KEPT_HERE, in one commit.
+    """Upload what of a run folder is SENT, and not KEPT_HERE, in one commit.
 
     Args:
         path: the run folder.
@@ -36,12 +40,12 @@ def push(path: Path, name: str, *, public: bool = False) -> str:
     if adapter and Path(adapter["base_model_name_or_path"]).is_absolute():
         raise UserError(
             f"{path} is an adapter of {adapter['base_model_name_or_path']}, which nobody else has",
-            hint=f"hftune merge {path}, then push {path / MERGED}; or train it from the name of its base on the Hub",
+            hint=f"hftune merge {path}, then hf upload {name} {path / MERGED} --private; or train it from the name of its base "
+            "on the Hub",
         )
     if name.count("/") != 1 or not all(name.split("/")):
         raise UserError(f"{name} is no name on the Hub", hint="write owner/name")
     from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError
 
     if not get_token():
         raise UserError("there is no token for the Hub", hint="log in once with: hf auth login")
@@ -51,11 +55,12 @@ def push(path: Path, name: str, *, public: bool = False) -> str:
     try:
         api.create_repo(name, private=not public, exist_ok=True)
         made: Any = api.upload_folder(
-            repo_id=name, folder_path=path, ignore_patterns=KEPT_HERE, commit_message=f"{path.name}, trained by hftune"
-        )
-    except (HfHubHTTPError, ValueError, OSError) as error:
+            repo_id=name, folder_path=path, allow_patterns=SENT, ignore_patterns=KEPT_HERE,
+            commit_message=f"{path.name}, trained by hftune",
+        )  # fmt: skip
+    except Exception as error:  # the Hub's client lets through whatever its transport raises
         raise UserError(
             f"the Hub did not take {path} as {name}: {hub.first_line(error)}",
-            hint="check the name, and that the token may write to it",
+            hint="check the network, the name, and that the token may write to it",
         ) from error
     return str(made.commit_url)

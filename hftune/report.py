@@ -14,6 +14,7 @@ from rich.table import Table
 from .safety import clean
 
 LABELS = 12  # of a table that still fits a terminal
+UNBOUNDED = 10_000  # columns of what is no terminal: files and pipes wrap nothing
 
 
 def duration(seconds: float) -> str:
@@ -34,7 +35,9 @@ class Reporter:
 
     def __init__(self, as_json: bool = False, silent: bool = False):
         self.as_json, self.silent = as_json, silent
-        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True, emoji=False)
+        if not self.console.is_terminal:
+            self.console.width = UNBOUNDED
         self._bar: Progress | None = None
         self._task: Any = None
         self._began = (0.0, 0)
@@ -100,8 +103,8 @@ class Reporter:
             pad_edge=False,
             padding=(0, 1 if header else 3, 0, 0),
         )
-        for name in header:
-            table.add_column(escape(clean(name)))
+        for name in header or [""] * max(map(len, rows), default=0):
+            table.add_column(escape(clean(name)), overflow="fold")  # names that are cut may be alike
         for row in rows:
             table.add_row(*(escape(clean(cell)) for cell in row))
         self.console.print(table)
@@ -110,8 +113,13 @@ class Reporter:
         """Final figures with their intervals."""
         rows = []
         for name, figure in figures.items():
-            if not isinstance(figure, dict) or not isinstance(figure.get("value"), (int, float)) or name.endswith("]"):
-                continue  # figures of single classes, f1[spam], are for metrics.json
+            if not isinstance(figure, dict) or isinstance(figure.get("value"), list):
+                continue
+            if name.endswith("]") and name.partition("[")[0] in figures:
+                continue  # figures of single classes, f1[spam], that were not asked for are for metrics.json
+            if figure.get("value") is None:
+                rows.append((name, f"undefined: {figure.get('why', '')}"))
+                continue
             text = f"{figure['value']:.4f}"
             if isinstance(figure.get("low"), (int, float)):
                 text += f"  [{figure['low']:.4f}, {figure['high']:.4f}]"

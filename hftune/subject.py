@@ -55,6 +55,7 @@ class Subject:
         output: folder asked for the results.
         named: sets of rows given instead of the recipe's, by name; an empty name stands for the recipe's test rows.
         asked: the split asked for.
+        limit: the `eval.limit` that the run's recipe has, which makes these rows its whole set.
     """
 
     path: str
@@ -63,6 +64,7 @@ class Subject:
     output: Path | None = None
     named: tuple[tuple[str, Source], ...] = ()
     asked: str | None = None
+    limit: int | None = None
 
     @property
     def place(self) -> Path | None:
@@ -73,7 +75,7 @@ class Subject:
         """
         if self.output is not None or self.plain:
             return self.output
-        other = self.named or self.asked == "train" or self.recipe.eval.limit is not None
+        other = self.named or self.asked == "train" or self.recipe.eval.limit not in (None, self.limit)
         return None if other else Path(self.path)
 
     @property
@@ -92,7 +94,8 @@ class Subject:
         config = said.config if adapted and not self.plain else {}  # the base model's, which the run had changed
         revision = said.revision if self.plain else None
         model = Model(path=self.path, revision=revision, attention=said.attention, config=config)
-        return self.recipe.model_copy(update={"model": model, "tokenizer": Tokenizer()})
+        spoken = Tokenizer(chat_template=self.recipe.tokenizer.chat_template if self.plain else None)
+        return self.recipe.model_copy(update={"model": model, "tokenizer": spoken})
 
     def rows(self) -> list[Rows]:
         """The sets of rows to measure on.
@@ -160,7 +163,7 @@ def find(
     Raises:
         UserError: words that do not go together, or no such run, model or recipe.
     """
-    _measurable(overrides)
+    check_settings(overrides, plain=by is not None or task is not None)
     named = _named(data)
     if named and split:
         raise UserError(
@@ -171,7 +174,8 @@ def find(
     if by is None and task is None:
         path = _run(name)
         made = recipe.load(path / RECIPE, overrides)
-        return Subject(str(path), made, output=_place(output, path), named=named, asked=split)
+        limit = recipe.load(path / RECIPE).eval.limit
+        return Subject(str(path), made, output=_place(output, path), named=named, asked=split, limit=limit)
     if name is None:
         raise UserError(
             "which model is to be measured?",
@@ -195,13 +199,26 @@ def find(
 OWN = ("model.init", "model.path", "model.encoder", "model.decoder", "model.config", "tokenizer", "peft", "output")
 
 
-def _measurable(overrides: Sequence[str]) -> None:
-    """That the settings are of the rows and the measuring, and not of what is measured."""
+TEMPLATE = "tokenizer.chat_template"  # how rows are put to a plain model that has none of its own
+
+
+def check_settings(overrides: Sequence[str], plain: bool = False) -> None:
+    """That the settings are of rows and of what is done with them, and not of the model.
+
+    Args:
+        overrides: KEY=VALUE settings.
+        plain: whether the model is no run.
+
+    Raises:
+        UserError: one is, which would change nothing.
+    """
     for text in overrides:
         key = text.partition("=")[0]
+        if plain and key == TEMPLATE:
+            continue
         if any(key == name or key.startswith(f"{name}.") for name in OWN):
-            hint = "hftune eval FOLDER_OR_ID measures another model; --output DIR keeps the results elsewhere"
-            raise UserError(f"{key} is the model's own, and evaluation does not change it", hint=hint, where=text)
+            hint = "name another run; hftune eval FOLDER_OR_ID measures any model, --output DIR keeps results elsewhere"
+            raise UserError(f"{key} is the model's own, which is used as it is", hint=hint, where=text)
 
 
 def _named(data: Sequence[str]) -> tuple[tuple[str, Source], ...]:

@@ -26,6 +26,7 @@ LONGEST = 2**20  # tokens of a row
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 IGNORE = -100  # the label of a position at which the loss does not look
+OF_TEXT = ("bits_per_byte", "word_perplexity")  # figures of a loss that is of all of a text, see Task.whole_text
 
 
 class Options(BaseModel):
@@ -217,12 +218,15 @@ def unnamed(number: int) -> tuple[str, ...]:
 
 
 def label_names(options: Any, config: Any) -> Any:
-    """Task.known of tasks with labels: the names in the model's configuration; its `LABEL_1` is what rows call 1."""
-    if options.label_names is not None:
-        return options
+    """Task.known of tasks with labels: the names in the model's configuration; its `LABEL_1` is what rows call 1.
+
+    A recipe may call the outputs otherwise; where it has the same names in another order, the model knows which is which.
+    """
     names = labels_of(config)
     if names == unnamed(len(names)):
         names = tuple(str(i) for i in range(len(names)))
+    if options.label_names is not None and sorted(options.label_names) != sorted(names):
+        return options
     return options.model_copy(update={"label_names": names})
 
 

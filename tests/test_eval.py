@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,13 @@ def test_labels_without_names_are_numbers(place, tmp_path):
     assert found["accuracy"]["count"] == 13
 
 
+def test_a_model_knows_the_order_of_its_labels_better_than_a_recipe(place):
+    words = (place / "classifier", "--task", "classify", "--data", place / "a.jsonl", "eval.resamples=0")
+    found = figures(*words)
+    assert list(LABELS) != sorted(LABELS)
+    assert figures(*words, f"task.label_names={json.dumps(sorted(LABELS))}") == found
+
+
 def test_decoding_is_said_on_the_command_line(place, tmp_path):
     words = (place / "marian", "--task", "translate", "--data", place / "de.jsonl", *EN_DE, "eval.resamples=0")
     found = {}
@@ -155,6 +163,34 @@ def test_several_sets_each_have_figures_and_predictions(run, place, tmp_path):
     assert len(list(evaluation.read_lines(out / "predictions" / "second.jsonl"))) == 13
 
 
+def test_a_plain_model_is_talked_to_by_the_recipes_template(place, tmp_path):
+    talk = [{"messages": [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "yes"}]}] * 3
+    data = tiny.write_rows(tmp_path / "talk.jsonl", talk)
+    template = "{% for m in messages %}{{ m.role }} {{ m.content }}{{ eos_token }}{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant {% endif %}"
+    source = tiny.mlm(tmp_path) | {"task": {"name": "clm", "kind": "chat", "max_new_tokens": 4}}
+    source |= {"model": {"path": str(place / "gpt")}, "tokenizer": {"chat_template": template}}
+    source["data"] = {"train": str(data), "test": str(data), "cache_dir": str(tmp_path / "cache")}
+    (tmp_path / "chat.yaml").write_text(recipe.dump(recipe.from_dict(source)), encoding="utf-8")
+    found = figures(place / "gpt", "--recipe", tmp_path / "chat.yaml", "eval.resamples=0", "--output", tmp_path / "out")
+    assert found["exact_match"]["count"] == 3
+    line = next(evaluation.read_lines(tmp_path / "out" / "predictions" / "test.jsonl"))
+    assert line["prompt"] == f"user ask{fine.tok('gpt2').eos_token}assistant "
+    words = (
+        place / "gpt",
+        "--task",
+        "clm",
+        "--data",
+        data,
+        "task.kind=chat",
+        "task.max_new_tokens=4",
+        "eval.resamples=0",
+    )
+    with pytest.raises(UserError, match="no chat template"):
+        figures(*words)
+    assert figures(*words, f"tokenizer.chat_template={json.dumps(template)}") == found
+
+
 def test_the_card_holds_what_was_measured(run, place):
     from huggingface_hub import ModelCard
 
@@ -185,6 +221,17 @@ def test_figures_of_other_rows_do_not_replace_those_that_a_run_shares(words, run
     shown = told(run, *(word.format(p=place) for word in words))
     assert f"not kept: {run} holds figures of its whole test or validation set" in shown
     assert content(run) == before
+
+
+def test_the_whole_set_of_a_run_that_looks_at_a_part_is_that_part(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    limited = recipe.dump(recipe.load(run / "recipe.yaml", ["eval.limit=5"]))
+    (tmp_path / "run" / "recipe.yaml").write_text(limited, encoding="utf-8")
+    for words, count in (((), 5), (("eval.limit=null",), 17)):
+        shown = told(tmp_path / "run", *words)
+        assert "not kept" not in shown
+        assert json.loads((tmp_path / "run" / "metrics.json").read_text())["accuracy"]["count"] == count
+    assert "not kept" in told(tmp_path / "run", "--limit", 4)
 
 
 def test_a_person_sees_the_ends_and_what_leaked(run):
@@ -219,7 +266,9 @@ def test_what_is_shown_of_a_row_obeys_nothing(tmp_path, capsys):
     assert max(map(len, shown.splitlines())) < 250
 
 
-@pytest.mark.parametrize("name", ["accuracy", "f1:average=micro"])
+@pytest.mark.parametrize(
+    "name", ["accuracy", "f1:average=micro", "entity_f1[a:b]", "entity_f1:scheme=IOB2[PER]", "entity_f1[PER]"]
+)
 def test_the_ends_are_ordered_by_figure_then_surety_then_place(name, tmp_path, capsys):
     rows = [
         {
@@ -234,6 +283,26 @@ def test_the_ends_are_ordered_by_figure_then_surety_then_place(name, tmp_path, c
     byrow.show(tiny.write_rows(tmp_path / "rows.jsonl", rows), Reporter())
     shown = [line.split("'")[1] for line in capsys.readouterr().out.splitlines() if "'" in line]
     assert shown == ["row 1", "row 4", "row 0", "row 3", "row 5", "row 2"]
+
+
+def test_a_figure_that_was_asked_for_is_shown_even_if_it_is_undefined_or_of_one_class(capsys):
+    sides = ["a", "b"], ["a", "a"]
+    Reporter().figures("set", metrics.score(["f1[a]", "f1[z]", "accuracy"], *sides))
+    shown = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert list(shown) == ["f1[a]", "f1[z]", "accuracy"]
+    assert shown["f1[a]"][0] == "0.6667"
+    assert " ".join(shown["f1[z]"]).startswith("undefined: no row has this label")
+    Reporter().figures("set", metrics.score("f1", *sides))
+    assert "[a]" not in capsys.readouterr().out, "not asked for"
+
+
+def test_nothing_is_cut_or_wrapped_where_there_is_no_terminal_and_no_text_becomes_a_picture(capsys):
+    names = [f"runs/{'of-many-words-' * 9}{end}" for end in ("one:cat:", "two")]
+    Reporter().table("title", [(name, "1.0000  " * 9) for name in names])
+    Reporter().say("a :smile: b")
+    _, *rows, said = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == names
+    assert said == "a :smile: b"
 
 
 @pytest.mark.parametrize("number", [12, 13])

@@ -135,3 +135,48 @@ def test_how_a_run_puts_a_row_to_its_model_is_its_own_affair(tmp_path):
     file = Path(templated) / "predictions" / "test.jsonl"
     tiny.write_rows(file, [{**json.loads(line), "truncated": True} for line in file.read_text().splitlines()])
     assert judging.compare([plain, templated], ["exact_match"], "test", SILENT) == found
+
+
+def labelled(folder, answers, metrics=None):
+    """A folder as `hftune eval` leaves it for a classifier."""
+    (folder / "predictions").mkdir(parents=True)
+    source = {**tiny.mlm(folder.parent), "task": {"name": "classify"}, "eval": {"metrics": metrics}}
+    (folder / "recipe.yaml").write_text(recipe.dump(recipe.from_dict(source)), encoding="utf-8")
+    rows = [{"text": f"row {i}", "prediction": x, "reference": "ab"[i % 2]} for i, x in enumerate(answers)]
+    tiny.write_rows(folder / "predictions" / "test.jsonl", rows)
+    return str(folder)
+
+
+def test_of_a_recipes_metrics_those_are_compared_that_can_be(tmp_path):
+    """Not the table of confusions, and not the losses of a model that answers; what was asked for is not left out."""
+    named = ["confusion_matrix", "accuracy"]
+    runs = [labelled(tmp_path / name, answers, named) for name, answers in (("a", "abab"), ("b", "aaab"))]
+    assert set(judging.compare(runs, None, "test", SILENT)) == {"accuracy"}
+    with pytest.raises(UserError, match="no better and worse"):
+        judging.compare(runs, ["confusion_matrix"], "test", SILENT)
+    runs = [answered(tmp_path / name, ["a b", "d", "x"], ["1", "2", "3"]) for name in "cd"]
+    for run in runs:
+        made = recipe.load(Path(run) / "recipe.yaml", ["eval.metrics=[perplexity, exact_match]"])
+        (Path(run) / "recipe.yaml").write_text(recipe.dump(made), encoding="utf-8")
+    assert set(judging.compare(runs, None, "test", SILENT)) == {"exact_match"}
+
+
+def test_the_figure_of_a_class_is_shown_where_it_is_asked_for(tmp_path, capsys):
+    runs = [labelled(tmp_path / name, answers) for name, answers in (("a", "abab"), ("b", "aaab"))]
+    judging.compare(runs, ["f1[b]", "f1[z]"], "test", Reporter())
+    _, *shown = capsys.readouterr().out.splitlines()
+    assert [" ".join(line.split()[:3]) for line in shown[:2]] == [
+        f"f1[b] {runs[0]} 1.0000", f"f1[b] {runs[1]} 0.6667",
+    ]  # fmt: skip
+    assert [line.split()[2] for line in shown[2:]] == ["undefined"] * 2
+
+
+def test_a_comparison_says_where_there_is_something_to_compare(tmp_path):
+    runs = [labelled(tmp_path / name, "ab") for name in "ab"]
+    with pytest.raises(UserError, match="was not scored on validation") as fault:
+        judging.compare(runs, None, "validation", SILENT)
+    assert fault.value.hint.startswith("it was on test: --split test; or hftune eval ")
+    source = tiny.mlm(tmp_path)
+    runs = [scored(tmp_path / name, source, [3.0, 4.0], [2, 2], whole=False) for name in "cd"]
+    with pytest.raises(UserError, match="no run has bits_per_byte on these rows"):
+        judging.compare(runs, ["bits_per_byte"], "test", SILENT)

@@ -366,3 +366,33 @@ def test_perplexity_chooses_a_checkpoint_only_where_there_is_one(options, gives)
     )
     faults = consistency.check(made, tasks.load(made.task.name).under(made.task.options))
     assert [fault.where for fault in faults] == ([] if gives else ["train.metric_for_best_model"])
+
+
+@pytest.mark.parametrize(
+    ("options", "metric", "settings", "said"),
+    [
+        ({"name": "mlm"}, "pseudo_perplexity", {}, "computed only where the recipe says so"),
+        ({"name": "mlm"}, "pseudo_loss", {"pseudo_perplexity": True}, None),
+        ({"name": "mlm"}, "bits_per_byte", {}, "not that of all of a text"),
+        ({"name": "clm"}, "bits_per_byte", {}, None),
+        ({"name": "clm", "kind": "prompt"}, "word_perplexity", {}, "not that of all of a text"),
+        ({"name": "clm", "kind": "prompt"}, "perplexity", {}, None),
+        ({"name": "classify"}, "loss", {}, "not over a vocabulary"),
+    ],
+)
+def test_a_figure_of_the_losses_is_refused_where_it_would_not_be_computed(options, metric, settings, said, tmp_path):
+    made = recipe.from_dict(tiny.mlm(tmp_path) | {"task": options, "eval": {"metrics": [metric], **settings}})
+    task = tasks.load(made.task.name).under(made.task.options)
+    for faults in (consistency.measuring(made, task), consistency.check(made, task)):
+        assert [said in fault.message for fault in faults] == ([] if said is None else [True])
+        assert all(fault.where == "eval.metrics" and fault.hint for fault in faults)
+
+
+def test_a_figure_that_is_not_computed_between_chooses_no_checkpoint(tmp_path):
+    for metric, settings in (("bits_per_byte", {}), ("pseudo_perplexity", {"pseudo_perplexity": True})):
+        source = tiny.mlm(tmp_path, metric_for_best_model=metric)
+        if settings:
+            source["eval"] = {"metrics": [metric], **settings}
+        made = recipe.from_dict(source)
+        (fault,) = consistency.check(made, tasks.load("mlm").under(made.task.options))
+        assert (fault.message, fault.where) == (f"the evaluation gives no {metric}", "train.metric_for_best_model")

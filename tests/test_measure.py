@@ -230,3 +230,34 @@ def test_standard_input_is_read_as_files_are(monkeypatch):
     assert read(b"\xef\xbb\xbfcaf\xc3\xa9\r\ntwo\n") == ["caf\u00e9\n", "two\n"]
     with pytest.raises(UserError, match=r"standard input: not UTF-8: byte 0xe9(.|\n)*iconv"):
         read(b"caf\xe9\n")
+
+
+def test_a_baseline_is_scored_on_the_rows_that_the_model_is(tmp_path):
+    """Rows without a target left, and conversations that only ask, are no rows of the figures."""
+    long = "word " * 60
+    rows = [{"prompt": f"Q{i} {long if i % 3 == 1 else ''}", "completion": f"A{i}"} for i in range(12)]
+    talks = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Q{i}"},
+                *([{"role": "assistant", "content": f"A{i}"}] if i % 3 else []),
+            ]
+        }
+        for i in range(12)
+    ]
+    template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    for kind, values, kept in (("prompt", rows, 8), ("chat", talks, 8)):
+        data = str(tiny.write_rows(tmp_path / f"{kind}.jsonl", values))
+        source = tiny.mlm(tmp_path, max_steps=1) | {
+            "task": {"name": "clm", "kind": kind, "max_length": 32, "max_new_tokens": 2, "on_no_target": "drop"},
+            "model": {"init": "gpt2", "config": {"n_embd": 16, "n_layer": 1, "n_head": 2}},
+            "tokenizer": {"train": "bpe", "vocab_size": 300, "chat_template": template},
+            "data": {"train": data, "test": data, "cache_dir": str(tmp_path / "cache")},
+            "output": {"dir": str(tmp_path / kind)},
+        }
+        run.train(recipe.from_dict(source), QUIET)
+        for limit, count in ((None, kept), (5, 5)):
+            made = recipe.load(tmp_path / kind / "recipe.yaml", [f"eval.limit={json.dumps(limit)}"])
+            found = measure.evaluate_run(tmp_path / kind, made, "test", QUIET, baseline=True)["exact_match"]
+            assert found["count"] == count
+            assert found["baseline"]["value"] == 1.0, "the commonest answer to the same question"

@@ -42,7 +42,7 @@ def run(tmp_path):
         folder / "metrics.json",
         {
             "loss": {"value": 1.25, "low": 1.0, "high": 1.5, "count": 10, "split": "test"},
-            "accuracy": {"value": None, "note": NASTY},
+            "accuracy": {"value": None, "note": NASTY, "why": f"no rows {NASTY}"},
         },
     )
     entries = [{"step": step, "loss": 8.0 / step, "learning_rate": 1e-3} for step in range(1, 2000)]
@@ -67,6 +67,8 @@ def test_figures_curves_and_samples_are_there(run):
     text = page.write(run).read_text()
     assert "1.25" in text
     assert "1 to 1.5" in text
+    assert "95 %" not in text, "eval.confidence may be another"
+    assert "no rows" in text
     assert "1,234,567 tokens" in text
     assert text.count("<polyline") == 2 + 1 + 1  # loss with its evaluation, the rate, the accuracy
     assert text.count("<tr>") == 1 + 2 + 1 + page.ROWS
@@ -86,6 +88,14 @@ def test_a_folder_that_holds_little_yet(tmp_path):
     found = parse(page.write(tmp_path))
     assert "preparing" in "".join(found.text)
     assert "svg" not in found.tags
+
+
+def test_results_without_a_run_are_called_that(tmp_path):
+    """As `hftune eval MODEL --output DIR` leaves them."""
+    write_json(tmp_path / "metrics.json", {"loss": {"value": 1.25, "count": 10, "split": "test"}})
+    text = "".join(parse(page.write(tmp_path)).text)
+    assert "not started" not in text
+    assert "results of hftune eval" in text
 
 
 def test_the_command_writes_it_and_says_where(run):

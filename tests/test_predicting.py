@@ -8,7 +8,7 @@ import test_table
 import tiny
 import zoo
 
-from hftune import commands, fill_mask, measure, models, recipe, run, subject, task
+from hftune import commands, fill_mask, judging, measure, models, recipe, run, subject, task
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.schema import Model
@@ -167,6 +167,9 @@ def test_predictions_never_cost_a_file_that_was_there(tokenizer_folder, tmp_path
         assert len((tmp_path / target).read_text().splitlines()) == 2
     with pytest.raises(UserError, match="is the file to be predicted"):
         commands.predict(folder, str(tmp_path / "away" / "new.jsonl"), [], str(link), None, False)
+    for change in ("model.path=other", "tokenizer.path=other"):
+        with pytest.raises(UserError, match=f"{change}: .* is the model's own"):
+            commands.predict(folder, str(rows), [change], None, None, False)
 
 
 @pytest.mark.parametrize("kind", ["classify", "tag", "qa", "choice"])
@@ -182,6 +185,26 @@ def test_an_answer_that_cannot_be_read_is_left_out_of_its_row_alone(kind, tmp_pa
     found = list(measure.predict_rows(tmp_path / "run", made, str(tiny.write_rows(tmp_path / "b.jsonl", rows)), None))
     assert [answer["prediction"] for answer in found] == [answer["prediction"] for answer in whole]
     assert ["reference" in answer for answer in found] == [True, False, False, True]
+
+
+@pytest.mark.parametrize("kind", ["classify", "tag", "qa", "choice", "translate"])
+def test_what_two_models_say_of_a_row_does_not_make_it_two_rows(kind, tmp_path, home):
+    import torch
+
+    source = test_table.source(kind, NAMES[kind], tmp_path, home, max_steps=1)
+    run.train(recipe.from_dict(source), Reporter(silent=True))
+    made = recipe.load(tmp_path / "run" / "recipe.yaml", ["task.max_new_tokens=4"] if kind == "translate" else [])
+    prepared, model = measure.ready(tmp_path / "run", made)
+    rows = list(measure._rows(str(home / f"{kind}.jsonl"), made, prepared.task, prepared.options, 5))
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter)
+        found.append(measure.predict(model, prepared, rows, 4096, range(5))[0])
+    assert found[0] != found[1]
+    assert list(map(judging._row, found[0])) == list(map(judging._row, found[1]))
+    assert all("reference" in judging._row(line) for line in found[0])
 
 
 def test_files_are_read_as_those_of_training_are(tokenizer_folder, tmp_path, monkeypatch):

@@ -11,6 +11,8 @@ from hftune.errors import UserError
 from hftune.push import push
 
 SHARED = {"config.json", "model.safetensors", "tokenizer.json", "README.md", "recipe.yaml", "metrics.json"}
+SHARED |= {"model-00001-of-00002.safetensors", "model.safetensors.index.json", "vocab.txt", "merges.txt", "source.spm"}
+SHARED |= {"chat_template.jinja", "generation_config.json", "adapter_model.safetensors", "modeling_own.py", "LICENSE"}
 OWN = {
     "checkpoints/step-3/model.safetensors",
     "predictions/test.jsonl",
@@ -21,6 +23,11 @@ OWN = {
     "log.jsonl",
     "run.json",
     ".lock",
+    "mine.jsonl",
+    "mine.jsonl.part",
+    "rows.csv",
+    "cache/0a/part-00000.arrow",
+    "news/notes.txt",
 }
 
 
@@ -53,7 +60,8 @@ def test_the_model_goes_and_the_data_stays(run, asked):
     (name, made), sent = asked
     assert (name, made["private"]) == ("me/model", True)
     files = [path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()]
-    kept = set(filter_repo_objects(files, ignore_patterns=sent["ignore_patterns"]))
+    patterns = {name: sent[name] for name in ("allow_patterns", "ignore_patterns")}
+    kept = set(filter_repo_objects(files, **patterns))
     assert kept == SHARED | {"generator/config.json"}
 
 
@@ -65,7 +73,9 @@ def test_public_only_when_asked(run, asked):
 def test_an_adapter_goes_only_where_others_find_its_base(run, asked):
     (run / "config.json").unlink()
     (run / "adapter_config.json").write_text('{"base_model_name_or_path": "/home/me/base"}')
-    with pytest.raises(UserError, match=r"nobody else has\n  hint: hftune merge .*, then push .*/merged"):
+    with pytest.raises(
+        UserError, match=r"nobody else has\n  hint: hftune merge .*, then hf upload me/model .*/merged "
+    ):
         push(run, "me/model")
     (run / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}')
     assert push(run, "me/model") == "https://hub/commit"
@@ -79,12 +89,17 @@ def test_what_cannot_be_pushed_is_one_line(run, asked, monkeypatch):
         push(run, "me/model")
     (run / "config.json").write_text("{}")
 
-    def refuse(*_, **__):
-        raise OSError("403 Forbidden\nlong story")
+    class Cut(Exception):
+        """As the client's transport raises for a connection that is cut: none of the operating system's."""
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
-    with pytest.raises(UserError, match=r"403 Forbidden\n  hint"):
-        push(run, "me/model")
+    for kind in (OSError, Cut):
+
+        def refuse(*_, kind=kind, **__):
+            raise kind("403 Forbidden\nlong story")
+
+        monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+        with pytest.raises(UserError, match=r"403 Forbidden\n  hint"):
+            push(run, "me/model")
     monkeypatch.setattr(hub, "answers", lambda: False)
     with pytest.raises(UserError, match="cannot be reached"):
         push(run, "me/model")

@@ -38,6 +38,7 @@ class Scorer(abc.ABC):
             (None: unbounded), where it can be undefined the reason as `undefined`, and where an interval
             would be no honest one the reason as `no_interval`.
         options: name to (default, meaning) or (default, meaning, choices).
+        least: the least value of options that are numbers; where it is whole, so must they be.
         needs_references: False for figures of the predictions alone.
         settings: the options of this instance, every default filled in.
     """
@@ -47,12 +48,15 @@ class Scorer(abc.ABC):
     inputs: ClassVar[tuple[str, ...]]
     reports: ClassVar[dict[str, dict[str, Any]]]
     options: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    least: ClassVar[dict[str, float]] = {}
     needs_references: ClassVar[bool] = True
 
     def __init__(self, **given: Any):
         own = {key: value for key, value in given.items() if key in self.options}
         for key, value in own.items():
             _check_option(self.name, key, value, *self.options[key])
+            if key in self.least and value is not None:
+                _check_number(self.name, key, value, self.least[key])
         self.settings = {key: own.get(key, spec[0]) for key, spec in self.options.items()}
         super().__init__(**{key: value for key, value in given.items() if key not in own})
 
@@ -60,6 +64,13 @@ class Scorer(abc.ABC):
     def name(self) -> str:
         """Name of the metric, which is that of its folder."""
         return type(self).__module__.rpartition(".")[2]
+
+    def ready(self) -> None:  # noqa: B027  (most need nothing)
+        """That what it needs besides hftune is on this machine; asked before a model is.
+
+        Raises:
+            UserError: a package or a model is not there; the hint says how to get it.
+        """
 
     @abc.abstractmethod
     def statistics(self, predictions: Rows, references: Rows) -> Array:
@@ -184,6 +195,12 @@ def _check_option(name: str, key: str, value: Any, default: Any, _: str, choices
     wanted = (int, float) if isinstance(default, float) else type(default)
     if default is not None and (not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool)):
         raise UserError(f"{name}: {key}={value!r} is no {type(default).__name__}")
+
+
+def _check_number(name: str, key: str, value: Any, least: float) -> None:
+    kinds, wanted = (int, "a whole number") if isinstance(least, int) else ((int, float), "a number")
+    if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value < np.inf:
+        raise UserError(f"{name}: {key}={value!r} is not {wanted} of {least:g} or more")
 
 
 def _brief(value: Any) -> str:

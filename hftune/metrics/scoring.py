@@ -89,7 +89,7 @@ def compare(
         values = [_wanted(_once(metric, block), only, ordered) for block in blocks]
         if not values[0]:
             raise UserError(f"{only or metric.name} has no better and worse to compare by")
-        samples = [_resampled(metric, block, values[0], resamples, seed) for block in blocks]
+        samples = [_resampled(metric, block, own, resamples, seed) for block, own in zip(blocks, values, strict=True)]
         chances = [_chances(metric, blocks, values, i, trials, seed) for i in range(1, len(blocks))]
         signature = metric.signature(right)
         for name in values[0]:
@@ -115,15 +115,19 @@ def _once(metric: Scorer, statistics: Any) -> Figures:
 
 
 def _wanted(figures: Figures, only: str | None, among: Any = None) -> Figures:
-    """The figure asked for, with its classes; or all, or those `among` that stand for the whole."""
+    """The figure asked for, with its classes; or all, or those `among` that stand for the whole.
+
+    That of a class which no row has is undefined.
+    """
     if only is not None:
         among = [name for name in figures if name == only or (among is None and name.startswith(f"{only}["))]
-    return {name: value for name, value in figures.items() if among is None or name in among}
+    found = {name: value for name, value in figures.items() if among is None or name in among}
+    return found or ({} if only is None else {only: np.array(np.nan)})
 
 
 def _resampled(metric: Scorer, statistics: Any, wanted: Figures, number: int, seed: int) -> Figures:
-    """Samples [R, ...] of the figures that have an interval; none for a single row."""
-    names = [name for name in wanted if "no_interval" not in metric.report(name)]
+    """Samples [R, ...] of the figures that have a value and an interval; none for a single row."""
+    names = [n for n, value in wanted.items() if "no_interval" not in metric.report(n) and plain(value) is not None]
     if not names or number == 0 or statistics.shape[0] == 1:
         return {}
 

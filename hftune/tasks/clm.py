@@ -235,8 +235,9 @@ def baseline(train: Iterable[Any], rows: Iterable[Any], options: ClmOptions) -> 
     def exchange(row: Any) -> tuple[str, str]:
         if options.kind == "prompt":
             return row["prompt"], row.get("completion", "")
-        texts = [str(message.get("content") or "") for message in row["messages"]]
-        own = [i for i, message in enumerate(row["messages"]) if message["role"] == "assistant"]
+        messages = chat.messages_of(row["messages"], row.where)
+        texts = [str(message.get("content") or "") for message in messages]
+        own = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         last = own[-1] if own else len(texts)
         return texts[max(0, last - 1)], "".join(texts[last : last + 1])
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from hftune import metrics
+from hftune import consistency, metrics, recipe
+from hftune import task as tasks
 from hftune.errors import UserError
 
 
@@ -55,6 +56,19 @@ def test_every_metric_describes_itself_in_json():
         (lambda: metrics.load("chrf", beta=True), "chrf: beta=True is no int", None),
         (lambda: metrics.load("rouge", stem=1), "rouge: stem=1 is no bool", None),
         (lambda: metrics.load("f1", average="mean"), "f1: average='mean' is none of macro, micro", None),
+        (lambda: metrics.load("calibration_error", bins=0), "bins=0 is not a whole number of 1 or more", None),
+        (lambda: metrics.load("chrf:char_order=0"), "char_order=0 is not a whole number of 1 or more", None),
+        (
+            lambda: metrics.load("bleu:max_ngram_order=-1"),
+            "max_ngram_order=-1 is not a whole number of 1 or more",
+            None,
+        ),
+        (
+            lambda: metrics.load("bleu:smooth_method=floor,smooth_value=x"),
+            "smooth_value='x' is not a number of 0",
+            None,
+        ),
+        (lambda: metrics.load("bertscore:layer=1.5"), "layer=1.5 is not a whole number of 0 or more", None),
         (lambda: metrics.score("bleu", [], []), "bleu: there are no rows to score", None),
         (lambda: metrics.score("bleu", ["a"], ["a", "b"]), "bleu: 1 predictions but 2 references", None),
         (lambda: metrics.score("bleu", "abc", "abc"), "'abc' is one row, not a list of rows", None),
@@ -178,3 +192,16 @@ def test_options_stand_behind_the_name():
     with pytest.raises(UserError, match="not of the form OPTION=VALUE"):
         metrics.load("bleu:zh")
     assert metrics.split("f1[a:b=c]") == ("f1[a:b=c]", {}), "the label of a class"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("bleu:lang=ja", "pip install"), ("bleu:tokenize=flores200", ""), ("bertscore", "model=FOLDER")]
+)
+def test_what_a_metric_needs_is_asked_for_before_the_model_is(name, hint, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    made = recipe.from_dict(
+        tiny.mlm(tmp_path) | {"task": {"name": "clm", "kind": "prompt"}, "eval": {"metrics": [name]}}
+    )
+    (fault,) = consistency.measuring(made, tasks.load("clm").under(made.task.options))
+    assert fault.where == "eval.metrics"
+    assert hint in fault.hint

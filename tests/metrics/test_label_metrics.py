@@ -397,3 +397,30 @@ def test_figures_without_their_unit_are_missing_with_a_reason():
     assert "bytes" in found["bits_per_byte"]["why"]
     with pytest.raises(UserError, match=r"prediction 1 is .*nan"):
         values("perplexity", [{"nll": float("nan"), "tokens": 1}], None)
+
+
+@pytest.mark.parametrize(("name", "side"), [("f1[z]", ["a", "b"]), ("entity_f1[Z]", [["B-X"], ["O"]])])
+def test_the_figure_of_a_class_that_no_row_has_is_undefined_and_there(name, side):
+    (entry,) = metrics.score(name, side, side).values()
+    assert (entry["value"], entry["low"], entry["high"]) == (None, None, None)
+    assert "no " in entry["why"]
+    compared = metrics.compare(name, {"x": side, "y": side[::-1]}, side, trials=9)
+    assert {(one["value"], one.get("better")) for one in compared[name]["systems"].values()} == {(None, None)}
+    present = name.replace("z", "a").replace("Z", "X")
+    assert metrics.score(present, side, side)[present]["value"] == 1
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+def test_the_share_of_variance_explained_does_not_depend_on_the_unit(scale):
+    x, y = [1.0, 2.0, 4.0, 3.5], [1.5, 2.0, 3.0, 4.5]
+    found = values("mse", [v * scale for v in x], [v * scale for v in y])["r2"]
+    assert found == pytest.approx(sk.r2_score(y, x), abs=1e-9)
+    assert values("mse", x, [0.1 * scale] * 4)["r2"] is None
+
+
+@pytest.mark.parametrize("names", [("true", "false"), ("True", "False")])
+def test_the_class_of_a_binary_average_may_be_called_true(names):
+    sides = [names[0], names[1], names[0]], [names[0], names[0], names[1]]
+    for written in ("true", names[0]):
+        found = metrics.score(f"f1:average=binary,positive={written}", *sides, resamples=0)
+        assert found["f1"]["value"] == found[f"f1[{names[0]}]"]["value"] == 0.5

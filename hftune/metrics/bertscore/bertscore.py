@@ -29,6 +29,16 @@ class Bertscore(base.Means, base.Module):
         "model": (None, "folder of an encoder with its tokenizer; nothing is downloaded"),
         "layer": (None, "whose output is compared, 0 for the embeddings; the last if not given"),
     }
+    least = {"layer": 0}
+
+    def ready(self) -> None:
+        """See Scorer: the model's folder."""
+        path = Path(str(self.settings["model"]))
+        if not (path / "config.json").is_file() or not list(path.glob("tokenizer*")):
+            raise UserError(
+                f"bertscore: {path} is no folder of a model with its tokenizer",
+                hint="name one that is on this machine: model=FOLDER",
+            )
 
     @cached_property
     def encoder(self) -> tuple[Any, Any]:
@@ -36,12 +46,8 @@ class Bertscore(base.Means, base.Module):
         import torch
         from transformers import AutoModel, AutoTokenizer
 
+        self.ready()
         path = Path(str(self.settings["model"]))
-        if not (path / "config.json").is_file() or not list(path.glob("tokenizer*")):
-            raise UserError(
-                f"bertscore: {path} is no folder of a model with its tokenizer",
-                hint="name one that is on this machine: model=FOLDER",
-            )
         model = AutoModel.from_pretrained(path, local_files_only=True).eval()
         model = model.get_encoder() if model.config.is_encoder_decoder else model
         # the first word is a word like the others: byte-level tokenizers tell it by the space before it

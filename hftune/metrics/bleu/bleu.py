@@ -61,6 +61,11 @@ class Bleu(sacre.Sacre, base.Module):
         "smooth_value": (None, "of floor (0.1) and add-k (1)"),
         "max_ngram_order": (4, "longest n-gram"),
     }
+    least = {"smooth_value": 0.0, "max_ngram_order": 1}
+
+    def ready(self) -> None:
+        """See Scorer: the tokenizer's package and model."""
+        tokenizer(self.settings["tokenize"], self.settings["lang"])
 
     def engine(self) -> Any:
         """See Sacre."""

@@ -24,6 +24,7 @@ class CalibrationError(base.Sums, base.Module):
         "bins": (15, "number of bins"),
         "labels": labels.IN_ORDER,
     }
+    least = {"bins": 1}
     rowwise = False
 
     def statistics(self, predictions: base.Rows, references: base.Rows) -> base.Array:

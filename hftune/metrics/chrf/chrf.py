@@ -22,6 +22,7 @@ class Chrf(sacre.Sacre, base.Module):
         "whitespace": (False, "count white space as characters"),
         "eps_smoothing": (False, "smooth as chrF++.py, Moses and NLTK do, instead of by effective order"),
     }
+    least = {"char_order": 1, "word_order": 0, "beta": 0}
 
     def engine(self) -> Any:
         """See Sacre."""

@@ -1,5 +1,6 @@
 """Precision, recall and F1."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,8 @@ class F1(base.Sums, base.Module):
                 hint=f"give positive=LABEL, one of {', '.join(texts)}",
             )
         given = 1 if given is None else given
-        return str(given) if texts else given
+        written = (str(given), json.dumps(given))  # True, as JSON's booleans are called, or true
+        return next((name for name in written if name in texts), written[0]) if texts else given
 
     def figures(self, sums: np.ndarray) -> base.Figures:
         """See Sums; the averages leave out classes that neither side names, as scikit-learn does."""

@@ -26,6 +26,8 @@ class Mse(base.Sums, base.Module):
     def figures(self, sums: np.ndarray) -> base.Figures:
         """See Sums."""
         rows, squares, absolutes, about, spread = np.moveaxis(sums, -1, 0)
-        spread = spread - about**2 / rows
-        spread = np.where(spread > 1e-14 * rows, spread, 0.0)
+        about = about**2 / rows
+        spread = np.where(
+            spread - about > 1e-13 * spread, spread - about, 0.0
+        )  # else what rounding leaves of a constant
         return {"mse": squares / rows, "mae": absolutes / rows, "r2": 1 - base.ratio(squares, spread)}
