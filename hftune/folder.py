@@ -242,6 +242,11 @@ class RunFolder:
             with suppress(OSError):
                 self.set(state)
 
+    def release(self) -> None:
+        """Let others train here."""
+        if self._lock is not None:
+            self._lock.close()
+
     def log(self, entry: dict[str, Any]) -> None:
         """Append a line to log.jsonl."""
         if self.main:

@@ -93,7 +93,7 @@ def train(
 
 @contextmanager
 def _ends(folder: RunFolder, reporter: Reporter) -> Iterator[None]:
-    """However the work ends, run.json says it; what broke it from outside becomes one line."""
+    """However the work ends, run.json says it, and the folder is free; what broke it from outside becomes one line."""
     try:
         yield
     except Interrupted:
@@ -107,6 +107,8 @@ def _ends(folder: RunFolder, reporter: Reporter) -> Iterator[None]:
         if told is None:
             raise
         raise told from error
+    finally:
+        folder.release()
 
 
 @dataclass

@@ -334,6 +334,17 @@ def test_how_text_is_written_may_change_where_it_chooses_no_checkpoint(tmp_path)
         folder.RunFolder.claim(recipe.from_dict(longer))
 
 
+def test_a_run_that_ended_leaves_its_folder_to_the_next_in_the_same_process(tmp_path, tokenizer_folder, monkeypatch):
+    held, begin = [], folder.RunFolder.begin
+    monkeypatch.setattr(
+        folder.RunFolder, "begin", lambda self, *given, **facts: (held.append(self), begin(self, *given, **facts))
+    )
+    made = recipe.from_dict(tiny.classify(tmp_path, str(tokenizer_folder), max_steps=1))
+    for _ in range(2):
+        run.train(made, Reporter(silent=True), fresh=True)
+    assert len(held) == 2
+
+
 def test_a_second_start_names_the_first(straight):
     _path, source = straight
     held = folder.RunFolder.claim(recipe.from_dict(source))

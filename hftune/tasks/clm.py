@@ -235,7 +235,7 @@ def baseline(train: Iterable[Any], rows: Iterable[Any], options: ClmOptions) -> 
     def exchange(row: Any) -> tuple[str, str]:
         if options.kind == "prompt":
             return row["prompt"], row.get("completion", "")
-        messages = chat.messages_of(row["messages"], row.where)
+        messages = chat.messages_of(row["messages"], getattr(row, "where", None))
         texts = [str(message.get("content") or "") for message in messages]
         own = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         last = own[-1] if own else len(texts)
