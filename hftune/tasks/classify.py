@@ -139,6 +139,8 @@ def _number(row: Any) -> float:
             learned = np.float32(value)
     except (TypeError, ValueError, OverflowError):
         message, hint = f"the label is {str(row['label'])[:40]!r}, wanted a number", "for names set task.kind: single"
+        if re.fullmatch(r"\s*[-+]?\d*,\d+\s*", str(row["label"])):
+            hint = "write it with a decimal point"
         raise UserError(message, hint=hint, where=row.where) from None
     if learned == IGNORE or not np.isfinite(learned):
         why = "which elsewhere marks what a loss ignores" if learned == IGNORE else "wanted a finite number"

@@ -88,6 +88,13 @@ def test_a_number_that_the_loss_would_leave_out_or_not_survive_is_refused(label)
     assert fault.value.where == "rows.jsonl:1"
 
 
+@pytest.mark.parametrize(("label", "says"), [("1,5", "decimal point"), ("-,25", "decimal point"), ("good", "single")])
+def test_a_decimal_comma_is_no_name(label, says):
+    with pytest.raises(UserError, match="wanted a number") as fault:
+        classify.encode(rows(label), fine.tok("bert"), classify.ClassifyOptions(kind="regression"))
+    assert says in fault.value.hint
+
+
 @given(st.lists(st.integers(-40, 40), min_size=2, unique=True), st.sampled_from(["", "a", "①", "--1", "-"]))
 def test_labels_are_in_one_order_in_every_process(numbers, other):
     """Python orders the members of a set anew in each process: names of one value must not follow it."""
