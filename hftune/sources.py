@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 from . import readers
@@ -85,7 +86,7 @@ class HubRows:
 
     def _load(self) -> Any:
         if self.loaded is None:
-            self.loaded = _load(self.source, self.split, self.where)
+            self.loaded = _undecoded(_load(self.source, self.split, self.where))
         return self.loaded
 
 
@@ -130,6 +131,14 @@ def _load(source: Source, split: str, where: str) -> Any:
         raise UserError(message, hint="set name, split or revision of the source", where=where) from None
     finally:
         quiet.setLevel(level)
+
+
+def _undecoded(rows: Any) -> Any:
+    """Sounds and pictures beside the text stay as they are kept: to decode them costs time, and packages that may not be there."""
+    for column, feature in rows.features.items():
+        if getattr(feature, "decode", False):
+            rows = rows.cast_column(column, replace(feature, decode=False))
+    return rows
 
 
 def _namer(feature: Any) -> Callable[[Any], Any] | None:

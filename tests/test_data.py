@@ -384,6 +384,20 @@ def test_hub_rows_have_label_names(hub):
     assert asked[-1][2] == "validation"
 
 
+def test_sounds_beside_the_text_are_not_decoded(monkeypatch):
+    """The sentences of a data set of speech are read without what plays it."""
+    datasets, pa = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
+    kinds = {"text": datasets.Value("string"), "audio": datasets.Audio(), "image": datasets.Image()}
+    features = datasets.Features(kinds)
+    file = pa.array([{"bytes": b"no sound", "path": "a"}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    table = pa.table({"text": ["a"], "audio": file, "image": file}).cast(features.arrow_schema)
+    rows = datasets.Dataset(datasets.table.InMemoryTable(table), info=datasets.DatasetInfo(features=features))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    reader = opened(train="owner/name")
+    assert [row["text"] for row in reader] == ["a"]
+    assert reader.fingerprint() == opened(train="owner/name").fingerprint()
+
+
 def test_the_fingerprint_of_hub_rows_follows_their_content(hub):
     _, columns = hub
     before = opened(train="owner/name").fingerprint()
