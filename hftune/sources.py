@@ -142,9 +142,12 @@ def _undecoded(rows: Any) -> Any:
 
 
 def _namer(feature: Any) -> Callable[[Any], Any] | None:
-    """How to put class labels in words: `value -> name or list of names`; None for a column of anything else."""
+    """How to put class labels in words: `value -> the value with their names`; None for a column without any."""
     names = getattr(feature, "names", None)
     if names:
         return lambda value: None if value is None or value < 0 else names[value]
+    if isinstance(feature, dict):
+        parts = {key: name for key, part in feature.items() if (name := _namer(part))}
+        return (lambda value: value and value | {k: name(value[k]) for k, name in parts.items()}) if parts else None
     inner = _namer(feature.feature) if hasattr(feature, "feature") else None
     return inner and (lambda values: values and [inner(value) for value in values])

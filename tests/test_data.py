@@ -356,9 +356,11 @@ def hub(monkeypatch):
             "text": datasets.Value("string"),
             "label": datasets.ClassLabel(names=["bad", "good"]),
             "tags": datasets.List(datasets.ClassLabel(names=["O", "B"])),
+            "inner": {"n": datasets.Value("int32"), "tags": datasets.List(datasets.ClassLabel(names=["O", "B"]))},
         }
     )
     columns = {"text": ["a", "b", "c"], "label": [1, 0, -1], "tags": [[0, 1], [], [1]]}
+    columns["inner"] = [{"n": 1, "tags": tags} for tags in columns["tags"]]
     asked = []
 
     def load(path, name=None, *, split, revision=None):
@@ -375,8 +377,8 @@ def test_hub_rows_have_label_names(hub):
     assert not asked, "nothing is fetched before it is needed"
     assert reader.remote
     assert [dict(row) for row in reader] == [
-        {"text": "a", "label": "good", "tags": ["O", "B"]},
-        {"text": "b", "label": "bad", "tags": []},
+        {"text": "a", "label": "good", "tags": ["O", "B"], "inner": {"n": 1, "tags": ["O", "B"]}},
+        {"text": "b", "label": "bad", "tags": [], "inner": {"n": 1, "tags": []}},
     ]
     assert asked == [("owner/name", "config", "train", "v1")]
     found = fault(lambda: list(opened("test", test=[{"path": "owner/name", "split": "validation"}], needs=("label",))))
