@@ -17,6 +17,7 @@ from ..schema import FIXED
 from ..task import IGNORE, Task, label_names
 from ..text import truncated
 
+FLAGS = {"0", "1", "False", "True"}
 NUMBER = re.compile(r"-?\d+")
 
 
@@ -55,7 +56,11 @@ def _names(row: Any, options: ClassifyOptions) -> list[str]:
             raise UserError(f"the label is {said}, wanted one label", hint=hint, where=row.where)
         return [_name(value, row)]
     values = value.split(options.separator) if isinstance(value, str) else value if isinstance(value, list) else [value]
-    return [name for v in values if v is not None and (name := _name(v, row))]
+    names = [name for v in values if v is not None and (name := _name(v, row))]
+    if len(names) > len(set(names)) and set(names) <= FLAGS:
+        hint = "write the names of the labels that hold, and leave out the others"
+        raise UserError(f"the labels {json.dumps(value)[:40]} are flags", hint=hint, where=row.where)
+    return names
 
 
 def _name(value: Any, row: Any) -> str:

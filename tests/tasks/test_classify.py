@@ -88,6 +88,16 @@ def test_a_number_that_the_loss_would_leave_out_or_not_survive_is_refused(label)
     assert fault.value.where == "rows.jsonl:1"
 
 
+@pytest.mark.parametrize("label", [[1, 0, 0], [0.0, 0.0, 1.0], [False, True, False], "0,0,0", [1, 1]])
+def test_a_flag_for_each_label_is_no_list_of_labels(label):
+    """Read as labels, rows of flags would all have the two labels 0 and 1."""
+    options = classify.ClassifyOptions(kind="multi")
+    with pytest.raises(UserError, match="are flags") as fault:
+        classify.labels(rows([0, 1], label), options)
+    assert (fault.value.where, "names of the labels" in fault.value.hint) == ("rows.jsonl:2", True)
+    assert classify.labels(rows([0, 1], [1], ["a", "a"]), options).label_names == ("0", "1", "a")
+
+
 @pytest.mark.parametrize(("label", "says"), [("1,5", "decimal point"), ("-,25", "decimal point"), ("good", "single")])
 def test_a_decimal_comma_is_no_name(label, says):
     with pytest.raises(UserError, match="wanted a number") as fault:
