@@ -55,6 +55,7 @@ def _names(row: Any, options: ClassifyOptions) -> list[str]:
             hint, said = "for lists set task.kind: multi", json.dumps(value)[:40]
             raise UserError(f"the label is {said}, wanted one label", hint=hint, where=row.where)
         return [_name(value, row)]
+    data.check_parts(value, "label", row.where)
     values = value.split(options.separator) if isinstance(value, str) else value if isinstance(value, list) else [value]
     names = [name for v in values if v is not None and (name := _name(v, row))]
     if len(names) > len(set(names)) and set(names) <= FLAGS:

@@ -98,6 +98,13 @@ def test_a_flag_for_each_label_is_no_list_of_labels(label):
     assert classify.labels(rows([0, 1], [1], ["a", "a"]), options).label_names == ("0", "1", "a")
 
 
+def test_a_list_written_as_text_is_no_name_of_a_label():
+    """As pandas writes a column of lists into a CSV."""
+    with pytest.raises(UserError, match="'label' is a list written as text") as fault:
+        classify.labels(rows("['joy', 'love']"), classify.ClassifyOptions(kind="multi"))
+    assert (fault.value.where, "JSON lines" in fault.value.hint) == ("rows.jsonl:1", True)
+
+
 @pytest.mark.parametrize(("label", "says"), [("1,5", "decimal point"), ("-,25", "decimal point"), ("good", "single")])
 def test_a_decimal_comma_is_no_name(label, says):
     with pytest.raises(UserError, match="wanted a number") as fault:
