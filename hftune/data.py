@@ -203,6 +203,17 @@ def texts(rows: Sequence[Any], name: str) -> list[str]:
     return found
 
 
+def check_parts(value: Any, name: str, where: str | None) -> None:
+    """That a text which stands for several labels or tags is no list as Python or JSON writes it: brackets would be of their names.
+
+    Raises:
+        UserError: it is one, such as pandas writes into a CSV.
+    """
+    if isinstance(value, str) and value.strip().startswith("[") and value.strip().endswith("]"):
+        hint = "keep lists in a file of JSON lines or Parquet, or write them without brackets and quotes"
+        raise UserError(f"{shown(name)} is a list written as text: {shown(value)}", hint=hint, where=where)
+
+
 def prefixed(rows: Sequence[Any], name: str) -> list[str]:
     """A column of text, each behind the prefix of its row's source.
 

@@ -9,6 +9,7 @@ whole-array operations put the ids together. Where one may cut follows from the 
 import json
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import chain, groupby
 from typing import Any, Literal, NamedTuple, overload
 from weakref import WeakKeyDictionary
@@ -153,7 +154,8 @@ def encode_batch(
     A token starts a word if it begins a piece of the pre-tokenizer (for BERT each punctuation mark is one), or stands
     behind white space, or at either side of a character of a script without spaces. The space of a byte-level or
     sentencepiece token belongs to its word, and so does a token that is only such a space. A token that is a part of
-    one character starts nothing. Special tokens are no words; the unknown token is one.
+    one character starts nothing, nor does a combining mark behind a letter, or a letter behind a mark, at which byte-level
+    pre-tokenizers cut. Special tokens are no words; the unknown token is one.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -418,6 +420,16 @@ def _join(parts: list[Ragged]) -> Ragged:
 UNSPACED = np.array([0x0E00, 0x0F00, 0x1000, 0x10A0, 0x1780, 0x1800, 0x3040, 0xA000, 0xF900, 0xFB00, 0x20000, 0x40000])
 
 
+@cache
+def _joins() -> tuple[Array, Array]:
+    """Tables bool [code points]: letters and digits; marks that go on with a letter's word, and joiners within one."""
+    kinds = np.zeros(0x110000, "U1")
+    for code in chain(range(0x20000), range(0xE0100, 0xE01F0)):
+        kinds[code] = unicodedata.category(chr(code))[0]
+    kinds[[0x200C, 0x200D]] = "M"
+    return np.isin(kinds, ["L", "N"]), kinds == "M"
+
+
 def _spans(encodings: Any) -> Array:
     """First and last + 1 character of every token of every encoding, int64 [tokens, 2]."""
     flat = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
@@ -443,6 +455,9 @@ def _word_starts(encodings: Any, texts: list[str], ids: Ragged, nowords: list[in
     begins &= ~behind_space | (_is_white(before) & (before != SPACE))
     # tokens that overlap are parts of one character; those of no width were a space, and lie before the next one
     begins = ~same | (begins & (start >= last_end) & (start < end))
+    letter, mark = _joins()
+    joined = (mark[char] & ~_is_white(before)) | (mark[before] & (letter[char] | mark[char]))
+    begins &= ~joined | unspaced[0] | unspaced[1]
     begins[ids.offsets[:-1][np.diff(ids.offsets) > 0]] = True
     flags: Array = (begins & ~np.isin(ids.values, nowords)).astype(np.int32)
     return flags

@@ -67,11 +67,20 @@ def _of_test(test: Iterable[Any], columns: Sequence[str]) -> tuple[list[bytes], 
 
 
 def _texts(row: Any, columns: Sequence[str]) -> Iterator[str]:
-    """The texts of a row: a list is one text of its tokens, a dict as many texts as it has values."""
+    """The texts of a row."""
     for name in columns:
-        value = row[name]
-        for part in value.values() if isinstance(value, dict) else [value]:
-            yield " ".join(map(str, part)) if isinstance(part, list) else str(part)
+        yield from _within(row[name])
+
+
+def _within(value: Any) -> Iterator[str]:
+    """A list of words is one text of them; of other lists and of an object, such as a message, each part that is not null."""
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        yield " ".join(value)
+    elif isinstance(value, (list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _within(part)
+    elif value is not None:
+        yield str(value)
 
 
 def _key(texts: list[str]) -> bytes:

@@ -6,6 +6,7 @@ a key as one row, take columns of changing types, and say neither file nor line 
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -43,7 +44,8 @@ def table(text: Text, source: Source, rejects: Rejects) -> Placed:
     """CSV by RFC 4180, or TSV: every field is text as written. A row's place is the line on which it begins."""
     delimiter = source.delimiter or ("\t" if text.file.format == "tsv" else ",")
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if source.quotes else csv.QUOTE_NONE
-    rows, name = csv.reader(text, delimiter=delimiter, quoting=quoting, strict=True), text.file.name
+    last = [""]
+    rows, name = csv.reader(_noted(text, last), delimiter=delimiter, quoting=quoting, strict=True), text.file.name
     header: list[str] = []
     while True:
         start = rows.line_num + 1
@@ -52,7 +54,7 @@ def table(text: Text, source: Source, rejects: Rejects) -> Placed:
         except StopIteration:
             return
         except csv.Error as error:
-            fault = _broken_table(error, f"{name}:{start}", text.number - start)
+            fault = _broken_table(error, f"{name}:{start}", text.number - start, last[0], delimiter)
             rejects.add(fault, str(error))
             continue
         if text.bad >= start and not header:
@@ -71,10 +73,21 @@ def table(text: Text, source: Source, rejects: Rejects) -> Placed:
             rejects.add(UserError(message, hint=hint, where=f"{name}:{start}"), line)
 
 
+def _noted(text: Text, last: list[str]) -> Iterator[str]:
+    """The lines, of which the newest is at hand."""
+    for line in text:
+        last[0] = line
+        yield line
+
+
 def separated(header: Sequence[str]) -> str | None:
     """What to do about a header of one column whose name holds what separates columns elsewhere."""
     marks = [mark for mark in ";\t|" if mark in header[0]] if len(header) == 1 else []
-    return f"give the source its separator: {{path: ..., delimiter: {json.dumps(marks[0])}}}" if marks else None
+    return _give(marks[0]) if marks else None
+
+
+def _give(mark: str) -> str:
+    return f"give the source its separator: {{path: ..., delimiter: {json.dumps(mark)}}}"
 
 
 def _unique(names: list[str], where: str) -> list[str]:
@@ -83,8 +96,8 @@ def _unique(names: list[str], where: str) -> list[str]:
     return names
 
 
-def _broken_table(error: csv.Error, where: str, further: int) -> UserError:
-    """The fault of one row; raised where going on would lose the rows behind it without a word."""
+def _broken_table(error: csv.Error, where: str, further: int, line: str, delimiter: str) -> UserError:
+    """The fault of one row, found in its last line; raised where going on would lose the rows behind it without a word."""
     if "unexpected end" in str(error) or "field limit" in str(error):
         message = "a quote that opens in this row is never closed"
         raise UserError(message, hint="close it, or set quotes: false if quotes are text", where=where) from None
@@ -92,6 +105,8 @@ def _broken_table(error: csv.Error, where: str, further: int) -> UserError:
         raise UserError("a bare CR in a line", hint="convert the line ends to LF", where=where) from None
     span = f" (the row takes {further + 1} lines)" if further > 0 else ""
     hint = 'a quote within a quoted field is written twice (""); or set quotes: false if quotes are text'
+    closing = [mark for mark in re.findall(r'"([;\t|])', line) if mark != delimiter]
+    hint = f"{_give(closing[0])}; or {hint}" if closing else hint
     return UserError(f"broken quotes: {safe(str(error))}{span}", hint=hint, where=where)
 
 

@@ -245,12 +245,25 @@ def _overrides(texts: Iterable[str], faults: list[UserError]) -> Node | None:
             faults.append(fault)
             continue
         node = replace(node, where=where)
+        if listed := _listed(layer, names):
+            hint = "say it in the list, e.g. data.train=[{path: a.jsonl, limit: 100}]"
+            faults.append(UserError(f"{listed} is given as a list, which has no such key", hint=hint, where=where))
+            continue
         for name in reversed(names):
             node = Node({name: node}, where)
         if key == "task" and isinstance(node.value["task"].value, str):
             node = Node({"task": _prepared(node.value["task"], "task")}, where)
         layer = _merge(layer, node, rivals=False) if layer else node
     return layer
+
+
+def _listed(layer: Node | None, names: Sequence[str]) -> str:
+    """The key above the last of these names that a layer holds a list at, if there is one: merged, the list would be lost."""
+    for depth, name in enumerate(names[:-1], 1):
+        layer = layer.value.get(name) if layer and isinstance(layer.value, dict) else None
+        if layer and isinstance(layer.value, list):
+            return ".".join(names[:depth])
+    return ""
 
 
 def _node(value: Any, where: str, faults: list[UserError]) -> Node:

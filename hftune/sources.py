@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 from . import readers
@@ -85,7 +86,7 @@ class HubRows:
 
     def _load(self) -> Any:
         if self.loaded is None:
-            self.loaded = _load(self.source, self.split, self.where)
+            self.loaded = _undecoded(_load(self.source, self.split, self.where))
         return self.loaded
 
 
@@ -132,10 +133,21 @@ def _load(source: Source, split: str, where: str) -> Any:
         quiet.setLevel(level)
 
 
+def _undecoded(rows: Any) -> Any:
+    """Sounds and pictures beside the text stay as they are kept: to decode them costs time, and packages that may not be there."""
+    for column, feature in rows.features.items():
+        if getattr(feature, "decode", False):
+            rows = rows.cast_column(column, replace(feature, decode=False))
+    return rows
+
+
 def _namer(feature: Any) -> Callable[[Any], Any] | None:
-    """How to put class labels in words: `value -> name or list of names`; None for a column of anything else."""
+    """How to put class labels in words: `value -> the value with their names`; None for a column without any."""
     names = getattr(feature, "names", None)
     if names:
         return lambda value: None if value is None or value < 0 else names[value]
+    if isinstance(feature, dict):
+        parts = {key: name for key, part in feature.items() if (name := _namer(part))}
+        return (lambda value: value and value | {k: name(value[k]) for k, name in parts.items()}) if parts else None
     inner = _namer(feature.feature) if hasattr(feature, "feature") else None
     return inner and (lambda values: values and [inner(value) for value in values])

@@ -12,7 +12,7 @@ from .arrays import Ragged, inputs
 from .encoding import encode_batch, encode_offsets, unknown_id
 
 PROBE = "a"
-SENTENCE_END = re.compile(r"""[.!?…]+["'”’»)\]]*\s+|[。！？｡]+[」』”’）]*\s*|\s*\n\s*""")
+SENTENCE_END = re.compile(r"""[.!?…।॥؟۔։።]+["'”’»)\]]*\s+|[。！？｡]+[」』”’）]*\s*|\s*\n\s*""")
 
 
 def frame(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -356,9 +356,11 @@ def hub(monkeypatch):
             "text": datasets.Value("string"),
             "label": datasets.ClassLabel(names=["bad", "good"]),
             "tags": datasets.List(datasets.ClassLabel(names=["O", "B"])),
+            "inner": {"n": datasets.Value("int32"), "tags": datasets.List(datasets.ClassLabel(names=["O", "B"]))},
         }
     )
     columns = {"text": ["a", "b", "c"], "label": [1, 0, -1], "tags": [[0, 1], [], [1]]}
+    columns["inner"] = [{"n": 1, "tags": tags} for tags in columns["tags"]]
     asked = []
 
     def load(path, name=None, *, split, revision=None):
@@ -375,13 +377,27 @@ def test_hub_rows_have_label_names(hub):
     assert not asked, "nothing is fetched before it is needed"
     assert reader.remote
     assert [dict(row) for row in reader] == [
-        {"text": "a", "label": "good", "tags": ["O", "B"]},
-        {"text": "b", "label": "bad", "tags": []},
+        {"text": "a", "label": "good", "tags": ["O", "B"], "inner": {"n": 1, "tags": ["O", "B"]}},
+        {"text": "b", "label": "bad", "tags": [], "inner": {"n": 1, "tags": []}},
     ]
     assert asked == [("owner/name", "config", "train", "v1")]
     found = fault(lambda: list(opened("test", test=[{"path": "owner/name", "split": "validation"}], needs=("label",))))
     assert (found.where, found.message) == ("owner/name: row 3", "'label' is null")
     assert asked[-1][2] == "validation"
+
+
+def test_sounds_beside_the_text_are_not_decoded(monkeypatch):
+    """The sentences of a data set of speech are read without what plays it."""
+    datasets, pa = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
+    kinds = {"text": datasets.Value("string"), "audio": datasets.Audio(), "image": datasets.Image()}
+    features = datasets.Features(kinds)
+    file = pa.array([{"bytes": b"no sound", "path": "a"}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    table = pa.table({"text": ["a"], "audio": file, "image": file}).cast(features.arrow_schema)
+    rows = datasets.Dataset(datasets.table.InMemoryTable(table), info=datasets.DatasetInfo(features=features))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    reader = opened(train="owner/name")
+    assert [row["text"] for row in reader] == ["a"]
+    assert reader.fingerprint() == opened(train="owner/name").fingerprint()
 
 
 def test_the_fingerprint_of_hub_rows_follows_their_content(hub):

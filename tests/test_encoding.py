@@ -245,6 +245,10 @@ def test_word_starts_agree_with_white_space(name):
         ("bpe gpt2", "a 日本 b", ["a", " 日", "本", " b"]),
         ("bpe gpt2", "ไทย", ["ไ", "ท", "ย"]),
         ("bpe roberta", "x \n é", ["x", " \n", " é"]),
+        ("bpe roberta", "हिन्दी भाषा, हम", ["हिन्दी", " भाषा,", " हम"]),
+        ("bpe qwen2", "हिन्दी भाषा, हम", ["हिन्दी", " भाषा,", " हम"]),
+        ("bpe gpt2", "cafe\u0301s, שָׁלוֹם", ["cafe\u0301s", ",", " שָׁלוֹם"]),
+        ("bpe gpt2", "می\u200cخواهم 1\ufe0f\u20e3", ["می\u200cخواهم", " 1\ufe0f\u20e3"]),
     ],
 )
 def test_words(name, text, words):

@@ -63,3 +63,16 @@ def test_several_columns_lists_and_objects():
     assert overlap(train, train, ["a", "b", "c"]) == {"rows": 1, "exact": 1, "ngram13": 1}
     test = [train[0] | {"c": {"en": "hello", "fr": "bonjour"}}, {"a": "", "b": ["x y"], "c": {"en": "hello"}}]
     assert overlap(train, test, ["a", "b", "c"]) == {"rows": 2, "exact": 0, "ngram13": 1}
+
+
+def test_of_conversations_the_words_are_compared():
+    """Not what holds them: a Parquet file gives each message all the keys that any has."""
+
+    def row(*words):
+        empty = dict.fromkeys(["name", "tool_calls", "tool_call_id", "weight", "end_turn", "thinking", "audio"])
+        return {"t": [{"role": "user", "content": text, **empty} for text in words]}
+
+    long = " ".join(map(str, range(N)))
+    train = [row("yes", "no"), row(f"so it was {long}\nand on")]
+    found = overlap(train, [row("maybe"), row("no", f"or\n{long}"), row("yes ", "no")], ["t"])
+    assert found == {"rows": 3, "exact": 1, "ngram13": 1}

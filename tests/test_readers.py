@@ -113,6 +113,10 @@ HOSTILE = [
     ("few.csv", b'text,label\n"a\nb",1\nc\n', {}, ":4", "1 fields where the header has 2", "double quotes"),
     ("open.csv", b'text,label\na,1\n"b,2\nc,3\n', {}, ":3", "never closed", "quotes: false"),
     ("inside.csv", b'text,label\na,1\n"b" c,2\n', {}, ":3", "broken quotes", "quotes: false"),
+    ("quoted.csv", b'"text";"label"\n"a";1\n', {}, ":1", "broken quotes", 'delimiter: ";"}'),
+    ("semicolon.csv", b'text;label\na;1\n"b; c";2\n', {}, ":3", "broken quotes", 'delimiter: ";"}'),
+    ("inner.tsv", b'text\tlabel\n"b" c"\t2\n', {}, ":2", "broken quotes", "a quote within a quoted field is"),
+    ("tab.csv", b'"text"\t"label"\n', {}, ":1", "broken quotes", 'delimiter: "\\t"}'),
     ("inside.tsv", b'text\tlabel\n"b" c\t2\n', {}, ":2", "broken quotes", "quotes: false"),
     (
         "thrift.parquet",

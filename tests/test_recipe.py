@@ -121,6 +121,15 @@ def test_overrides_replace_merge_and_unset(here):
     assert read(GOOD, "model.config=").model.config == {}
 
 
+def test_a_list_on_the_command_line_is_not_lost_to_a_key_within_it(here):
+    overrides = ["data.train=[c.jsonl,d.jsonl]", "data.train.limit=5"]
+    (fault,) = faults_of(GOOD, *overrides)
+    assert "data.train is given as a list" in fault.message
+    assert fault.where == f"command line: {overrides[1]}"
+    assert read(GOOD, "data.train=c.jsonl", overrides[1]).data.train[0].limit == 5
+    assert len(read(GOOD, overrides[1], overrides[0]).data.train) == 2  # what is said last replaces it
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

@@ -17,6 +17,7 @@ from ..schema import FIXED
 from ..task import IGNORE, Task, label_names
 from ..text import truncated
 
+FLAGS = {"0", "1", "False", "True"}
 NUMBER = re.compile(r"-?\d+")
 
 
@@ -54,8 +55,13 @@ def _names(row: Any, options: ClassifyOptions) -> list[str]:
             hint, said = "for lists set task.kind: multi", json.dumps(value)[:40]
             raise UserError(f"the label is {said}, wanted one label", hint=hint, where=row.where)
         return [_name(value, row)]
+    data.check_parts(value, "label", row.where)
     values = value.split(options.separator) if isinstance(value, str) else value if isinstance(value, list) else [value]
-    return [name for v in values if v is not None and (name := _name(v, row))]
+    names = [name for v in values if v is not None and (name := _name(v, row))]
+    if len(names) > len(set(names)) and set(names) <= FLAGS:
+        hint = "write the names of the labels that hold, and leave out the others"
+        raise UserError(f"the labels {json.dumps(value)[:40]} are flags", hint=hint, where=row.where)
+    return names
 
 
 def _name(value: Any, row: Any) -> str:
@@ -139,6 +145,8 @@ def _number(row: Any) -> float:
             learned = np.float32(value)
     except (TypeError, ValueError, OverflowError):
         message, hint = f"the label is {str(row['label'])[:40]!r}, wanted a number", "for names set task.kind: single"
+        if re.fullmatch(r"\s*[-+]?\d*,\d+\s*", str(row["label"])):
+            hint = "write it with a decimal point"
         raise UserError(message, hint=hint, where=row.where) from None
     if learned == IGNORE or not np.isfinite(learned):
         why = "which elsewhere marks what a loss ignores" if learned == IGNORE else "wanted a finite number"

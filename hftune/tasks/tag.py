@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, model_validator
 
+from .. import data
 from ..arrays import inputs, pad
 from ..class_weights import Weighted, varies
 from ..errors import UserError
@@ -56,6 +57,7 @@ def _words(row: Any) -> list[str]:
 def _tags(row: Any, options: TagOptions) -> list[str]:
     """The tags of a row by name."""
     tags, names = row["ner_tags"], options.label_names
+    data.check_parts(tags, "ner_tags", row.where)
     tags = tags.split() if isinstance(tags, str) else tags
     if not isinstance(tags, list) or len(tags) != len(_words(row)):
         given = f"{len(tags)} tags" if isinstance(tags, list) else f"ner_tags is {str(tags)[:40]!r}"

@@ -88,6 +88,30 @@ def test_a_number_that_the_loss_would_leave_out_or_not_survive_is_refused(label)
     assert fault.value.where == "rows.jsonl:1"
 
 
+@pytest.mark.parametrize("label", [[1, 0, 0], [0.0, 0.0, 1.0], [False, True, False], "0,0,0", [1, 1]])
+def test_a_flag_for_each_label_is_no_list_of_labels(label):
+    """Read as labels, rows of flags would all have the two labels 0 and 1."""
+    options = classify.ClassifyOptions(kind="multi")
+    with pytest.raises(UserError, match="are flags") as fault:
+        classify.labels(rows([0, 1], label), options)
+    assert (fault.value.where, "names of the labels" in fault.value.hint) == ("rows.jsonl:2", True)
+    assert classify.labels(rows([0, 1], [1], ["a", "a"]), options).label_names == ("0", "1", "a")
+
+
+def test_a_list_written_as_text_is_no_name_of_a_label():
+    """As pandas writes a column of lists into a CSV."""
+    with pytest.raises(UserError, match="'label' is a list written as text") as fault:
+        classify.labels(rows("['joy', 'love']"), classify.ClassifyOptions(kind="multi"))
+    assert (fault.value.where, "JSON lines" in fault.value.hint) == ("rows.jsonl:1", True)
+
+
+@pytest.mark.parametrize(("label", "says"), [("1,5", "decimal point"), ("-,25", "decimal point"), ("good", "single")])
+def test_a_decimal_comma_is_no_name(label, says):
+    with pytest.raises(UserError, match="wanted a number") as fault:
+        classify.encode(rows(label), fine.tok("bert"), classify.ClassifyOptions(kind="regression"))
+    assert says in fault.value.hint
+
+
 @given(st.lists(st.integers(-40, 40), min_size=2, unique=True), st.sampled_from(["", "a", "①", "--1", "-"]))
 def test_labels_are_in_one_order_in_every_process(numbers, other):
     """Python orders the members of a set anew in each process: names of one value must not follow it."""

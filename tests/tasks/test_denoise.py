@@ -12,6 +12,7 @@ from hftune.batching import generator
 from hftune.errors import UserError
 from hftune.task import IGNORE
 from hftune.tasks import denoise
+from hftune.text import sentences
 
 TOKENIZER = toys.tokenizer("bart")
 OPTIONS = denoise.DenoiseOptions(max_length=48)
@@ -107,6 +108,15 @@ def test_sentences_are_found_in_the_text_by_any_tokenizer(kind):
     _, starts, ends = tokenizer.encode_offsets(made, [text])
     begins = [text[starts[0][at] : ends[0][at] + 3].strip()[:1] for at in np.flatnonzero(flags[: len(starts[0])])]
     assert begins == ['"', "T", "F", "五", "S"]
+
+
+@pytest.mark.parametrize(
+    "line", ["वह आया। कौन? राम॥ बस।", "جاء. من؟ هو. نعم۔", "Եկավ։ Ո՞վ։ Նա։ Այո։", "መጣ። ማን? እሱ። አዎ።"]
+)
+def test_sentences_of_other_scripts_are_found(line):
+    found = sentences(line)
+    assert "".join(found) == line
+    assert len(found) == 4
 
 
 def test_rows_of_a_document_begin_where_they_were_cut():

@@ -152,6 +152,8 @@ def test_tag_names_come_from_the_rows_or_from_the_recipe():
     [
         ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "1 tags for 2 words"),
         ({"tokens": ["a"], "ner_tags": [3]}, "a number without a name"),
+        ({"tokens": "['a', 'b']", "ner_tags": "['O', 'B-X']"}, "'ner_tags' is a list written as text"),
+        ({"tokens": "a b c", "ner_tags": "[0 1 2]"}, "'ner_tags' is a list written as text"),
         ({"tokens": ["a"], "ner_tags": 7}, "ner_tags is '7'"),
         ({"tokens": [1], "ner_tags": ["O"]}, "wanted a list of words"),
         ({"tokens": ["a"], "ner_tags": ["O"]}, "all words have the same tag"),
