@@ -52,6 +52,19 @@ def trained_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
     return kept
 
 
+def content_of_frozen(model: nn.Module, optimizer: torch.optim.Optimizer, of: Collection[int]) -> str | None:
+    """One key of those of the weights with these ids that the optimizer never moves, so that no checkpoint holds them.
+
+    None: it moves all of them.
+    """
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    frozen = [p for p in model.parameters() if id(p) in of and id(p) not in moved]
+    digest = xxhash.xxh3_128()
+    for parameter in frozen:
+        digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest() if frozen else None
+
+
 def load_trained_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Put saved weights back; one that the model does not have, or in another shape, is a fault."""
     own = model.state_dict(keep_vars=True)
