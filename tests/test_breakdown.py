@@ -479,6 +479,16 @@ def test_a_checkpoint_whose_weights_are_not_finite_is_passed_over(tmp_path):
     assert passed == ["passed over step-6: the weight bias is not finite"]
 
 
+def test_weights_that_are_not_trained_are_left_where_they_are():
+    """A copy of a large frozen model might be more than the host has memory for: one that cannot be copied must do."""
+    frozen, trained = torch.nn.Linear(3, 3, device="meta"), torch.nn.Linear(3, 3)
+    frozen.requires_grad_(False)
+    model = torch.nn.ModuleDict({"frozen": frozen, "trained": trained, "tied": trained})
+    kept = checkpoint.trained_state(model, torch.optim.SGD(trained.parameters()))
+    assert kept.keys() == {"trained.weight", "trained.bias"}
+    assert torch.equal(kept["trained.weight"], trained.weight)
+
+
 def test_rotation_keeps_the_best_and_the_newest(tmp_path):
     some_checkpoints(tmp_path, 1, 2, 3, 4)
     checkpoint.rotate(tmp_path, 2, 1, 4)
