@@ -33,23 +33,34 @@ def _hash(path: Path) -> str:
 
 
 def trained_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights that the optimizer moves, now or later, and persistent buffers, under their names, shared ones once."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+    """Weights that the optimizer moves, now or later, and persistent buffers, under their names, shared ones once.
 
+    Nothing else is copied off the device: of a model with an adapter that is the least part.
+    """
     moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if id(p) not in moved}
-    state: dict[str, Any] = get_model_state_dict(
-        model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-    )
     seen: set[int] = set()
     kept: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if name in frozen or tensor.data_ptr() in seen:
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        frozen = isinstance(tensor, nn.Parameter) and id(tensor) not in moved
+        if frozen or tensor.data_ptr() in seen:
             continue
         if tensor.numel():
             seen.add(tensor.data_ptr())
-        kept[name] = tensor.contiguous()
+        kept[name] = tensor.detach().cpu().contiguous()
     return kept
+
+
+def content_of_frozen(model: nn.Module, optimizer: torch.optim.Optimizer, of: Collection[int]) -> str | None:
+    """One key of those of the weights with these ids that the optimizer never moves, so that no checkpoint holds them.
+
+    None: it moves all of them.
+    """
+    moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    frozen = [p for p in model.parameters() if id(p) in of and id(p) not in moved]
+    digest = xxhash.xxh3_128()
+    for parameter in frozen:
+        digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest() if frozen else None
 
 
 def load_trained_state(model: nn.Module, state: dict[str, Tensor]) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
+# of an error that has no type of its own: the host's memory, and what a GPU takes besides tensors
+SAID = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 PIECE = 2**23  # numbers sent at once: their copy is small, and the calls are few
 
 
@@ -24,7 +26,7 @@ class NoMemory(RuntimeError):
 
 def memory_ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on an accelerator or on the machine."""
-    said = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in SAID)
     return said or isinstance(error, (NoMemory, torch.OutOfMemoryError, MemoryError))
 
 

@@ -42,7 +42,7 @@ class Prepared:
     rows: dict[str, Rows] = field(default_factory=dict)
     sources: dict[str, Any] = field(default_factory=dict)  # split -> data.Reader
     fingerprints: dict[str, str] = field(default_factory=dict)  # split -> text, tokenizer and options in one key
-    content: dict[str, str] = field(default_factory=dict)  # split -> text alone; "tokenizer" -> what decides its ids
+    content: dict[str, str] = field(default_factory=dict)  # split -> text alone; "tokenizer" and (see run) "model" too
 
 
 def open_split(recipe: Recipe, task: Task, options: Any, split: str) -> Any:

@@ -153,12 +153,15 @@ class Run:
         if self._finished():
             return read_json(self.folder.path / METRICS)
         models.dry_run_save(built.model)
+        loaded = {id(p) for name, p in built.model.named_parameters() if p.requires_grad and name not in built.new}
         self.method = methods.apply(
             built, self.recipe, self.prepared.task.head, self.total, self.accelerator, self.folder.path
         )
         if self.method.summary:
             self.reporter.say(self.method.summary)
         model, optimizer = self._ready(self.method.model)
+        if frozen := checkpoint.content_of_frozen(self.core, optimizer.optimizer, loaded):
+            self.prepared.content["model"] = frozen
         self._resume()
         schedule = optim.schedule(optimizer.optimizer, train, self.total)
         _advance(schedule, self.progress.step)
@@ -272,10 +275,10 @@ class Run:
         self.reporter.say(f"resuming from step {found.step} of {self.total}")
 
     def _same_mathematics(self, found: checkpoint.Checkpoint) -> None:
-        """Refuse rows and tokens that are not those of the checkpoint, and say what will change the last bits."""
+        """Refuse rows, tokens and a base that are not those of the checkpoint, and say what will change the last bits."""
         before, here = found.manifest, self._facts()
         _same_settings(before.get("settings", {}), here["settings"], found.step)  # first: what no --allow can accept
-        keys = {"train": "data.train", "validation": "data.validation", "tokenizer": "tokenizer"}
+        keys = {"train": "data.train", "validation": "data.validation", "tokenizer": "tokenizer", "model": "model.path"}
         changed = [key for name, key in keys.items() if before["content"].get(name) != here["content"].get(name)]
         if refused := [key for key in changed if key not in self.allow]:
             raise UserError(

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import signal
 
 import children
@@ -9,7 +10,7 @@ import pytest
 import tiny
 import torch
 import zoo
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from hftune import adapters, checking, heads, measure, methods, models, recipe, shortcuts
@@ -370,6 +371,27 @@ def test_a_run_without_an_adapter_is_not_merged(base, tmp_path):
     assert children.child(children.train, plain) == 0
     with pytest.raises(UserError, match="no adapter to merge"):
         measure.merge_run(tmp_path / "run", recipe.load(tmp_path / "run" / "recipe.yaml"), tmp_path / "merged")
+
+
+@pytest.mark.parametrize("way", ["lora", "body"])
+def test_a_base_that_changed_meanwhile_is_told(way, base, tmp_path):
+    """What is trained was trained upon it, and no checkpoint holds it."""
+    own = tmp_path / "base"
+    shutil.copytree(base, own)
+    made = source(own, tmp_path, "lora", save_steps=1, **({"freeze": "body"} if way == "body" else {}))
+    if way == "body":
+        del made["peft"]
+    assert children.child(children.train_and_die, made, 3) == -signal.SIGKILL
+    weights = load_file(own / "model.safetensors")
+    weights["bert.encoder.layer.0.output.dense.weight"] += 1e-3
+    save_file(weights, own / "model.safetensors", {"format": "pt"})
+
+    def again():
+        with pytest.raises(UserError, match=r"model\.path: the content of model.path changed.*\n.*--allow model.path"):
+            children.train(made)
+
+    assert children.child(again) == 0
+    assert children.child(lambda: children.train(made, allow=["model.path"])) == 0
 
 
 def test_two_ranks_adapt_as_one(base, tmp_path):

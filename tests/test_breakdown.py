@@ -30,6 +30,10 @@ NO_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory"),
     MemoryError(),
     RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError(
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call"
+    ),
 ]
 
 
@@ -477,6 +481,16 @@ def test_a_checkpoint_whose_weights_are_not_finite_is_passed_over(tmp_path):
     found, passed = checkpoint.newest(tmp_path, ["weight", "bias"])
     assert found.step == 4, "a buffer may be what it likes"
     assert passed == ["passed over step-6: the weight bias is not finite"]
+
+
+def test_weights_that_are_not_trained_are_left_where_they_are():
+    """A copy of a large frozen model might be more than the host has memory for: one that cannot be copied must do."""
+    frozen, trained = torch.nn.Linear(3, 3, device="meta"), torch.nn.Linear(3, 3)
+    frozen.requires_grad_(False)
+    model = torch.nn.ModuleDict({"frozen": frozen, "trained": trained, "tied": trained})
+    kept = checkpoint.trained_state(model, torch.optim.SGD(trained.parameters()))
+    assert kept.keys() == {"trained.weight", "trained.bias"}
+    assert torch.equal(kept["trained.weight"], trained.weight)
 
 
 def test_rotation_keeps_the_best_and_the_newest(tmp_path):
