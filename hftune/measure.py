@@ -213,6 +213,10 @@ def _keep(subject: Subject, place: Path, figures: dict[str, Any], prepared: prep
     if place == Path(subject.path):
         card.write(place, subject.recipe, prepared.model_type)
     else:
+        names = [rows.name for rows in subject.rows()]
+        for old in (place / subjects.PREDICTIONS).glob("[!.]*.jsonl"):
+            if old.stem not in names:
+                old.unlink()  # of an evaluation before, perhaps of another model
         (place / RECIPE).write_text(dump(prepared.recipe), encoding="utf-8")
     page.write(place)
 

@@ -433,7 +433,10 @@ class Run:
                 self._write_model()
                 for figure in figures.values():
                     figure["split"] = "validation"
-                if (shown := self.folder.path / SHOWN).exists():
+                shown = self.folder.path / SHOWN
+                for old in shown.parent.glob("[!.]*.jsonl"):
+                    old.unlink()  # what the weights before said, of the test rows too
+                if shown.exists():
                     os.replace(shown, shown.with_name("validation.jsonl"))
                 write_json(self.folder.path / METRICS, figures)
                 ended = {**self.folder.state, **facts, "state": "finished"}

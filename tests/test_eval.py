@@ -161,6 +161,8 @@ def test_several_sets_each_have_figures_and_predictions(run, place, tmp_path):
     assert {name.partition("/")[0] for name in both} == {"first", "second"}
     assert all({**both[f"first/{name}"], "split": "test"} == figure for name, figure in one.items())
     assert len(list(evaluation.read_lines(out / "predictions" / "second.jsonl"))) == 13
+    figures(run, "--data", f"first={place / 'a.jsonl'}", "--output", out)
+    assert [path.name for path in (out / "predictions").iterdir()] == ["first.jsonl"], "nothing of an evaluation before"
 
 
 def test_a_plain_model_is_talked_to_by_the_recipes_template(place, tmp_path):
