@@ -404,8 +404,15 @@ def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | No
     """Rows that may lack the answers, cleaned as those of training were; none is dropped."""
     wanted, answers = task.inputs_only(options), task.answers(options)
     given = subjects.like_training(recipe.data, recipes.source(source, subjects.SOURCE))
+    # what the task trained on and does not read here: a text, of which it goes on with a prompt
+    gone = {*task.columns(recipe.task.options)} - {*task.columns(options)}
+    columns, own = (
+        {name: column for name, column in mapping.items() if name not in gone}
+        for mapping in (recipe.data.columns, given.columns)
+    )
+    given = given.model_copy(update={"columns": own})
     if source == subjects.TYPED:
-        columns = recipe.data.columns | given.columns
+        columns |= own
         for number, line in enumerate(islice(typed_lines(), limit), 1):
             where = f"standard input:{number}"
             row = {wanted[0]: line.rstrip("\n")} if len(wanted) == 1 else _object(line, wanted, answers, columns, where)
@@ -414,7 +421,7 @@ def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | No
     clean = recipe.data.clean.model_copy(update={"min_chars": 0, "deduplicate": False})
     block = Data(
         train=[given],
-        columns=recipe.data.columns,
+        columns=columns,
         clean=clean,
         encoding=recipe.data.encoding,
     )
