@@ -44,7 +44,7 @@ def write(path: Path, recipe: Recipe, model_type: str, state: Mapping[str, Any] 
         if "[" not in name
     ]
     metadata = ModelCardData(
-        library_name=LIBRARY, tags=["hftune", recipe.task.name, model_type], base_model=_hub_id(recipe.model.path), model_name=path.name,
+        library_name=LIBRARY, tags=["hftune", recipe.task.name, model_type], base_model=_hub_id(recipe.model.path, state), model_name=path.name,
         eval_results=results or None,
     )  # fmt: skip
     rows = [
@@ -95,6 +95,8 @@ def _interval(figure: dict[str, Any]) -> str:
     return f"{low:.4f} to {high:.4f}" if isinstance(low, (int, float)) and isinstance(high, (int, float)) else ""
 
 
-def _hub_id(path: str | None) -> str | None:
-    """A model's name on the Hub; a local path is nobody else's business."""
-    return path if path and path.count("/") == 1 and not Path(path).exists() else None
+def _hub_id(path: str | None, state: Mapping[str, Any]) -> str | None:
+    """A model's name on the Hub; a local path, as it was where the run was started, is nobody else's business."""
+    if not path or path.count("/") != 1 or path.startswith((".", "~", "/")):
+        return None
+    return None if any((Path(place) / path).exists() for place in ("", state.get("directory", ""))) else path

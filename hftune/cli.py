@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -513,12 +514,25 @@ def schema() -> None:
 def main() -> None:
     """Entry point: a fault of the user's is one line and exit status 2; a fault of ours keeps its traceback, status 1."""
     from .errors import Lost, UserError
+    from .files import disk_is_full
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app()
+        try:
+            app()
+        finally:
+            with suppress(BrokenPipeError, AttributeError):  # whoever reads went away; there is none
+                sys.stdout.flush()  # what cannot be written is told here, and not while Python ends
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        if sys.stdout is not None:  # what it still holds is not to be tried again while Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"error: {where}no space left on the disk\n  hint: make room, then give the command again\n")
+        raise SystemExit(2) from None
     except UserError as error:
         alone = error.status == 1  # a breakdown is often that of one rank; whose loss others feel, the launcher says
         if (os.environ.get("RANK", "0") == "0" or alone) and not (

@@ -202,13 +202,24 @@ def _tell_overlap(recipe: Recipe, name: str, rows: Any, reporter: Reporter) -> N
 
 
 def _keep(subject: Subject, place: Path, figures: dict[str, Any], prepared: prepare.Prepared) -> None:
-    """Write the figures and their page, with them the card of a run, or beside them the recipe that gave them."""
+    """Write the figures and their page, with them the card of a run, or beside them the recipe that gave them.
+
+    Of an evaluation before, perhaps of another model, nothing stays in a folder of results.
+    """
+    before = read_json(place / METRICS)
     write_json(place / METRICS, figures)
     if place == Path(subject.path):
         card.write(place, subject.recipe, prepared.model_type)
     else:
+        for name in _splits(before) - _splits(figures):
+            (place / subjects.PREDICTIONS / f"{name}.jsonl").unlink(missing_ok=True)
         (place / RECIPE).write_text(dump(prepared.recipe), encoding="utf-8")
     page.write(place)
+
+
+def _splits(figures: dict[str, Any]) -> set[str]:
+    """The sets of rows that figures are of."""
+    return {figure["split"].partition("[")[0] for figure in figures.values()}
 
 
 def _baseline(
@@ -394,8 +405,15 @@ def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | No
     """Rows that may lack the answers, cleaned as those of training were; none is dropped."""
     wanted, answers = task.inputs_only(options), task.answers(options)
     given = subjects.like_training(recipe.data, recipes.source(source, subjects.SOURCE))
+    # what the task trained on and does not read here: a text, of which it goes on with a prompt
+    gone = {*task.columns(recipe.task.options)} - {*task.columns(options)}
+    columns, own = (
+        {name: column for name, column in mapping.items() if name not in gone}
+        for mapping in (recipe.data.columns, given.columns)
+    )
+    given = given.model_copy(update={"columns": own})
     if source == subjects.TYPED:
-        columns = recipe.data.columns | given.columns
+        columns |= own
         for number, line in enumerate(islice(typed_lines(), limit), 1):
             where = f"standard input:{number}"
             row = {wanted[0]: line.rstrip("\n")} if len(wanted) == 1 else _object(line, wanted, answers, columns, where)
@@ -404,7 +422,7 @@ def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | No
     clean = recipe.data.clean.model_copy(update={"min_chars": 0, "deduplicate": False})
     block = Data(
         train=[given],
-        columns=recipe.data.columns,
+        columns=columns,
         clean=clean,
         encoding=recipe.data.encoding,
     )

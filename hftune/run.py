@@ -446,7 +446,9 @@ class Run:
                 self._write_model()
                 for figure in figures.values():
                     figure["split"] = self.recipe.eval.part("validation")
-                if (shown := self.folder.path / SHOWN).exists():
+                shown = self.folder.path / SHOWN
+                shown.with_name("test.jsonl").unlink(missing_ok=True)  # what the weights before said
+                if shown.exists():
                     os.replace(shown, shown.with_name("validation.jsonl"))
                 write_json(self.folder.path / METRICS, figures)
                 ended = {**self.folder.state, **facts, "state": "finished"}

@@ -199,3 +199,15 @@ def test_a_tokenizer_reads_its_text_as_a_recipe_would(tmp_path, monkeypatch):
         assert (hint in str(result.exception)) if hint else (result.exit_code == 0), result.exception
     assert "1 rows (1 broken)" in result.output
     assert "é" in (tmp_path / "new" / "tokenizer.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("words", [["schema"], ["recipes"], ["recipes", "show", "bert"]], ids=str)
+def test_a_full_disk_behind_standard_output_is_one_line(words):
+    """Whether what is written fills a buffer before the end or not."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "hftune", *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: no space left on the disk")
+    assert len(done.stderr.splitlines()) == 2

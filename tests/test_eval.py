@@ -16,7 +16,7 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from hftune import byrow, cli, evaluation, leaks, metrics, models, recipe, tokenizer
+from hftune import byrow, card, cli, evaluation, leaks, metrics, models, recipe, tokenizer
 from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.report import Reporter
@@ -161,6 +161,8 @@ def test_several_sets_each_have_figures_and_predictions(run, place, tmp_path):
     assert {name.partition("/")[0] for name in both} == {"first", "second"}
     assert all({**both[f"first/{name}"], "split": "test"} == figure for name, figure in one.items())
     assert len(list(evaluation.read_lines(out / "predictions" / "second.jsonl"))) == 13
+    figures(run, "--data", f"first={place / 'a.jsonl'}", "--output", out)
+    assert [path.name for path in (out / "predictions").iterdir()] == ["first.jsonl"], "nothing of an evaluation before"
 
 
 def test_a_plain_model_is_talked_to_by_the_recipes_template(place, tmp_path):
@@ -207,6 +209,19 @@ def test_the_card_holds_what_was_measured(run, place):
         rows = [line for line in card.text.splitlines() if line.startswith("| accuracy")]
         assert [line.split(" | ")[-1] for line in rows] == [f"{split} |"]
         assert (run / "recipe.yaml").read_text() in (run / "README.md").read_text(), "as it ran, not as overridden"
+
+
+@pytest.mark.parametrize(("path", "named"), [("runs/bert", None), ("./bert", None), ("owner/bert", "owner/bert")])
+def test_the_card_names_a_base_model_of_the_hub_alone(path, named, tmp_path, monkeypatch):
+    """Also where it is written anew from another folder than the run was started in."""
+    from huggingface_hub import ModelCard
+
+    (tmp_path / "home" / "runs" / "bert").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    made = recipe.from_dict(tiny.mlm(tmp_path) | {"model": {"path": path}, "tokenizer": {}})
+    (tmp_path / "recipe.yaml").write_text(recipe.dump(made), encoding="utf-8")
+    card.write(tmp_path, made, "bert", {"directory": str(tmp_path / "home")})
+    assert ModelCard.load(tmp_path / "README.md").data.base_model == named
 
 
 @pytest.mark.parametrize(

@@ -183,8 +183,10 @@ def test_the_floor_of_several_losses_is_that_of_the_one_over_the_vocabulary(tmp_
 def lines(task, text, monkeypatch, limit=None, columns=None, **options):
     monkeypatch.setattr("sys.stdin", io.StringIO(text))
     loaded = tasks.load(task)
-    made = SimpleNamespace(data=schema.Data(columns=columns or {}))
-    return list(measure._rows("-", made, loaded, loaded.options(**options), limit))
+    made = SimpleNamespace(
+        data=schema.Data(columns=columns or {}), task=SimpleNamespace(options=loaded.options(**options))
+    )
+    return list(measure._rows("-", made, loaded, made.task.options, limit))
 
 
 def test_lines_of_text_are_rows_and_where_a_row_has_several_parts_objects(monkeypatch):
@@ -216,7 +218,8 @@ def test_objects_on_standard_input_have_the_columns_of_the_files(monkeypatch):
     data = schema.Data.model_validate({"train": [source], "columns": {"label": "gold"}})
     monkeypatch.setattr("sys.stdin", io.StringIO('{"one": "a", "two": "b"}\n'))
     task = tasks.load("classify")
-    (row,) = measure._rows("-", SimpleNamespace(data=data), task, task.options(pair=True), None)
+    made = SimpleNamespace(data=data, task=SimpleNamespace(options=task.options(pair=True)))
+    (row,) = measure._rows("-", made, task, made.task.options, None)
     assert row == {"text": "a", "text_pair": "b"}
 
 

@@ -140,6 +140,32 @@ def test_rows_to_be_predicted_may_lack_mapped_answers_and_are_cleaned_as_the_oth
     assert [answer["reference"] for answer in measure.predict_rows(tmp_path / "run", made, str(known), None)] == ["y"]
 
 
+@pytest.mark.parametrize("where", ["data", "source"])
+def test_a_prompt_is_not_looked_for_where_the_text_of_training_was(where, tmp_path):
+    rows = [{"body": row["text"][:80]} for row in tiny.lines("docs-text", limit=6)]
+    data, columns = str(tiny.write_rows(tmp_path / "rows.jsonl", rows)), {"columns": {"text": "body"}}
+    source = tiny.mlm(tmp_path, max_steps=1) | {
+        "task": {"name": "clm", "max_length": 32, "max_new_tokens": 2},
+        "model": {"init": "gpt2", "config": {"n_embd": 16, "n_layer": 1, "n_head": 2}},
+        "tokenizer": {"train": "bpe", "vocab_size": 300},
+        "data": {"train": [{"path": data, **columns}]} if where == "source" else {"train": data, **columns},
+    }
+    source["data"]["cache_dir"] = str(tmp_path / "cache")
+    run.train(recipe.from_dict(source), Reporter(silent=True))
+    made, file = recipe.load(tmp_path / "run" / "recipe.yaml"), str(tmp_path / "new.jsonl")
+    tiny.write_rows(tmp_path / "new.jsonl", [{"prompt": "The file"}])
+    [answer] = measure.predict_rows(tmp_path / "run", made, file, None)
+    assert answer["prompt"] == "The file"
+    tiny.write_rows(tmp_path / "new.jsonl", rows[:1])
+    with pytest.raises(
+        UserError, match=r"no column 'prompt'; there are 'body'\n  hint: map it: data.columns: {prompt: body}"
+    ):
+        list(measure.predict_rows(tmp_path / "run", made, file, None))
+    mapped = recipe.load(tmp_path / "run" / "recipe.yaml", ["data.columns.prompt=body"])
+    [answer] = measure.predict_rows(tmp_path / "run", mapped, file, None)
+    assert answer["prompt"] == rows[0]["body"]
+
+
 def test_predictions_never_cost_a_file_that_was_there(tokenizer_folder, tmp_path, capsys):
     source = tiny.classify(tmp_path, str(tokenizer_folder), max_steps=1)
     run.train(recipe.from_dict(source), Reporter(silent=True))

@@ -230,10 +230,14 @@ def test_a_finished_run_is_not_run_again_but_extended(straight, tmp_path):
 
     lines = []
     assert children.child(work) == 0
+    tested = tmp_path / "run" / "predictions" / "test.jsonl"
+    tested.parent.mkdir(exist_ok=True)
+    tested.write_text("{}\n")
     longer = {**source, "train": {**source["train"], "max_steps": 14}}
     assert children.child(children.train, longer) == 0
     told = json.loads((tmp_path / "run" / "run.json").read_text())
     assert told["step"] == 14
+    assert not tested.exists(), "what the weights before said is no figure of these"
     assert f"14 steps, {told['tokens']:,} tokens in" in (tmp_path / "run" / "README.md").read_text()
 
 

@@ -118,14 +118,14 @@ def _short(value: Any) -> str:
 
 
 def as_list(values: Any) -> list[Any]:
-    """A list of plain Python values out of a list, numpy array, tensor or dataset column.
+    """A list of plain Python values out of a list, numpy array, tensor or dataset column, or a list of such.
 
     Raises:
         UserError: a single text or a mapping, which would fall apart into characters or keys.
     """
     if isinstance(values, str | bytes | dict):
         raise UserError(f"{_short(values)} is one row, not a list of rows", hint="write [row]")
-    return list(values.tolist() if hasattr(values, "tolist") else values)
+    return [value.tolist() if hasattr(value, "tolist") else value for value in values]
 
 
 def several(references: Sequence[str | Sequence[str]]) -> list[list[str]]:

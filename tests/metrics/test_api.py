@@ -121,6 +121,12 @@ def test_numbers_are_plain_and_json_is_strict():
     found = metrics.score(["accuracy", "f1", "confusion_matrix"], np.array([0, 1, 1]), np.array([0, 1, 0]))
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert type(found["accuracy"]["value"]) is float
+    assert (
+        metrics.score(["accuracy", "f1", "confusion_matrix"], list(np.array([0, 1, 1])), np.array([0, 1, 0])) == found
+    )
+    rows = np.array([[0.25, 0.75], [0.5, 0.5], [1, 0]])
+    of_rows, listed = (metrics.score("roc_auc", None, [1, 1, 0], scores=one) for one in (list(rows), rows.tolist()))
+    assert of_rows == listed
     assert set(found["accuracy"]) == {"value", "low", "high", "count", "direction", "signature"}
     empty = metrics.score("seqeval", [["O"]], [["O"]])
     assert json.loads(json.dumps(empty, allow_nan=False))["entity_f1"]["value"] is None

@@ -366,6 +366,20 @@ def test_bertscore_equals_its_definition(encoder):
     assert best["bertscore"] == pytest.approx([1.0] * 16, abs=1e-5)
 
 
+def test_bertscore_reads_no_pickle(encoder, tmp_path):
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file
+
+    shutil.copytree(encoder, tmp_path / "pickled")
+    weights = tmp_path / "pickled" / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
+    with pytest.raises(UserError, match=r"cannot load .*safetensors"):
+        value("bertscore", ["a"], ["a"], model=str(tmp_path / "pickled"))
+
+
 def test_bertscore_downloads_nothing():
     with pytest.raises(UserError, match="no folder of a model"):
         value("bertscore", ["a"], ["a"], model="roberta-large")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hftune.errors import UserError
+from hftune.hub import first_line
 from hftune.metrics import base
 from hftune.metrics.rows import several
 
@@ -48,10 +49,15 @@ class Bertscore(base.Means, base.Module):
 
         self.ready()
         path = Path(str(self.settings["model"]))
-        model = AutoModel.from_pretrained(path, local_files_only=True).eval()
+        try:
+            model = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True).eval()
+            # the first word is a word like the others: byte-level tokenizers tell it by the space before it
+            tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, add_prefix_space=True)
+        except Exception as error:  # the libraries below raise whatever they like for a bad file
+            raise UserError(
+                f"bertscore: cannot load {path}: {first_line(error)}", hint="name another model=FOLDER"
+            ) from error
         model = model.get_encoder() if model.config.is_encoder_decoder else model
-        # the first word is a word like the others: byte-level tokenizers tell it by the space before it
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, add_prefix_space=True)
         return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     def scores(self, predictions: base.Rows, references: base.Rows) -> np.ndarray:
