@@ -219,7 +219,7 @@ def _keep(subject: Subject, place: Path, figures: dict[str, Any], prepared: prep
 
 def _splits(figures: dict[str, Any]) -> set[str]:
     """The sets of rows that figures are of."""
-    return {figure["split"].partition("[")[0] for figure in figures.values()}
+    return {str(figure["split"]).partition("[")[0] for figure in figures.values() if "split" in figure}
 
 
 def _baseline(
