@@ -67,7 +67,7 @@ def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, report
         if not (Path(run) / RECIPE).is_file():
             raise UserError(f"{run} holds neither a run nor results of hftune eval", hint="give such folders")
         if not file.is_file():
-            there = sorted(path.stem for path in file.parent.glob("[!.]*.jsonl"))
+            there = sorted(path.stem for path in (Path(run) / "predictions").glob("[!.]*.jsonl"))
             hint = f"hftune eval {run} --split {split}; of other rows, and of train, compare the folders that its --output names"
             hint = f"it was on {', '.join(there)}: --split {there[0]}; or {hint}" if there else hint
             raise UserError(f"{run} was not scored on {split}", hint=hint, where=str(file))

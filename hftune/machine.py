@@ -67,7 +67,7 @@ def precision(recipe: Train | None) -> str:
     if asked == "fp16" and not torch.cuda.is_available():
         raise UserError("fp16 needs a GPU", hint="set train.precision to auto, fp32 or bf16", where="train.precision")
     if asked == "auto":
-        # older GPUs take bf16 and compute it by way of float32, more slowly than that
+        # older GPUs take bf16 too, and compute it by way of float32
         return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "no" if asked == "fp32" else asked
 
