@@ -6,7 +6,7 @@ and architecture they belong to. Rows whose inputs change from epoch to epoch (m
 
 import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,15 +99,15 @@ class Memory:
     def _see(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._inputs = {name: value for name, value in sorted(kwargs.items()) if isinstance(value, Tensor)}
 
-    def fill(self, model: nn.Module, batches: Iterable[dict[str, Any]]) -> str:
-        """Compute the features of batches of inputs, once; the file is gone when the process is.
+    def fill(self, compute: Callable[..., Any], batches: Iterable[dict[str, Any]]) -> str:
+        """Keep the features of batches, of which `compute(**batch)` calls the model; the file is gone when the process is.
 
         Where something below is trained they change with it, and none are kept.
         """
         with tempfile.TemporaryFile(dir=self._folder) as file:
             self._file = file
-            for inputs in batches:
-                model(**inputs)  # not without gradients, by which `_forward` knows
+            for batch in batches:
+                compute(**batch)  # not without gradients, by which `_forward` knows
                 if not self._where:
                     break
             self._file = None

@@ -109,7 +109,8 @@ class Method:
             there.
         state: tensors that a resumed run needs besides weights and moments.
         resume: takes them back.
-        fill: where features can be kept: computes those of batches of inputs, and says so in one line.
+        fill: where features can be kept: given what calls the model with a batch, and the batches, it keeps theirs, and says
+            so in one line.
     """
 
     model: Any

@@ -22,6 +22,7 @@ from . import (
     evaluation,
     floors,
     heads,
+    labelled,
     liger,
     loop,
     machine,
@@ -230,7 +231,8 @@ class Run:
 
     def _compute_features(self) -> None:
         """What a frozen body makes of each row, once, where rows are the same in every epoch."""
-        task, device, tokens = self.prepared.task, self.accelerator.device, self.recipe.eval.batch_tokens
+        device, tokens = self.accelerator.device, self.recipe.eval.batch_tokens
+        task, options, way = self.prepared.task, self.prepared.options, heads.Criterion(head=self.ways.head)
         train = self.prepared.rows["train"]
         one, two = (train.batch([0], [generator(0, epoch, 0)]) for epoch in (0, 1))
         if any(not torch.equal(one[name], two[name]) for name in one):
@@ -240,10 +242,14 @@ class Run:
             for rows in self.prepared.rows.values():
                 for chosen in evaluation_batches(rows.data.lengths, tokens):
                     batch = rows.batch(chosen, [generator(0, 0, int(row)) for row in chosen])
-                    yield heads.model_inputs(self.core, {k: v.to(device) for k, v in batch.items()}, task)
+                    yield labelled.moved(batch, device, task)
+
+        def compute(**batch: Any) -> None:
+            """By the loss, since what of a batch the model is given is the task's to say."""
+            heads.losses(self.core, batch, task, options, way)
 
         with self.accelerator.autocast():
-            self.reporter.say(self.method.fill(self.core, batches()))  # type: ignore[misc]
+            self.reporter.say(self.method.fill(compute, batches()))  # type: ignore[misc]
 
     def _resume(self) -> None:
         if self.folder.main:

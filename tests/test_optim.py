@@ -264,6 +264,27 @@ def test_a_probe_moves_its_head_alone_and_computes_the_body_once(base, tmp_path,
         torch.testing.assert_close(kept[name], each[name], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["qa", "choice"])
+def test_a_probe_computes_the_body_once_whatever_a_batch_holds_besides(kind, base, tmp_path, monkeypatch):
+    """Where an answer may stand, and which choices there are, is not the model's to see."""
+    told = []
+    monkeypatch.setattr(Reporter, "say", lambda self, line: told.append(line))
+    options = {
+        "qa": {"max_length": 64, "stride": 8, "unanswerable": True},
+        "choice": {"max_length": 40, "context": True},
+    }
+    for way in ("kept", "each"):
+        made = source(base, tmp_path / way, freeze="body", max_steps=12)
+        rows = tiny.write_rows(tmp_path / "rows.jsonl", tiny.lines(f"address-{kind}", limit=20))
+        data = {"train": str(rows), "cache_dir": str(tmp_path / "cache")}
+        children.train({**made, "task": {"name": kind, **options[kind]}, "data": data})
+        monkeypatch.setattr(run.Run, "_compute_features", lambda self: None)
+    assert len([line for line in told if "different rows computed once" in line]) == 1, told
+    kept, each = weights(tmp_path / "kept"), weights(tmp_path / "each")
+    for name in [name for name in kept if kept[name].ndim > 1]:  # a bias that all answers share cancels out
+        torch.testing.assert_close(kept[name], each[name], atol=1e-5, rtol=0)
+
+
 def test_masked_rows_are_not_kept(base, tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(Reporter, "say", lambda self, line: told.append(line))
