@@ -134,8 +134,9 @@ class Memory:
 
     def _rows(self) -> tuple[Tensor, list[bytes]]:
         """The mask of each row [rows, positions], and a hash of all that it holds under the mask."""
-        flat = {name: value.reshape(-1, value.shape[-1]).cpu() for name, value in self._inputs.items()}
-        masks = flat.get("attention_mask", torch.ones_like(flat["input_ids"])).bool()
+        ids = self._inputs["input_ids"]
+        masks = self._inputs.get("attention_mask", torch.ones_like(ids)).reshape(-1, ids.shape[-1]).bool().cpu()
+        flat = {name: value.reshape(len(masks), -1).cpu() for name, value in self._inputs.items()}
         keys = []
         for row, mask in enumerate(masks):
             digest = xxhash.xxh3_128()

@@ -180,6 +180,24 @@ def test_a_new_part_of_the_body_is_trained_with_the_head(tmp_path):
     assert all(made.model.get_parameter(n).grad is not None for n in trained)
 
 
+def test_all_that_a_row_is_given_tells_it_from_others(tmp_path):
+    """A permutation LM's rows differ by more than their tokens: by what each position sees, and which are asked for."""
+    model, batch = built("xlnet", zoo.CLM).eval(), zoo.batch("xlnet", zoo.CLM)
+    features.freeze(model, ())
+    memory, width = features.Memory(model, tmp_path), batch["input_ids"].shape[1]
+    inputs = {**zoo.inputs(model, batch, zoo.CLM), "perm_mask": torch.zeros(4, width, width)}
+    memory.fill(model, [inputs])
+    assert memory.rows == 4
+    other = {**inputs, "perm_mask": inputs["perm_mask"].clone()}
+    other["perm_mask"][2, :, -2] = 1
+    real = batch["attention_mask"].bool()
+    with torch.no_grad():
+        found = model(**other).logits[real]
+        memory.rows = 0
+        assert torch.equal(found, model(**other).logits[real])
+        assert not torch.allclose(found, model(**inputs).logits[real])
+
+
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_features_of_what_is_trained_below_are_not_kept(name, tmp_path):
     """Embeddings that were grown are trained: an evaluation must see them as they are, not as they were at the start."""
