@@ -13,7 +13,7 @@ from .task import OF_TEXT, Task
 # a prediction and its reference as Task.inputs names them
 EXAMPLES: dict[str, tuple[Any, Any]] = {
     "label": ("a", "a"),
-    "labels": (["a"], ["a"]),
+    "labels": (["a", "b"], ["a", "b"]),
     "number": (0.5, 0.5),
     "text": ("a", "a"),
     "tags": (["O"], ["O"]),
@@ -89,9 +89,11 @@ def _scores(metric: Any, kind: str) -> bool:
     if "text" in metric.inputs and kind not in ("text", "spans"):
         return False  # a label is a string too, and none that could be right in part
     prediction, reference = EXAMPLES[kind]
-    scores = [{"a": 0.9, "b": 0.1}] if kind in ("label", "labels") else None
+    scores = {"label": [{"a": 0.9, "b": 0.1}], "labels": [{"a": 0.9, "b": 0.8}]}.get(kind)
     try:
-        checked(metric, [prediction], [reference], scores)
+        rows = checked(metric, [prediction], [reference], scores)
+        if "scores" in metric.inputs:  # some are of one label a row
+            metric.statistics(*rows)
     except UserError:
         return False
     return "scores" not in metric.inputs or scores is not None

@@ -211,3 +211,12 @@ def test_what_a_metric_needs_is_asked_for_before_the_model_is(name, hint, tmp_pa
     (fault,) = consistency.measuring(made, tasks.load("clm").under(made.task.options))
     assert fault.where == "eval.metrics"
     assert hint in fault.hint
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("single", []), ("multi", ["calibration_error", "brier", "matthews"])])
+def test_metrics_of_one_label_a_row_are_refused_where_there_are_several(kind, refused, tmp_path):
+    named = ["calibration_error", "brier", "matthews", "roc_auc", "f1", "accuracy"]
+    source = tiny.mlm(tmp_path) | {"task": {"name": "classify", "kind": kind}, "eval": {"metrics": named}}
+    made = recipe.from_dict(source)
+    faults = consistency.measuring(made, tasks.load("classify").under(made.task.options))
+    assert [fault.message.split()[0] for fault in faults] == refused
