@@ -70,13 +70,19 @@ def _surety(line: dict[str, Any]) -> float:
 
 def _told(line: dict[str, Any]) -> str:
     """A row in one line: input, answer, what was wanted."""
-    given = [text for key, text in line.items() if key not in ("prediction", "reference") and isinstance(text, str)]
+    own = ("prediction", "predictions", "reference")
+    given = [" ".join(x) if _is_words(x) else x for key, x in line.items() if key not in own]
+    given = [text for text in given if isinstance(text, str)]
     parts = [*(_short(text) for text in given[:2])]
     if "prediction" in line:
         parts.append(f"→ {_short(line['prediction'])}")
     if "reference" in line and line["reference"] != line.get("prediction"):
         parts.append(f"wanted {_short(line['reference'])}")
     return "  ".join(parts)
+
+
+def _is_words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)
 
 
 def _short(value: Any) -> str:

@@ -281,6 +281,17 @@ def test_what_is_shown_of_a_row_obeys_nothing(tmp_path, capsys):
     assert max(map(len, shown.splitlines())) < 250
 
 
+def test_a_row_of_words_is_shown_with_them(tmp_path, capsys):
+    rows = [
+        {"tokens": ["12", place], "prediction": ["B", "O"], "reference": ["B", "B"], "score": {"entity_f1": score}}
+        for place, score in (("Oslo", 0.5), ("Bergen", 1.0))
+    ]
+    byrow.show(tiny.write_rows(tmp_path / "rows.jsonl", rows), Reporter())
+    shown = capsys.readouterr().out
+    assert "0.5  '12 Oslo'  →" in shown
+    assert "1  '12 Bergen'  →" in shown
+
+
 @pytest.mark.parametrize(
     "name", ["accuracy", "f1:average=micro", "entity_f1[a:b]", "entity_f1:scheme=IOB2[PER]", "entity_f1[PER]"]
 )
