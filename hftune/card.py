@@ -8,7 +8,7 @@ from . import hub
 from .files import read_json
 from .folder import METRICS, RECIPE, STATE, older_model
 from .recipe import Recipe
-from .report import duration
+from .report import duration, fixed
 from .safety import markdown
 
 LIBRARY = "transformers"
@@ -48,7 +48,7 @@ def write(path: Path, recipe: Recipe, model_type: str, state: Mapping[str, Any] 
         eval_results=results or None,
     )  # fmt: skip
     rows = [
-        f"| {markdown(name)} | {figure['value']:.4f} | {_interval(figure)} | {figure.get('count', '')} | {figure.get('split', '')} |"
+        f"| {markdown(name)} | {fixed(figure['value'])} | {_interval(figure)} | {figure.get('count', '')} | {figure.get('split', '')} |"
         for name, figure in shown.items()
     ]
     older, tokens, spent = older_model(state), state.get("tokens", 0), duration(state.get("training_seconds", 0))
@@ -92,7 +92,7 @@ def _measured_on(recipe: Recipe, split: str) -> str:
 
 def _interval(figure: dict[str, Any]) -> str:
     low, high = figure.get("low"), figure.get("high")
-    return f"{low:.4f} to {high:.4f}" if isinstance(low, (int, float)) and isinstance(high, (int, float)) else ""
+    return f"{fixed(low)} to {fixed(high)}" if isinstance(low, (int, float)) and isinstance(high, (int, float)) else ""
 
 
 def _hub_id(path: str | None, state: Mapping[str, Any]) -> str | None:

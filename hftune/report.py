@@ -25,6 +25,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
+def fixed(value: float) -> str:
+    """A figure with four decimals, or as many digits where these would all be zero."""
+    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.4g}"
+
+
 class Reporter:
     """Speaks for one run.
 
@@ -120,11 +125,11 @@ class Reporter:
             if figure.get("value") is None:
                 rows.append((name, f"undefined: {figure.get('why', '')}"))
                 continue
-            text = f"{figure['value']:.4f}"
+            text = fixed(figure["value"])
             if isinstance(figure.get("low"), (int, float)):
-                text += f"  [{figure['low']:.4f}, {figure['high']:.4f}]"
+                text += f"  [{fixed(figure['low'])}, {fixed(figure['high'])}]"
             if isinstance(floor := figure.get("baseline", {}).get("value"), (int, float)):
-                text += f"  baseline {floor:.4f}"
+                text += f"  baseline {fixed(floor)}"
             if figure.get("note"):
                 text += f"  {figure['note']}"
             rows.append((name, text))
