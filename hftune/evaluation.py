@@ -165,15 +165,16 @@ def losses(by_row: dict[str, Any], rows: Rows, settings: Eval, intervals: bool) 
         intervals: whether to give any.
     """
     counts = {f"{name}_loss": int(count.sum()) for name, (_, count) in by_row.items()}
+    signature = metrics.load("perplexity").signature([])
     figures: dict[str, Any] = {
-        name: {"value": plain(value), "count": counts.get(name, sum(counts.values())), "direction": "lower"}
-        for name, value in loop.mean_loss(by_row, rows.task).items()
-    }
-    if any(figure["value"] is None for figure in figures.values()):
-        return {
-            name: {**figure, "low": None, "high": None, "why": "a loss is not finite"}
-            for name, figure in figures.items()
+        name: {
+            "value": plain(value), "low": None, "high": None, "count": counts.get(name, sum(counts.values())), "direction": "lower",
+            "signature": signature, "why": "resampling needs two rows and a number of resamples",
         }
+        for name, value in loop.mean_loss(by_row, rows.task).items()
+    }  # fmt: skip
+    if any(figure["value"] is None for figure in figures.values()):
+        return {name: {**figure, "why": "a loss is not finite"} for name, figure in figures.items()}
     number = rows.data.documents[: len(next(iter(by_row.values()))[0])]
     sums = {name: np.stack([np.bincount(number, part) for part in pair], 1) for name, pair in by_row.items()}
     if not intervals or settings.resamples == 0 or number[-1] == 0:
@@ -185,10 +186,10 @@ def losses(by_row: dict[str, Any], rows: Rows, settings: Eval, intervals: bool) 
         return {"loss": sum(t.weight * terms[f"{t.name}_loss"] for t in rows.task.terms), **terms}
 
     samples = resampling.sampled(draw, resampling.resamples(int(number[-1]) + 1, settings.resamples, seed=0))
-    signature = metrics.load("perplexity").signature([])
     for name, figure in figures.items():
         low, high = resampling.percentiles(samples[name], settings.confidence)
-        figure |= {"low": float(low), "high": float(high), "signature": signature}
+        figure |= {"low": float(low), "high": float(high)}
+        del figure["why"]
     return figures
 
 

@@ -495,4 +495,7 @@ def test_every_loss_has_the_interval_of_its_rows(run):
     each = {name: drawn @ sums / (drawn @ counts) for name, (sums, counts) in table.items()}
     for name, samples in {"loss": each["mlm"] + each["nsp"], "mlm_loss": each["mlm"], "nsp_loss": each["nsp"]}.items():
         assert [told[name]["low"], told[name]["high"]] == pytest.approx(np.quantile(samples, [0.025, 0.975]))
-    assert "low" not in evaluation.losses(table, rows, Eval(resamples=0), True)["loss"]
+    assert all("why" not in one for one in told.values())
+    without = evaluation.losses(table, rows, Eval(resamples=0), True)["loss"]
+    assert (without["low"], without["high"], without["signature"]) == (None, None, told["loss"]["signature"])
+    assert "resamples" in without["why"]
