@@ -75,7 +75,7 @@ def evaluate(
     Raises:
         UserError: whatever is wrong with rows, metrics or model; but for its weights found before they are read.
     """
-    own = _told_by_model(subject, trust_remote_code) if subject.plain else subject.own
+    own = _told_by_model(subject, reporter, trust_remote_code) if subject.plain else subject.own
     if not subject.plain:
         tell_age(subject.path, reporter.warn)
     if subject.place is not None:
@@ -131,11 +131,15 @@ def _scratch(accelerator: Any, stack: ExitStack) -> Path:
     return Path(broadcast_object_list(folder)[0])
 
 
-def _told_by_model(subject: Subject, trust_remote_code: bool) -> Recipe:
-    """The recipe for a plain model, with what the task reads from the model's configuration."""
+def _told_by_model(subject: Subject, reporter: Reporter, trust_remote_code: bool) -> Recipe:
+    """The recipe for a plain model, with what the task reads from the model's configuration; other names of its are told."""
     own = subject.own
     config = models.configuration(own.model, trust_remote_code)
     options = tasks.load(own.task.name).known(own.task.options, config)
+    names, before = getattr(options, "label_names", None) or (), tasks.labels_of(config)
+    if len(names) == len(before) and names != before != tasks.unnamed(len(before)):
+        called, taken = models.listed(before), models.listed(names)
+        reporter.warn(f"{subject.path} calls its labels {called}; in this order they are taken for {taken}")
     return own.model_copy(update={"task": own.task.model_copy(update={"options": options})})
 
 

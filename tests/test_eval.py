@@ -126,7 +126,15 @@ def test_a_model_knows_the_order_of_its_labels_better_than_a_recipe(place):
     words = (place / "classifier", "--task", "classify", "--data", place / "a.jsonl", "eval.resamples=0")
     found = figures(*words)
     assert list(LABELS) != sorted(LABELS)
-    assert figures(*words, f"task.label_names={json.dumps(sorted(LABELS))}") == found
+    same, others = (f"task.label_names={json.dumps(names)}" for names in (sorted(LABELS), ["x", *LABELS[1:]]))
+    assert figures(*words, same) == found
+    warning = "calls its labels positive, neutral, negative; in this order they are taken for x, neutral, negative"
+    (place / "x.jsonl").write_text((place / "a.jsonl").read_text().replace('"label": "positive"', '"label": "x"'))
+    for label_names, rows, said in ((same, "a.jsonl", False), (others, "x.jsonl", True)):
+        shown = told(
+            place / "classifier", "--task", "classify", "--data", place / rows, label_names, "eval.resamples=0"
+        )
+        assert (warning in shown) == said
 
 
 def test_decoding_is_said_on_the_command_line(place, tmp_path):
