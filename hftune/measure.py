@@ -385,24 +385,24 @@ def _pieces(
 def merge_run(
     path: Path, recipe: Recipe, output: Path, reporter: Reporter = SILENT, *, trust_remote_code: bool = False
 ) -> str:
-    """Write the plain model, with its tokenizer, that computes what a run's model and adapter do; returns its summary.
+    """Write the plain model, with its tokenizer, that computes what a run's model and adapter do; returns of what it is made.
 
     Raises:
         UserError: the run has no adapter, one that cannot be merged, or the output cannot be written.
     """
-    if not hub.adapter(str(path)):
+    adapter = hub.adapter(str(path))
+    if not adapter:
         raise UserError(f"{path} has no adapter to merge", hint="a run without the block peft is a plain model already")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already", hint="choose a new folder with --output", where="--output")
     prepared = _pieces(path, recipe, cast(Options, recipe.task.options), reporter, trust_remote_code)
-    built = prepare.build_model(prepared, trust_remote_code=trust_remote_code)
-    model = adapters.merge(built.model)
+    model = adapters.merge(prepare.build_model(prepared, trust_remote_code=trust_remote_code).model)
     try:
         model.save_pretrained(output)
         tokenizer.save(prepared.tokenizer, output)
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror}", where="--output") from error
-    return built.summary
+    return f"{adapter['base_model_name_or_path']} with the adapter of {path}"
 
 
 def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | None) -> Iterator[Any]:

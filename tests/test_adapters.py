@@ -311,7 +311,9 @@ def test_a_run_measures_predicts_and_merges_as_it_ended(method, runs, base, tmp_
         return
     logging.enable_progress_bar()
     capfd.readouterr()
-    measure.merge_run(run, saved, tmp_path / "merged")
+    told = measure.merge_run(run, saved, tmp_path / "merged")
+    assert "new weights" not in told, "the adapter has them"
+    assert told.endswith(f" with the adapter of {run}")
     assert "Writing" not in capfd.readouterr().err, "no bar of transformers"
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
