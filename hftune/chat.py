@@ -20,7 +20,7 @@ Span = tuple[int, int]
 def messages_of(value: Any, where: str | None, prefix: str = "") -> list[dict[str, Any]]:
     """The messages of a row: a list of {role, content}; a text alone is what the user says.
 
-    The prefix is put before the user's first words. Other keys that are null are left out, and those within: Parquet
+    The prefix is put before the user's first words. A content of parts of text is that text. Other keys that are null are left out, and those within: Parquet
     files and Hub data sets give every object all the keys that any has, and templates ask whether a key is there.
 
     Raises:
@@ -35,11 +35,19 @@ def messages_of(value: Any, where: str | None, prefix: str = "") -> list[dict[st
             hint='write [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]',
             where=where,
         )
-    messages = [_without_nulls(part, "content") for part in parts]
+    messages = [_joined(_without_nulls(part, "content")) for part in parts]
     asked = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)
     if prefix and asked is not None:
         messages[asked] = {**messages[asked], "content": f"{prefix}{messages[asked]['content']}"}
     return messages
+
+
+def _joined(message: dict[str, Any]) -> dict[str, Any]:
+    """The message with a list of {type: text, text: ...} as one text: so its words are found, and compared with answers."""
+    given = message.get("content")
+    if not isinstance(given, list) or not all(isinstance(part, dict) and part.get("type") == "text" for part in given):
+        return message
+    return {**message, "content": "".join(str(part.get("text", "")) for part in given)}
 
 
 def _without_nulls(value: Any, kept: str | None = None) -> Any:

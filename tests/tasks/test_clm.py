@@ -499,6 +499,23 @@ def test_a_template_that_does_not_write_the_calls_is_a_fault(template):
     assert fault.value.where == "rows.jsonl:1"
 
 
+PARTS = CHATML.replace(  # takes both, as Gemma 3's does
+    "{{ m.content | trim }}",
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}",
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, PARTS])
+def test_content_in_parts_of_text_is_the_text(template):
+    parts = [{"type": "text", "text": "the file "}, {"type": "text", "text": "is gone", "image": None}]
+    asked, answered = ([TALK[1], {"role": "assistant", "content": content}] for content in (parts, "the file is gone"))
+    assert learned(template, asked) == learned(template, answered)
+    row = rows_of([{"messages": asked}], ClmOptions(kind="chat"), talker(template)).data[0]
+    assert row["reference"] == "the file is gone"
+    rows = [{"messages": asked}, {"messages": "the file"}]  # one without an answer may have been dropped
+    assert TASK.baseline(rows, rows[:1], ClmOptions(kind="chat")) == ["the file is gone"]
+
+
 def test_keys_that_are_null_are_as_if_they_were_not_there():
     """A Parquet file gives each message, and each object within, all the keys that any has."""
     arguments = [{"at": "here", "how": None}, {"at": None, "how": "twice"}]
