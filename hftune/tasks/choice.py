@@ -38,7 +38,7 @@ def _choices(row: Any) -> list[str]:
 
 def _label(row: Any) -> int:
     label, choices = row["label"], _choices(row)
-    if isinstance(label, str) and label.isdecimal():
+    if (isinstance(label, str) and label.isdecimal()) or (isinstance(label, float) and label.is_integer()):
         label = int(label)
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < len(choices):
         hint = "label is the number of the right one, counted from 0"

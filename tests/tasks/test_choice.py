@@ -111,6 +111,13 @@ def test_what_is_wrong_with_a_row_is_said(row, said):
     assert "rows.jsonl:1" in str(fault.value)
 
 
+@pytest.mark.parametrize("label", [1, "1", 1.0])
+def test_the_number_of_a_choice_may_be_written_as_a_file_has_it(label):
+    """A column of whole numbers in which one was missing comes as 1.0."""
+    data = fine.encoded(choice.TASK, "bert", options(), [{"question": "q", "choices": ["a", "b"], "label": label}])
+    assert data.data[0]["target"] == 1
+
+
 def test_the_baseline_is_the_place_that_is_most_often_right():
     train = fine.rows([{"choices": ["a", "b", "c"], "label": label} for label in (2, 2, 1, "0")])
     asked = fine.rows([{"choices": ["a", "b", "c"]}, {"choices": ["a", "b"]}])
