@@ -242,6 +242,9 @@ def encode_split(
     finally:
         with suppress(OSError):
             own.unlink(missing_ok=True)
+    if (broken := found.report.get("broken", 0)) > recipe.data.max_errors:  # when they were encoded, more were allowed
+        message = f"more than {recipe.data.max_errors} broken rows: {broken} in {split}"
+        raise UserError(message, hint="fix the file, or raise data.max_errors", where="data.max_errors")
     if not len(found):
         raise UserError(
             f"{split} has no rows left to use",

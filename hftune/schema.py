@@ -193,7 +193,9 @@ class Data(Block):
     on_error: Literal["stop", "skip"] = Field(
         "stop", description="what to do with a broken row, e.g. one without a label"
     )
-    max_errors: Count = Field(100, description="with on_error: skip, the number of broken rows at which to stop")
+    max_errors: Count = Field(
+        100, description="with on_error: skip, the most broken rows to pass over; one more stops the reading"
+    )
     num_workers: Count = Field(
         0, description="processes that prepare batches beside the training process", json_schema_extra=FREE
     )

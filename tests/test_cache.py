@@ -12,6 +12,7 @@ import tiny
 
 from hftune import prepare, recipe, store, tokenizer
 from hftune.arrays import Ragged
+from hftune.errors import UserError
 from hftune.report import Reporter
 
 ROWS = [{"text": "x" * (i % 7 + 1)} for i in range(60)]
@@ -141,6 +142,24 @@ def test_rows_passed_over_are_counted_and_kept_with_the_run(tmp_path):
         assert [r["where"].rsplit("text.jsonl", 1)[1].split(":")[1] for r in rejects] == ["4", str(len(lines) + 2)]
         assert rejects[0]["text"].startswith('{"text": ')
         assert "'text'" in rejects[1]["why"]
+
+
+def test_fewer_broken_rows_may_be_allowed_than_when_they_were_encoded(tmp_path):
+    source = tiny.mlm(tmp_path)
+    with (tmp_path / "text.jsonl").open("a") as file:
+        file.write('{"words": "a"}\n' * 2)
+    source["tokenizer"] = {"path": str(tmp_path / "tokenizer")}
+    tokenizer.save(fine.tok("bert"), tmp_path / "tokenizer")
+
+    def rows(allowed):
+        source["data"] |= {"on_error": "skip", "max_errors": allowed}
+        return prepare.prepare(recipe.from_dict(source), ["train"], Reporter(silent=True)).rows["train"]
+
+    assert rows(2).data.report["broken"] == 2
+    with pytest.raises(UserError, match="more than 1 broken rows") as fault:
+        rows(1)
+    assert fault.value.where == "data.max_errors"
+    assert len(rows(2)) == len(rows(3))
 
 
 def test_a_damaged_tokenizer_is_trained_again(tmp_path):
