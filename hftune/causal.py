@@ -31,17 +31,22 @@ def bounds(tokenizer: Any) -> tuple[int, int]:
     return next((i for i in (tokenizer.bos_token_id, tokenizer.cls_token_id) if i is not None), end), end
 
 
-def completions(prompts: list[str], answers: list[str] | None, tokenizer: Any) -> tuple[list[Ids], list[Ids]]:
+def completions(
+    prompts: list[str], answers: list[str] | None, tokenizer: Any, empty: bool = False
+) -> tuple[list[Ids], list[Ids]]:
     """Ids of prompts with their completions, and which of them are to be learned: the completion and its end.
 
-    Both are tokenized by themselves, as they are where the model is used. Without answers the prompts alone.
+    Both are tokenized by themselves, as they are where the model is used. Without answers the prompts alone; of an empty
+    answer there is nothing to learn, unless `empty`: that it ends at once.
     """
     start, end = bounds(tokenizer)
     before = encode_batch(tokenizer, prompts)
     behind = [np.zeros(0, np.int32)] * len(prompts)
     if answers is not None:
         found = encode_batch(tokenizer, answers)
-        behind = [np.append(found[i], [end] if len(found[i]) else []).astype(np.int32) for i in range(len(prompts))]
+        behind = [
+            np.append(found[i], [end] if empty or len(found[i]) else []).astype(np.int32) for i in range(len(prompts))
+        ]
     ids = [np.concatenate([[start], before[i], behind[i]]).astype(np.int32) for i in range(len(prompts))]
     masks = [np.repeat([0, 1], [len(row) - len(answer), len(answer)]) for row, answer in zip(ids, behind, strict=True)]
     return ids, [mask.astype(np.int8) for mask in masks]

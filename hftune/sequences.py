@@ -78,7 +78,7 @@ def encode(rows: list[Any], tokenizer: Any, options: SequenceOptions, source: st
         columns["reference"] = answers
     if options.form == "decoder-only":
         prompts, columns["truncated"] = _cut(texts, options.separator, tokenizer, options.max_length)
-        ids, trained = causal.completions(prompts, answers, tokenizer)
+        ids, trained = causal.completions(prompts, answers, tokenizer, empty=True)
         most = options.max_length + options.max_target_length
         columns["targets_truncated"] = sum(len(row) > most for row in ids)
         columns["prompt"] = prompts

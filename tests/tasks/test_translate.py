@@ -127,6 +127,14 @@ def test_a_decoder_only_model_learns_the_target_alone():
     assert made["prompt"] == [PAIR["source"] + " => "]
 
 
+@pytest.mark.parametrize(("kind", "form"), [("t5", "encoder-decoder"), ("gpt2", "decoder-only")])
+def test_that_a_text_is_empty_is_learned_whatever_the_form(kind, form):
+    task = translate.TASK.under(options := translate.TranslateOptions(form=form))
+    data = fine.encoded(task, kind, options, [{"source": source, "target": ""} for source in ("the", "file")])
+    labels = fine.batch(data, [0, 1])["labels"]
+    assert labels[labels != IGNORE].tolist() == [data.tokenizer.eos_token_id] * 2
+
+
 WORDS = st.sampled_from(["the", " file", "\n", "é", " 日本", "naïve", "👩‍💻", "0", " x", "ing", ".", "  "])
 SEPARATORS = st.sampled_from(["", "\n", " => ", "\nTL;DR: "])
 
