@@ -92,7 +92,10 @@ def _give(mark: str) -> str:
 
 def _unique(names: list[str], where: str) -> list[str]:
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"two columns are named {shown(twice[0])}", hint="rename one", where=where)
+        hint = (
+            "rename one" if twice[0] else "name them, or remove them: a separator that ends a line begins such a column"
+        )
+        raise UserError(f"two columns are named {shown(twice[0])}", hint=hint, where=where)
     return names
 
 

@@ -144,6 +144,7 @@ HOSTILE = [
     ),
     ("lines.csv", b'text,label\n"a\nb\nc" d,2\n', {}, ":2", "(the row takes 3 lines)", "written twice"),
     ("cr.csv", b"text,label\ra,1\rb,2\r", {}, ":1", "a bare CR", "convert the line ends"),
+    ("unnamed.csv", b"text,,\na,,\n", {}, ":1", "two columns are named ''", "a separator that ends a line"),
     ("same.csv", b"text,text\na,b\n", {}, ":1", "two columns are named 'text'", "rename"),
     ("same.parquet", parquet(pa.table([[1], [2]], names=["a", "a"])), {}, "", "two columns are named 'a'", "rename"),
     ("cut.jsonl.gz", gz(LINES, 2000), {}, "", "the compressed file is cut short", "fetch it again"),
