@@ -456,7 +456,8 @@ def _word_starts(encodings: Any, texts: list[str], ids: Ragged, nowords: list[in
     # tokens that overlap are parts of one character; those of no width were a space, and lie before the next one
     begins = ~same | (begins & (start >= last_end) & (start < end))
     letter, mark = _joins()
-    joined = (mark[char] & ~_is_white(before)) | (mark[before] & (letter[char] | mark[char]))
+    # a mark that is in no token was taken away before words were looked for
+    joined = ((mark[char] & ~_is_white(before)) | (mark[before] & letter[char])) & (start <= last_end)
     begins &= ~joined | unspaced[0] | unspaced[1]
     begins[ids.offsets[:-1][np.diff(ids.offsets) > 0]] = True
     flags: Array = (begins & ~np.isin(ids.values, nowords)).astype(np.int32)

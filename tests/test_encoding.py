@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny import lines
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers
@@ -150,6 +150,7 @@ def always_cut(monkeypatch):
 
 @pytest.mark.parametrize("name", [*OURS, *THEIRS, *MIXED])
 @settings(max_examples=60, deadline=None)
+@example(texts=["Ω \u0301Ω", "e\u0301 e\u0301\u0301e \u0301", "a\n\u05b0\u0903ह"])
 @given(texts=texts)
 def test_equals_the_tokenizer_on_any_text(name, texts):
     tokenizer = make(name)
