@@ -5,7 +5,7 @@ micro-batches and dealt to ranks changes speed and memory, never the mathematics
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -93,10 +93,14 @@ class Plan:
         if self.batch_tokens is None and self.repeats is None:
             return divmod(step, -(-len(self.lengths) // self.batch_size))
         epoch = 0
-        while step >= len(self.epoch(epoch)):
-            step -= len(self.epoch(epoch))
+        while step >= (number := self._number(epoch)):
+            step -= number
             epoch += 1
         return epoch, step
+
+    @cache  # noqa: B019  (a number an epoch, while only two epochs are kept whole)
+    def _number(self, epoch: int) -> int:
+        return len(self.epoch(epoch))
 
     def rows(self, step: int) -> tuple[int, Indices]:
         """(epoch, row numbers) of a step."""
@@ -111,7 +115,7 @@ class Plan:
     def steps(self, epochs: float) -> int:
         """Number of steps in that many epochs (at least one)."""
         whole = int(epochs)
-        total = sum(len(self.epoch(e)) for e in range(whole)) if self.batch_tokens or self.repeats is not None else 0
+        total = sum(map(self._number, range(whole))) if self.batch_tokens or self.repeats is not None else 0
         total = total or whole * len(self.epoch(0))
         part = round((epochs - whole) * len(self.epoch(whole)), 6)  # 0.6 epochs of 5 steps are 3, not a hair more
         return max(1, total + int(np.ceil(part)))

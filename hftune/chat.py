@@ -38,7 +38,7 @@ def messages_of(value: Any, where: str | None, prefix: str = "") -> list[dict[st
     messages = [_joined(_without_nulls(part, "content")) for part in parts]
     asked = next((i for i, message in enumerate(messages) if message["role"] == "user"), None)
     if prefix and asked is not None:
-        messages[asked] = {**messages[asked], "content": f"{prefix}{messages[asked]['content']}"}
+        messages[asked] = {**messages[asked], "content": f"{prefix}{messages[asked].get('content') or ''}"}
     return messages
 
 

@@ -154,11 +154,16 @@ def _leaves(path: str, root: str) -> bool:
     return os.path.commonpath([real, inside]) != inside
 
 
+def endings(path: str) -> tuple[str, str]:
+    """The suffixes of what a file holds and of its compression, such as `.csv` and `.gz`."""
+    stem, suffix = os.path.splitext(path.lower())
+    return (os.path.splitext(stem)[1], suffix) if suffix in PACKINGS else (suffix, "")
+
+
 def _kind(path: str) -> tuple[str, str]:
     """(format, compression) by the suffixes."""
-    stem, suffix = os.path.splitext(path.lower())
-    packing = suffix if suffix in PACKINGS else ""
-    return FORMATS.get(os.path.splitext(stem)[1] if packing else suffix, ""), packing
+    suffix, packing = endings(path)
+    return FORMATS.get(suffix, ""), packing
 
 
 def _folder(folder: str, format: str | None, split: str) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from . import hub, recipe, shipped
 from .errors import UserError
 from .folder import METRICS, RECIPE, STATE, is_run, newest
+from .paths import endings
 from .recipe import Recipe
 from .schema import Data, Model, Source, Tokenizer
 
@@ -125,8 +126,8 @@ def like_training(data: Data, given: Source) -> Source:
     """Rows given on the command line, which are read as the training files with that ending are (delimiter, columns, ...), if
     these agree, but for what is said of them there. What is typed has no ending of its own.
     """
-    every, suffix = data.train or [], Path(given.path).suffix
-    same = [source for source in every if given.path == TYPED or Path(source.path).suffix == suffix]
+    every, suffix = data.train or [], endings(given.path)[0]
+    same = [source for source in every if given.path == TYPED or endings(source.path)[0] == suffix]
     ways = [source.model_dump(include=READING, exclude_defaults=True) for source in same]
     agreed = ways[0] if ways and all(way == ways[0] for way in ways) else {}
     return given.model_copy(update={name: way for name, way in agreed.items() if name not in given.model_fields_set})

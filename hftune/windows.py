@@ -68,21 +68,27 @@ def windows(
     if tokenizer.truncation_side == "left":  # the windows of a text come last one first
         order.sort(key=lambda i: (rows[i], -i))
     for at, i in enumerate(order):
+        begins, ends = (not 0 <= near < len(order) or rows[order[near]] != rows[i] for near in (at - 1, at + 1))
+        if begins:
+            solid = np.flatnonzero([not char.isspace() for char in texts[rows[i]]])
         own = np.array([part == len(pair) - 1 for part in found.sequence_ids(i)], bool)
         offsets = np.array(found["offset_mapping"][i], np.int64).reshape(-1, 2)
-        spans = _solid(texts[rows[i]], np.where(own[:, None], offsets, 0))
+        spans = _trimmed(solid, np.where(own[:, None], offsets, 0))
         types = np.array(found["token_type_ids"][i], np.int8) if "token_type_ids" in found else None
         ids = np.array(found["input_ids"][i], np.int32)
         if not len(ids):  # an empty text, and a tokenizer without special tokens
             ids, own, spans = np.zeros(1, np.int32), np.zeros(1, bool), np.zeros((1, 2), np.int64)
         stop = int(np.flatnonzero(own)[-1]) + 1 if own.any() else 0
-        begins, ends = (not 0 <= near < len(order) or rows[order[near]] != rows[i] for near in (at - 1, at + 1))
         yield Window(rows[i], begins, ends, ids, types, stop, spans)
 
 
-def _solid(text: str, spans: Positions) -> Positions:
-    """The spans without white space at their ends (byte-level tokenizers count the space before a word to it)."""
-    solid = np.flatnonzero([not char.isspace() for char in text])
+def _trimmed(solid: Positions, spans: Positions) -> Positions:
+    """The spans without white space at their ends (byte-level tokenizers count the space before a word to it).
+
+    Args:
+        solid: where the text's other characters stand.
+        spans: from and to.
+    """
     first, last = np.searchsorted(solid, spans[:, 0]), np.searchsorted(solid, spans[:, 1]) - 1
     some = first <= last
     out = np.zeros_like(spans)

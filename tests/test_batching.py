@@ -41,6 +41,14 @@ def test_a_step_is_a_pure_function(sizes, batch, step):
     assert np.array_equal(one.rows(step)[1], other.rows(step)[1])
 
 
+def test_an_epoch_is_planned_once(monkeypatch):
+    cut, planned = Plan._cut, []
+    monkeypatch.setattr(Plan, "_cut", lambda self, order: (planned.append(len(order)), cut(self, order))[1])
+    plan = Plan(np.ones(40, np.int64), 1, 8, batch_tokens=8)
+    assert [plan.rows(step)[0] for step in range(30)] == [step // 5 for step in range(30)]
+    assert len(planned) == 6
+
+
 def test_orders_differ_between_epochs_and_seeds():
     sizes = np.ones(40, np.int64)
     orders = [tuple(np.concatenate(Plan(sizes, seed, 8).epoch(epoch))) for seed in (1, 2) for epoch in (0, 1)]

@@ -1,5 +1,6 @@
 """`hftune predict` for every task: what each makes of a file's rows, or of lines of text."""
 
+import gzip
 import io
 import json
 
@@ -245,6 +246,10 @@ def test_files_are_read_as_those_of_training_are(tokenizer_folder, tmp_path, mon
     made, other = recipe.load(tmp_path / "run" / "recipe.yaml", []), str(tmp_path / "other.csv")
     found = list(measure.predict_rows(tmp_path / "run", made, other, 5))
     assert [(answer["text"], answer["reference"]) for answer in found][1] == ("text 1, and more", "1")
+    (tmp_path / "other.csv.gz").write_bytes(gzip.compress((tmp_path / "other.csv").read_bytes()))
+    assert list(measure.predict_rows(tmp_path / "run", made, other + ".gz", 5)) == found, (
+        "an ending is that of the rows"
+    )
     figures = measure.evaluate(subject.find(str(tmp_path / "run"), [], data=[other]), Reporter(silent=True))
     assert figures["accuracy"]["count"] == 12
     (tmp_path / "bars.txt").write_text("stars|body\n" + rows.replace(";", "|", 12))

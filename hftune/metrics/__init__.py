@@ -8,6 +8,7 @@ module loads the standard library only.
 import difflib
 import importlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -39,7 +40,7 @@ def _class(name: str) -> Any:
 
 
 def split(name: str) -> tuple[str, dict[str, Any]]:
-    """Name and options of what may be written in one word: `bleu`, or `bleu:lang=zh,lowercase=true`.
+    """Name and options of what may be written in one word: `bleu`, `bleu:lang=zh,lowercase=true`, or `f1:labels=["a","b"]`.
 
     Raises:
         UserError: an option without a value.
@@ -48,7 +49,7 @@ def split(name: str) -> tuple[str, dict[str, Any]]:
     if not colon or "[" in base:
         return name, {}
     options = {}
-    for part in written.split(","):
+    for part in re.split(r",(?![^\[\]]*\])", written):  # a list's own commas stay
         key, equals, value = part.partition("=")
         if not equals:
             raise UserError(f"{name!r}: {part!r} is not of the form OPTION=VALUE", hint="e.g. bleu:lang=zh")

@@ -34,8 +34,10 @@ def classes(given: Sequence[Any] | None, *sides: Sequence[frozenset[Any]]) -> li
     """Names of the classes in order: those given, or all that occur, sorted.
 
     Raises:
-        UserError: texts and numbers are mixed, or a label is none of those given.
+        UserError: texts and numbers are mixed, what is given is no list, or a label is none of it.
     """
+    if given is not None and not isinstance(given, list | tuple):
+        raise UserError(f"labels is {given!r}, wanted a list of all labels", hint='e.g. labels=["a","b"]')
     found = frozenset().union(*(labels for side in sides for labels in side))
     if len({isinstance(label, str) for label in found}) > 1:
         raise UserError(

@@ -1,5 +1,6 @@
 """Figures of labels, scores, tags and numbers equal those of scikit-learn, seqeval and scipy."""
 
+import json
 import math
 import random
 import warnings
@@ -57,6 +58,11 @@ def test_bundled_labels_equal_scikit_learn():
     matrix = metrics.score("confusion_matrix", predictions, references, resamples=0)["confusion_matrix"]
     assert matrix["value"] == sk.confusion_matrix(references, predictions).tolist()
     assert matrix["labels"] == sorted(set(references))
+    order = sorted(set(references), reverse=True)
+    found = metrics.score(f"confusion_matrix:labels={json.dumps(order)}", predictions, references, resamples=0)
+    assert found["confusion_matrix"]["value"] == sk.confusion_matrix(references, predictions, labels=order).tolist()
+    with pytest.raises(UserError, match="wanted a list of all labels"):
+        metrics.score("confusion_matrix:labels=5", predictions, references)
 
 
 def check_f1(predictions, references, ours, theirs, names, average):

@@ -524,6 +524,7 @@ def test_keys_that_are_null_are_as_if_they_were_not_there():
         {"role": "user", "content": "the file", "tool_calls": None},
         {"role": "assistant", "content": None, "tool_calls": calls},
     ]
+    assert chat.messages_of([{"role": "user"}], None, "Now: ") == [{"role": "user", "content": "Now: "}]
     found = chat.messages_of(messages, None)
     assert found[0] == {"role": "user", "content": "the file"}
     assert found[1]["content"] is None
