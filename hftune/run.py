@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -214,7 +215,9 @@ class Run:
         if train.use_liger_kernel:
             liger.apply(model)
         if train.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # it has another name by now, which older versions lack
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model = model.to(self.accelerator.device)
         optimizer = optim.optimizer(optim.groups(model, train), train)
         optimizer.register_step_post_hook(lambda moved, *_: self.method.after(self.progress.step, moved))
