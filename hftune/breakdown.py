@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .distributed import NoMemory, memory_ran_out
 from .errors import Breakdown, Lost, UserError
@@ -16,6 +18,21 @@ AGAIN = "the same command resumes from the last checkpoint"
 def hush() -> None:
     """Let torch tell of a dead data worker once: its handler of SIGCHLD may raise again at any later moment."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+@contextmanager
+def enough_memory(hint: str) -> Iterator[None]:
+    """Within, memory that runs out is one line.
+
+    Raises:
+        Breakdown: it did.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not memory_ran_out(error):
+            raise
+        raise Breakdown("memory ran out", hint=hint) from error
 
 
 def explain(error: Exception, folder: str, last: str | None, needs: int = 0) -> UserError | None:

@@ -119,10 +119,11 @@ def evaluate(
         found = subject.find(name, [*overrides, *changes, *how], **asked)
     found.rows()
     _launch(processes)
-    from . import measure
+    from . import breakdown, measure
 
     reporter = Reporter(as_json, silent=_rank() > 0)
-    reporter.json(measure.evaluate(found, reporter, baseline=baseline, trust_remote_code=trust_remote_code))
+    with breakdown.enough_memory("a smaller eval.batch_tokens needs less, with the same figures"):
+        reporter.json(measure.evaluate(found, reporter, baseline=baseline, trust_remote_code=trust_remote_code))
 
 
 def evaluate_files(
@@ -184,11 +185,12 @@ def predict(
     if output is not None and all(map(os.path.exists, (output, given))) and os.path.samefile(output, given):
         raise UserError(f"{output} is the file to be predicted", hint="choose another one", where="--output")
     recipe = recipes.load(path / RECIPE, overrides)
-    from . import measure
+    from . import breakdown, measure
 
     reporter = Reporter(as_json=True)  # whose words go to standard error, beside the rows
     answers = measure.predict_rows(path, recipe, source, limit, reporter, trust_remote_code=trust_remote_code)
-    _write_lines(answers, output)
+    with breakdown.enough_memory("a smaller eval.batch_tokens needs less, with the same answers"):
+        _write_lines(answers, output)
 
 
 def generate(
@@ -210,6 +212,7 @@ def generate(
     generation.check(path, recipe)
     recipe = recipes.load(path / RECIPE, [*overrides, *_task_settings(given, drawn, sample)])
     text = _standard_input() if prompt == "-" else prompt
+    from . import breakdown
     from .safety import clean
 
     terminal, several = sys.stdout.isatty(), getattr(recipe.task.options, "num_return_sequences", 1) > 1
@@ -225,7 +228,8 @@ def generate(
         sys.stdout.flush()
 
     reporter = Reporter(as_json=True)  # whose words go to standard error, beside the texts
-    texts, cut = generation.generate(path, recipe, text, show, reporter, trust_remote_code=trust_remote_code)
+    with breakdown.enough_memory("fewer beams, texts or new tokens need less"):
+        texts, cut = generation.generate(path, recipe, text, show, reporter, trust_remote_code=trust_remote_code)
     if as_json:
         reporter.json({"prompt": text, "texts": texts})
     else:

@@ -6,10 +6,11 @@ import fine
 import pytest
 import tiny
 import torch
+from transformers import GPT2LMHeadModel
 from typer.testing import CliRunner
 
 from hftune import cli, generation, measure, recipe, run
-from hftune.errors import UserError
+from hftune.errors import Breakdown, UserError
 from hftune.folder import RECIPE
 from hftune.report import Reporter
 
@@ -88,6 +89,20 @@ def test_half_a_character_waits_for_the_other_half():
     assert "".join(pieces) == "é 日本 x\n"
     assert not any("\ufffd" in piece for piece in pieces)
     assert "" in pieces
+
+
+@pytest.mark.parametrize("command", ["eval", "predict", "generate"])
+def test_memory_that_runs_out_is_one_line(command, finished, tmp_path, monkeypatch):
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", [{"text": "the file", "prompt": "the file"}])
+    words = {"eval": ["--data", rows], "predict": [rows], "generate": ["the file"]}[command]
+
+    def full(*given, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(GPT2LMHeadModel, "forward", full)
+    found = CliRunner().invoke(cli.app, [command, str(finished), *map(str, words)])
+    assert isinstance(found.exception, Breakdown)
+    assert (found.exception.message, found.exception.status) == ("memory ran out", 1)
 
 
 def test_predictions_of_a_file_do_not_depend_on_what_is_read_together(finished, tmp_path, monkeypatch):
