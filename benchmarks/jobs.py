@@ -120,7 +120,7 @@ LARGE: dict[str, Job] = {
     "large/causal_lm": replace(FULL["causal_lm"], rows=(12, 2), batch=32, memory=0),
     "large/tagging": replace(FULL["tagging"], rows=(640, 96), batch=64),
     # the shape of a multilingual MiniLM; only the first entries of its vocabulary occur in the text
-    "large/masked_lm_250k": replace(
+    "multilingual/masked_lm": replace(
         FULL["masked_lm"], rows=(8, 2), batch=8, memory=0,
         model=("bert", {**SMALL_BERT, "num_hidden_layers": 12, "vocab_size": 250037}),
     ),
