@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ def recipe_source(name: str | None, given: dict[str, str | None], output: str | 
         raise UserError(
             f"without a recipe, {', '.join(missing)} must be given", hint="hftune recipes lists recipes to start from"
         )
-    folder = output or f"runs/{given['--task']}-{Path(given['--train'] or '').stem}"
+    folder = output or "runs/" + "-".join(filter(None, (given["--task"], _named(given["--train"] or ""))))
     validation = {"validation": given["--validation"]} if given["--validation"] else {"validation_fraction": 0.1}
     return {
         "task": {"name": given["--task"]},
@@ -44,6 +45,16 @@ def recipe_source(name: str | None, given: dict[str, str | None], output: str | 
         "train": {"load_best_model_at_end": True},
         "output": {"dir": folder},
     }
+
+
+def _named(path: str) -> str:
+    """What rows are called in a run's name: by their file, else the folder above, without endings and wildcards."""
+    from .paths import PACKINGS
+
+    *above, name = Path(path).parts or ("",)
+    name = Path(name).stem if Path(name).suffix in PACKINGS else name
+    words = (re.sub(r"[*?\[\]]+", "", part).strip("-._/") for part in (Path(name).stem, *reversed(above)))
+    return next(filter(None, words), "")
 
 
 def load_recipe(source: Any, overrides: Sequence[str], output: str | None = None) -> Recipe:

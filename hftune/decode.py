@@ -103,9 +103,10 @@ class Decoding(Options):
 
 @contextmanager
 def streaming(watch: Watch) -> Iterator[None]:
-    """Within, `watch(row, number of the row's text, id)` is called for each token of `generate` as it comes.
+    """Within, `watch(row, number of the row's text, id)` is called for each token of `answers` as it comes.
 
-    The several texts of a row then come one after the other. Beams give nothing to watch.
+    The several texts of a row then come one after the other. Beams give nothing to watch, nor does a task that makes its
+    answer of what was written.
     """
     token = _watch.set(watch)
     try:
@@ -115,7 +116,13 @@ def streaming(watch: Watch) -> Iterator[None]:
 
 
 def generate(
-    model: Any, batch: Batch, tokenizer: Any, decoding: Decoding, rows: Sequence[int] | None = None, **settings: Any
+    model: Any,
+    batch: Batch,
+    tokenizer: Any,
+    decoding: Decoding,
+    rows: Sequence[int] | None = None,
+    watch: Watch | None = None,
+    **settings: Any,
 ) -> list[list[list[int]]]:
     """Texts for the rows of a batch, as ids.
 
@@ -125,6 +132,7 @@ def generate(
         tokenizer: gives the padding token, and the end of text where the model's settings name none.
         decoding: how to generate.
         rows: number of each row in its data set, from which its draws follow; default: counted from 0.
+        watch: see `streaming`.
         settings: of transformers' GenerationConfig beside those of `decoding`, e.g. forced_bos_token_id, eos_token_id.
 
     Returns:
@@ -137,7 +145,7 @@ def generate(
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     count, width = inputs["input_ids"].shape
     _check_room(model, width, decoding.max_new_tokens)
-    numbers, watch, ends = range(count) if rows is None else rows, _watch.get(), _ends(config)
+    numbers, ends = range(count) if rows is None else rows, _ends(config)
 
     def found(wanted: search.Search) -> list[list[list[int]]]:
         texts: list[list[list[int]]] = model.generate(
@@ -166,7 +174,7 @@ def answers(
 ) -> list[dict[str, Any]]:
     """What a task's `predict` gives: `prediction`, a row's first text, and where there are several `predictions`."""
     found = []
-    for texts in generate(model, batch, tokenizer, decoding, rows, **settings):
+    for texts in generate(model, batch, tokenizer, decoding, rows, _watch.get(), **settings):
         decoded = [tokenizer.decode(ids, skip_special_tokens=True) for ids in texts]
         found.append({"prediction": decoded[0], **({"predictions": decoded} if len(decoded) > 1 else {})})
     return found

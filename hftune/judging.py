@@ -8,7 +8,7 @@ from . import metrics, recipe
 from .errors import UserError
 from .files import read_lines
 from .folder import RECIPE
-from .report import Reporter
+from .report import Reporter, fixed
 from .task import OF_TEXT
 
 NLL = "nll"  # a line that has it is of a document, see language.write
@@ -163,13 +163,17 @@ def _tables(found: dict[str, Any], runs: Sequence[str], split: str, reporter: Re
     for name, figure in found.items():
         for run in runs:
             own = figure["systems"][run]
-            text = "undefined" if own["value"] is None else f"{own['value']:.4f}"
+            text = "undefined" if own["value"] is None else fixed(own["value"])
             if own.get("difference") is not None:
                 verdict = {True: "better", False: "worse", None: "no difference shown"}[own["better"]]
                 low, high = own.get("difference_low"), own.get("difference_high")
-                span = f" [{low:+.4f}, {high:+.4f}]" if low is not None and high is not None else ""
+                span = f" [{fixed(low, '+')}, {fixed(high, '+')}]" if low is not None and high is not None else ""
                 p = own.get("p_randomization_holm")
-                text += f"  {own['difference']:+.4f}{span}" + (f"  p {p:.4f}" if p is not None else "") + f"  {verdict}"
+                text += (
+                    f"  {fixed(own['difference'], '+')}{span}"
+                    + (f"  p {p:.4f}" if p is not None else "")
+                    + f"  {verdict}"
+                )
             rows.append((f"{name}  {run}", text))
     reporter.table(f"{split}, each against {runs[0]} (p: approximate randomisation, Holm's correction)", rows)
 

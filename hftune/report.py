@@ -25,9 +25,9 @@ def duration(seconds: float) -> str:
     return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole % 3600 // 60:02d}m"
 
 
-def fixed(value: float) -> str:
-    """A figure with four decimals, or as many digits where these would all be zero."""
-    return f"{value:.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:.4g}"
+def fixed(value: float, sign: str = "") -> str:
+    """A figure with four decimals, or as many digits where these would all be zero; `sign` "+": of a difference."""
+    return f"{value:{sign}.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:{sign}.4g}"
 
 
 class Reporter:
@@ -81,7 +81,7 @@ class Reporter:
         began, done = self._began
         left = (time.monotonic() - began) / max(1, entry["step"] - done) * (total - entry["step"])
         line = (
-            f"step {entry['step']}/{total}  loss {entry['loss']:.4f}  {entry['tokens_per_second']:,.0f} tokens/s  "
+            f"step {entry['step']}/{total}  loss {fixed(entry['loss'])}  {entry['tokens_per_second']:,.0f} tokens/s  "
             f"padding {entry['padding_fraction']:.1%}  {duration(left)} left"
         )
         if self._bar is not None:

@@ -43,7 +43,7 @@ from .files import read_json, sync, write_json
 from .folder import METRICS, MODEL, RunFolder, tell_age, versions
 from .loop import Job, Progress, Steps
 from .recipe import Recipe
-from .report import Reporter, duration
+from .report import Reporter, duration, fixed
 
 SHOWN = "predictions/.validation.jsonl"  # under its own name when the run has finished
 SPIKE = 2.0  # a loss this many times the median of the lines before is worth a warning
@@ -348,7 +348,7 @@ class Run:
         self._log({"step": progress.step, **{f"eval_{name}": value for name, value in plain.items()}})
         self.reporter.say(
             f"step {progress.step}: "
-            + "  ".join(f"{name} {value:.4f}" for name, value in plain.items() if not name.endswith("]"))
+            + "  ".join(f"{name} {fixed(value)}" for name, value in plain.items() if not name.endswith("]"))
         )
         self._compare(progress, figures)
         return self._enough(progress)
@@ -427,9 +427,10 @@ class Run:
         if not isinstance(best, checkpoint.Checkpoint):
             self.reporter.warn(f"the best was step {step}, but {best}: the run ends with the last")
             return self.progress.step
+        assert self.progress.best is not None
         best.load(self.core, self.optimizer.optimizer)
         self.method.resume(best.carried())
-        self.reporter.say(f"the best was step {step}: {train.metric_for_best_model} {self.progress.best:.4f}")
+        self.reporter.say(f"the best was step {step}: {train.metric_for_best_model} {fixed(self.progress.best)}")
         return step
 
     def _finish(self) -> dict[str, Any]:

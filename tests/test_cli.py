@@ -137,6 +137,27 @@ def test_finetune_without_a_recipe_writes_the_one_it_ran(tmp_path, tokenizer_fol
     assert first == second
 
 
+@pytest.mark.parametrize(
+    ("rows", "name"),
+    [
+        ("a/reviews.csv", "classify-reviews"),
+        ("reviews.jsonl.gz", "classify-reviews"),
+        ("a/corpus/*.txt", "classify-corpus"),
+        ("a/corpus/**/part-*.TXT.xz", "classify-part"),
+        ("a/corpus/", "classify-corpus"),
+        ("समीक्षा.csv", "classify-समीक्षा"),
+        ("owner/data", "classify-data"),
+        (".", "classify"),
+    ],
+)
+def test_a_run_without_a_recipe_is_named_for_its_rows_and_never_as_a_pattern(rows, name):
+    """`rm -r runs/clm-*` would take other runs away too."""
+    from hftune import commands
+
+    given = {"--task": "classify", "--model": "m", "--train": rows, "--validation": None}
+    assert commands.recipe_source(None, given, None)["output"]["dir"] == f"runs/{name}"
+
+
 def test_options_without_a_recipe_must_be_whole():
     from hftune import commands
 

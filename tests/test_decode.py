@@ -284,8 +284,14 @@ def test_streaming_shows_each_token_of_one_text_after_the_other(name):
     made = model(name)
     inputs = batch(made, rows=1)
     seen = []
-    with decode.streaming(lambda row, text, id: seen.append((row, text, id))):
-        found = decode.generate(made, inputs, Tokenizer(), Decoding(**SAMPLING), eos_token_id=ENDS)
+    found = decode.generate(
+        made,
+        inputs,
+        Tokenizer(),
+        Decoding(**SAMPLING),
+        watch=lambda row, text, id: seen.append((row, text, id)),
+        eos_token_id=ENDS,
+    )
     assert found == decode.generate(made, inputs, Tokenizer(), Decoding(**SAMPLING), eos_token_id=ENDS)
     assert seen == [(0, text, id) for text in range(2) for id in found[0][text]]
 

@@ -161,6 +161,19 @@ def test_of_a_recipes_metrics_those_are_compared_that_can_be(tmp_path):
     assert set(judging.compare(runs, None, "test", SILENT)) == {"exact_match"}
 
 
+def test_small_figures_and_differences_are_shown_with_their_digits(tmp_path, capsys):
+    runs = [labelled(tmp_path / name, "abab") for name in "ab"]
+    for run, off in zip(runs, (3e-3, 1e-3), strict=True):
+        made = {**tiny.mlm(tmp_path), "task": {"name": "classify", "kind": "regression"}}
+        (Path(run) / "recipe.yaml").write_text(recipe.dump(recipe.from_dict(made)), encoding="utf-8")
+        rows = [{"text": f"row {i}", "prediction": i / 1000 + off, "reference": i / 1000} for i in range(9)]
+        tiny.write_rows(Path(run) / "predictions" / "test.jsonl", rows)
+    judging.compare(runs, ["mse"], "test", Reporter())
+    _, first, second, _ = [*capsys.readouterr().out.splitlines(), ""][:4]
+    assert first.split() == ["mse", runs[0], "9e-06"]
+    assert second.split()[2:6] == ["1e-06", "-8e-06", "[-8e-06,", "-8e-06]"]
+
+
 def test_the_figure_of_a_class_is_shown_where_it_is_asked_for(tmp_path, capsys):
     runs = [labelled(tmp_path / name, answers) for name, answers in (("a", "abab"), ("b", "aaab"))]
     judging.compare(runs, ["f1[b]", "f1[z]"], "test", Reporter())

@@ -9,7 +9,7 @@ import test_table
 import tiny
 import zoo
 
-from hftune import commands, fill_mask, judging, measure, models, recipe, run, subject, task
+from hftune import commands, fill_mask, generation, judging, measure, models, recipe, run, subject, task
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.schema import Model
@@ -66,6 +66,10 @@ def test_every_task_predicts_from_a_file_and_from_standard_input(kind, tmp_path,
     assert len(again) == 5
     if "\\n" not in json.dumps(shown):  # a line of standard input holds no line breaks
         assert [answer["prediction"] for answer in again] == [answer["prediction"] for answer in found]
+    if writes and len(wanted) == 1:
+        pieces = []
+        texts, _ = generation.generate(tmp_path / "run", made, lines[0], lambda number, piece: pieces.append(piece))
+        assert "".join(pieces) == texts[0], "what is shown is the answer"
 
 
 def _under(row, name):
