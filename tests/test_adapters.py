@@ -340,12 +340,14 @@ def test_a_run_measures_predicts_and_merges_as_it_ended(method, runs, base, tmp_
 
 
 def test_peft_and_transformers_load_a_run(runs):
+    from huggingface_hub import metadata_load
     from peft import AutoPeftModelForSequenceClassification
     from transformers import AutoModelForSequenceClassification
 
     place, _ = runs("lora")
     run = place / "run"
     assert "`hftune merge` makes a plain model" in (run / "README.md").read_text()
+    assert metadata_load(run / "README.md")["library_name"] == "peft", "the Hub shows how to load it"
     _, ours = measure.ready(run, recipe.load(run / "recipe.yaml"))
     batch = {"input_ids": torch.tensor([[2, 30, 31, 32, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
     theirs = AutoPeftModelForSequenceClassification.from_pretrained(run, num_labels=3).eval()
