@@ -3,11 +3,11 @@
 import contextlib
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import weights
+from . import checkpoint, weights
 from .architectures import architecture
 from .errors import UserError
 from .models import Built
@@ -325,9 +325,16 @@ def restore(built: Built, folder: str | Path) -> Built:
     from peft import PeftModel
 
     weights.shapes(Path(folder).expanduser(), "model.path", adapter=True)
+    own = set(map(id, built.model.parameters()))
     with _quiet():
         model = align(PeftModel.from_pretrained(built.model, str(Path(folder).expanduser())))
-    return Built(model, f"{built.summary}; adapter from {folder}")
+    return Built(model, f"{built.summary}; adapter from {folder}", base=content_of_base(model, own))
+
+
+def content_of_base(model: Any, of: Collection[int]) -> str:
+    """One key of those of the weights with these ids, the base's, in whose place the adapter has none of its own."""
+    named = model.named_parameters()
+    return checkpoint.content(p for name, p in named if id(p) in of and ".original_module." not in name)
 
 
 def merge(model: Any) -> Any:

@@ -11,8 +11,6 @@ from .recipe import Recipe
 from .report import duration, fixed
 from .safety import markdown
 
-LIBRARY = "transformers"
-
 
 def write(path: Path, recipe: Recipe, model_type: str, state: Mapping[str, Any] | None = None) -> None:
     """Write README.md from what the run folder says; a card that a person wrote is left alone.
@@ -43,8 +41,9 @@ def write(path: Path, recipe: Recipe, model_type: str, state: Mapping[str, Any] 
         for name, figure in shown.items()
         if "[" not in name
     ]
+    adapted = hub.adapter(str(path)) is not None
     metadata = ModelCardData(
-        library_name=LIBRARY, tags=["hftune", recipe.task.name, model_type], base_model=_hub_id(recipe.model.path, state), model_name=path.name,
+        library_name="peft" if adapted else "transformers", tags=["hftune", recipe.task.name, model_type], base_model=_hub_id(recipe.model.path, state), model_name=path.name,
         eval_results=results or None,
     )  # fmt: skip
     rows = [
@@ -63,7 +62,7 @@ def write(path: Path, recipe: Recipe, model_type: str, state: Mapping[str, Any] 
         MARK,
         f"# {markdown(path.name)}",
         f"A {model_type} model trained by hftune {state.get('versions', {}).get('hftune', '')} for the task {markdown(recipe.task.name)} on {markdown(sources)}.",
-        *([ADAPTER] if hub.adapter(str(path)) else []),
+        *([ADAPTER] if adapted else []),
         "## Figures",
         "| figure | value | interval | rows or targets | split |\n|---|---|---|---|---|\n" + "\n".join(rows)
         if rows

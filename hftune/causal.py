@@ -1,6 +1,6 @@
 """What tasks on decoder-only models share: prompts with completions, targets that are the next ids, replies."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,13 @@ def bounds(tokenizer: Any) -> tuple[int, int]:
             where="tokenizer",
         )
     return next((i for i in (tokenizer.bos_token_id, tokenizer.cls_token_id) if i is not None), end), end
+
+
+def ends(model: Any, tokenizer: Any, more: Iterable[int] = ()) -> int | list[int]:
+    """Ids that end what is written: the model's own, the tokenizer's, and `more`; as GenerationConfig has them."""
+    own = model.generation_config.eos_token_id
+    found = sorted({bounds(tokenizer)[1], *more, *([own] if isinstance(own, int) else own or [])})
+    return found if len(found) > 1 else found[0]
 
 
 def completions(
@@ -116,7 +123,7 @@ def verify(model: Any) -> None:
 
 
 def reply(
-    model: Any, prompts: list[list[int]], tokenizer: Any, decoding: decode.Decoding, rows: Sequence[int], ends: set[int]
+    model: Any, prompts: list[list[int]], tokenizer: Any, decoding: decode.Decoding, rows: Sequence[int]
 ) -> list[dict[str, Any]]:
     """What the model writes behind each prompt, as decode.answers gives it; `truncated` where it did not see all of it.
 
@@ -126,7 +133,6 @@ def reply(
         tokenizer: the tokenizer.
         decoding: how to generate.
         rows: number of each row in its data set.
-        ends: ids that end an answer, besides the model's own.
     """
     import torch
 
@@ -142,8 +148,6 @@ def reply(
         "input_ids": pad(prompts, fill, "left")[:, -room if room else None :],
         "attention_mask": pad([np.ones(len(ids)) for ids in prompts], 0, "left")[:, -room if room else None :],
     }
-    own = model.generation_config.eos_token_id
-    every = ends | {end} | set([own] if isinstance(own, int) else own or [])
     tensors = {name: torch.from_numpy(array).to(model.device) for name, array in inputs.items()}
-    found = decode.answers(model, tensors, tokenizer, decoding, rows, eos_token_id=sorted(every))
+    found = decode.answers(model, tensors, tokenizer, decoding, rows)
     return [{**answer, "truncated": True} if lost else answer for answer, lost in zip(found, cut, strict=True)]

@@ -7,7 +7,7 @@ functions of the step and need no state.
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,10 +57,15 @@ def content_of_frozen(model: nn.Module, optimizer: torch.optim.Optimizer, of: Co
     """
     moved = {id(p) for group in optimizer.param_groups for p in group["params"]}
     frozen = [p for p in model.parameters() if id(p) in of and id(p) not in moved]
+    return content(frozen) if frozen else None
+
+
+def content(parameters: Iterable[nn.Parameter]) -> str:
+    """One key of the numbers of parameters."""
     digest = xxhash.xxh3_128()
-    for parameter in frozen:
+    for parameter in parameters:
         digest.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest() if frozen else None
+    return digest.hexdigest()
 
 
 def load_trained_state(model: nn.Module, state: dict[str, Tensor]) -> None:

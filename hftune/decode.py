@@ -83,6 +83,10 @@ class Decoding(Options):
         """See Options."""
         return max(self.num_beams, self.num_return_sequences)
 
+    def marks(self, model: Any, tokenizer: Any) -> dict[str, Any]:
+        """Settings of transformers' GenerationConfig that name the tokens with which a text begins and ends."""
+        return {}
+
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> "Decoding":
         def refuse(names: Sequence[str], needed: str) -> None:
@@ -133,7 +137,7 @@ def generate(
         decoding: how to generate.
         rows: number of each row in its data set, from which its draws follow; default: counted from 0.
         watch: see `streaming`.
-        settings: of transformers' GenerationConfig beside those of `decoding`, e.g. forced_bos_token_id, eos_token_id.
+        settings: of transformers' GenerationConfig beside those of `decoding`, e.g. eos_token_id.
 
     Returns:
         For each row `num_return_sequences` lists of new ids, up to but without the end of text.
@@ -180,8 +184,8 @@ def answers(
     return found
 
 
-def settings_of(model: Any, decoding: Decoding) -> Any:
-    """The model's generation settings with the recipe's; what the recipe cannot say (forced tokens, ...) stays.
+def settings_of(model: Any, tokenizer: Any, decoding: Decoding) -> Any:
+    """The model's generation settings with the recipe's; what the recipe cannot say (suppressed tokens, ...) stays.
 
     Saved with a model they let transformers' own `generate` write as `hftune predict` does, but for what is drawn.
     """
@@ -193,12 +197,12 @@ def settings_of(model: Any, decoding: Decoding) -> Any:
         named |= dict.fromkeys(("temperature", "top_k", "top_p", "min_p"))
     if decoding.num_beams == 1:
         named |= dict.fromkeys(("length_penalty", "early_stopping"))
-    config.update(**named, max_length=None)
+    config.update(**named, **decoding.marks(model, tokenizer), max_length=None)
     return config
 
 
 def _config(model: Any, tokenizer: Any, decoding: Decoding, settings: dict[str, Any]) -> Any:
-    config = settings_of(model, decoding)
+    config = settings_of(model, tokenizer, decoding)
     ends = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
     fill = next((i for i in (tokenizer.pad_token_id, config.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     config.update(**{"use_cache": True, "eos_token_id": ends, "pad_token_id": fill, **SEARCHED, **settings})

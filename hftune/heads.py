@@ -395,14 +395,20 @@ def model_inputs(model: nn.Module, batch: dict[str, Tensor], task: Task) -> dict
         and core.get_output_embeddings() is not None
     )
     if made:
-        shift = getattr(core, "prepare_decoder_input_ids_from_labels", None) or partial(_shift_right, core.config)
-        inputs["decoder_input_ids"] = shift(labels=batch["labels"])
+        inputs["decoder_input_ids"] = decoder_inputs(core, batch["labels"])
     return {**inputs, "use_cache": False} if _takes_cache(core.__class__) else inputs
 
 
 @cache
 def _takes_cache(kind: type) -> bool:
     return "use_cache" in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
+
+
+def decoder_inputs(core: Any, labels: Tensor) -> Tensor:
+    """What the decoder of a model without wrappers reads so as to write labels [B, T]."""
+    shift = getattr(core, "prepare_decoder_input_ids_from_labels", None) or partial(_shift_right, core.config)
+    found: Tensor = shift(labels=labels)
+    return found
 
 
 def _shift_right(config: Any, labels: Tensor) -> Tensor:

@@ -100,6 +100,8 @@ def evaluate(
     built = prepare.build_model(first, trust_remote_code=trust_remote_code)
     if subject.plain:
         _check_trained(subject.path, built, own.task.name)
+    else:
+        _tell_base(subject.path, built, reporter)
     model = built.model.to(accelerator.device)
     figures: dict[str, Any] = {}
     with ExitStack() as stack:
@@ -160,6 +162,14 @@ def _check_trained(path: str, built: models.Built, task: str) -> None:
             f"{path} was not trained for the task {task}: it has no weights for {models.tops(new)}",
             hint=f"measure a model that was, or train it: hftune finetune --task {task} --model {path} --train FILE",
         )
+
+
+def _tell_base(path: str | Path, built: models.Built, reporter: Reporter) -> None:
+    """Warn by one line where a run's adapter was trained upon other weights than its base has now."""
+    before = _kept(path).get("base")
+    if before and built.base and before != built.base:
+        name = (hub.adapter(str(path)) or {})["base_model_name_or_path"]
+        reporter.warn(f"{name} has changed since {path} was trained upon it: the two together are another model")
 
 
 def _measure(
@@ -365,7 +375,9 @@ def ready(
     if prepared.task.predict is None:
         raise UserError(f"the task {recipe.task.name} predicts nothing by itself", where="task.name")
     machine.choose_kernels(recipe.train.matmul, getattr(prepared.options, "max_length", 512), _kept(path))
-    model = prepare.build_model(prepared, trust_remote_code=trust_remote_code).model.eval()
+    built = prepare.build_model(prepared, trust_remote_code=trust_remote_code)
+    _tell_base(path, built, reporter)
+    model = built.model.eval()
     return prepared, model.cuda() if torch.cuda.is_available() else model
 
 
@@ -396,7 +408,9 @@ def merge_run(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already", hint="choose a new folder with --output", where="--output")
     prepared = _pieces(path, recipe, cast(Options, recipe.task.options), reporter, trust_remote_code)
-    model = adapters.merge(prepare.build_model(prepared, trust_remote_code=trust_remote_code).model)
+    built = prepare.build_model(prepared, trust_remote_code=trust_remote_code)
+    _tell_base(path, built, reporter)
+    model = adapters.merge(built.model)
     try:
         model.save_pretrained(output)
         tokenizer.save(prepared.tokenizer, output)

@@ -36,11 +36,15 @@ DEEPEST = 2000  # layers
 
 @dataclass(frozen=True)
 class Built:
-    """A model, where its weights come from in one line, and the names of the parameters that no checkpoint gave."""
+    """A model, where its weights come from in one line, and the names of the parameters that no checkpoint gave.
+
+    With an adapter also a key of the base's weights (see adapters.content_of_base).
+    """
 
     model: Any
     summary: str
     new: frozenset[str] = frozenset()
+    base: str | None = None
 
 
 def build(

@@ -131,6 +131,7 @@ def load_tokenizer(
     found.add_tokens(
         [token for token in task.tokens(options, found) if token not in found.get_vocab()], special_tokens=True
     )
+    options.settle(found)
     return models.prepare_tokenizer(found, model_type)
 
 
@@ -375,7 +376,7 @@ def build_model(prepared: Prepared, *, trust_remote_code: bool = False, training
     )  # fmt: skip
     built = build(source, task.head)
     if isinstance(options, decode.Decoding) and getattr(built.model, "generation_config", None) is not None:
-        built.model.generation_config = decode.settings_of(built.model, options)
+        built.model.generation_config = decode.settings_of(built.model, prepared.tokenizer, options)
     if task.tokens(options, prepared.tokenizer):
         built = models.grow(built, prepared.tokenizer)
     if hub.adapter(source.path):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from . import (
+    adapters,
     breakdown,
     card,
     checkpoint,
@@ -155,6 +156,7 @@ class Run:
         if self._finished():
             return read_json(self.folder.path / METRICS)
         models.dry_run_save(built.model)
+        own = set(map(id, built.model.parameters()))
         loaded = {id(p) for name, p in built.model.named_parameters() if p.requires_grad and name not in built.new}
         self.method = methods.apply(
             built, self.recipe, self.prepared.task.head, self.total, self.accelerator, self.folder.path
@@ -164,6 +166,7 @@ class Run:
         model, optimizer = self._ready(self.method.model)
         if frozen := checkpoint.content_of_frozen(self.core, optimizer.optimizer, loaded):
             self.prepared.content["model"] = frozen
+        base = {"base": adapters.content_of_base(self.core, own)} if self.recipe.peft else {}
         self._resume()
         schedule = optim.schedule(optimizer.optimizer, train, self.total)
         _advance(schedule, self.progress.step)
@@ -178,7 +181,7 @@ class Run:
         every = train.eval_steps or per_epoch
         self.folder.begin(
             self.recipe, total_steps=self.total, seed=train.seed, world_size=ranks, data=self.prepared.fingerprints, **asdict(self.ways),
-            micro_batch_tokens=budget, precision=machine.precision(train), **kernels,
+            micro_batch_tokens=budget, precision=machine.precision(train), **kernels, **base,
         )  # fmt: skip
         job = Job(
             self.accelerator, model, optimizer, schedule, steps, train, self.total, shortcuts=self.ways, workers=self.recipe.data.num_workers,

@@ -49,6 +49,26 @@ class SequenceOptions(Decoding):
         names = ("max_length", "max_target_length")
         return (names,) if self.form == "decoder-only" else tuple((name,) for name in names)
 
+    def settle(self, tokenizer: Any) -> None:
+        """See Options: which two languages they are."""
+        if self.form == "encoder-decoder":
+            set_languages(tokenizer, self)
+
+    def marks(self, model: Any, tokenizer: Any) -> dict[str, Any]:
+        """See Decoding: a text begins with the code of its language, before it or as its first token, as in training."""
+        if self.form == "decoder-only":
+            return {"eos_token_id": causal.ends(model, tokenizer)}
+        if self.target_lang is None:
+            return {}
+        import torch
+
+        from .heads import decoder_inputs, unwrap
+
+        labels = tokenizer(text_target="")["input_ids"]
+        start = int(decoder_inputs(unwrap(model), torch.tensor([labels]))[0, 0])
+        first = labels[0] if labels[0] != tokenizer.eos_token_id else None
+        return {"decoder_start_token_id": start, "forced_bos_token_id": first}
+
     def varies(self) -> dict[str, Any]:
         """What a task is with the form: decoder-only it needs a causal head, of a model that reads from left to right."""
         if self.form == "encoder-decoder":
@@ -86,7 +106,7 @@ def encode(rows: list[Any], tokenizer: Any, options: SequenceOptions, source: st
         if answers is not None:
             columns["trained"] = Ragged.of([row[:most] for row in trained], np.int8)
         return columns
-    set_languages(tokenizer, options)
+    options.settle(tokenizer)
     found, cut = truncated(tokenizer, options.max_length, texts)
     columns |= {"input_ids": Ragged.of(found["input_ids"]), "truncated": int(cut.sum())}
     if answers is not None:
@@ -179,18 +199,9 @@ def predict(
     if options.form == "decoder-only":
         start = causal.bounds(tokenizer)[0]
         prompts = [[start, *tokenizer(row["prompt"], add_special_tokens=False)["input_ids"]] for row in rows]
-        found = causal.reply(model, prompts, tokenizer, options, numbers, set())
+        found = causal.reply(model, prompts, tokenizer, options, numbers)
     else:
-        settings: dict[str, Any] = {}
-        if options.target_lang is not None:
-            set_languages(tokenizer, options)
-            known = getattr(tokenizer, "lang_code_to_id", None) or {}
-            settings["forced_bos_token_id"] = known.get(options.target_lang) or tokenizer.convert_tokens_to_ids(
-                options.target_lang
-            )
-        found = decode.answers(
-            model, {k: v for k, v in batch.items() if k != "labels"}, tokenizer, options, numbers, **settings
-        )
+        found = decode.answers(model, {k: v for k, v in batch.items() if k != "labels"}, tokenizer, options, numbers)
     return [
         {**answer, **({"reference": row["reference"]} if "reference" in row else {})}
         for answer, row in zip(found, rows, strict=True)

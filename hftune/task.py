@@ -63,6 +63,9 @@ class Options(BaseModel):
         """
         return self
 
+    def settle(self, tokenizer: Any) -> None:
+        """Set on a tokenizer what the rows need of it; it is saved with the model."""
+
     def evaluating(self) -> Self:
         """The options for rows that the model is measured on: without what only helps training."""
         return self

@@ -340,12 +340,14 @@ def test_a_run_measures_predicts_and_merges_as_it_ended(method, runs, base, tmp_
 
 
 def test_peft_and_transformers_load_a_run(runs):
+    from huggingface_hub import metadata_load
     from peft import AutoPeftModelForSequenceClassification
     from transformers import AutoModelForSequenceClassification
 
     place, _ = runs("lora")
     run = place / "run"
     assert "`hftune merge` makes a plain model" in (run / "README.md").read_text()
+    assert metadata_load(run / "README.md")["library_name"] == "peft", "the Hub shows how to load it"
     _, ours = measure.ready(run, recipe.load(run / "recipe.yaml"))
     batch = {"input_ids": torch.tensor([[2, 30, 31, 32, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
     theirs = AutoPeftModelForSequenceClassification.from_pretrained(run, num_labels=3).eval()
@@ -394,6 +396,57 @@ def test_a_base_that_changed_meanwhile_is_told(way, base, tmp_path):
 
     assert children.child(again) == 0
     assert children.child(lambda: children.train(made, allow=["model.path"])) == 0
+
+
+class Heard(Reporter):
+    """Keeps the warnings."""
+
+    def __init__(self):
+        super().__init__(silent=True)
+        self.warnings = []
+
+    def warn(self, text):
+        self.warnings.append(text)
+
+
+@pytest.mark.parametrize("method", ["lora", "adalora", "prompt"])
+def test_an_adapter_upon_other_weights_than_its_own_is_told(method, base, tmp_path):
+    own, run = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(base, own)
+    assert children.child(children.train, source(own, tmp_path, method, max_steps=2)) == 0
+    saved = recipe.load(run / "recipe.yaml")
+
+    def told(merged):
+        ways = [
+            lambda to: measure.ready(run, saved, to),
+            lambda to: measure.evaluate_run(run, saved, "validation", to),
+            *([lambda to: measure.merge_run(run, saved, tmp_path / merged, to)] if method != "prompt" else []),
+        ]
+        for way in ways:
+            heard = Heard()
+            way(heard)
+            yield [text for text in heard.warnings if "base" in text]
+
+    assert not any(told("before"))
+    held = load_file(own / "model.safetensors")
+    held["bert.encoder.layer.0.output.dense.weight"] += 1e-3
+    save_file(held, own / "model.safetensors", {"format": "pt"})
+    wanted = f"{own} has changed since {run} was trained upon it: the two together are another model"
+    assert all(warnings == [wanted] for warnings in told("after"))
+
+
+def test_a_head_in_whose_place_the_adapter_has_its_own_is_not_what_it_rests_on(base, tmp_path):
+    first = source(base, tmp_path, "lora", max_steps=2)
+    del first["peft"]
+    assert children.child(children.train, first) == 0
+    second = source(tmp_path / "run", tmp_path / "again", "lora", max_steps=2)
+    for name in ("tweets", "held"):
+        rows = tmp_path / "again" / f"{name}.jsonl"
+        rows.write_text(rows.read_text().replace('"label": "', '"label": "other '))
+    assert children.child(children.train, second) == 0
+    heard, run = Heard(), tmp_path / "again" / "run"
+    measure.ready(run, recipe.load(run / "recipe.yaml"), heard)
+    assert not [text for text in heard.warnings if "has changed" in text]
 
 
 def test_two_ranks_adapt_as_one(base, tmp_path):

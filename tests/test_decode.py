@@ -302,7 +302,7 @@ def test_a_saved_model_carries_how_it_writes(name, how, tmp_path):
     made, decoding = model(name), Decoding(max_new_tokens=9, **how)
     inputs = batch(made)
     texts = [found for (found,) in decode.generate(made, inputs, Tokenizer(), decoding)]
-    made.generation_config = decode.settings_of(made, decoding)
+    made.generation_config = decode.settings_of(made, Tokenizer(), decoding)
     made.save_pretrained(tmp_path)
     again = type(made).from_pretrained(tmp_path).eval()
     assert reference(again, inputs, [2]) == texts

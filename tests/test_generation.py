@@ -159,6 +159,9 @@ def test_a_run_learns_to_talk_with_tokens_that_its_model_did_not_have(finished, 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
     assert model.get_input_embeddings().num_embeddings >= len(tokenizer) == 403
     assert tokenizer.chat_template == TEMPLATE
+    asked = tokenizer.apply_chat_template(talk[:1], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    written = model.generate(**asked)[0, asked["input_ids"].shape[1] :].tolist()
+    assert written == [*tokenizer("yes")["input_ids"], tokenizer.convert_tokens_to_ids("<|end|>")]
     lines = (path / "predictions" / "validation.jsonl").read_text(encoding="utf-8").splitlines()
     assert {"prompt", "prediction", "reference"} <= json.loads(lines[0]).keys()
 

@@ -72,6 +72,11 @@ class ClmOptions(Decoding):
         """See Options."""
         return True
 
+    def marks(self, model: Any, tokenizer: Any) -> dict[str, Any]:
+        """See Decoding: an answer ends where the assistant's turn does."""
+        more = [chat.end_of_turn(tokenizer)] if self.kind == "chat" else []
+        return {"eos_token_id": causal.ends(model, tokenizer, more)}
+
     def evaluating(self) -> "ClmOptions":
         """Text from left to right, a row a piece."""
         return self.model_copy(update={"packing": False, "fim_rate": 0.0})
@@ -222,9 +227,8 @@ def predict(
     found = encode_batch(tokenizer, [row["prompt"] for row in rows])
     before = [causal.bounds(tokenizer)[0]] if options.kind == "prompt" else []
     prompts = [[*before, *found[i].tolist()] for i in range(len(rows))]
-    ends = {chat.end_of_turn(tokenizer)} if options.kind == "chat" else set()
     numbers = [int(row.get("row", i)) for i, row in enumerate(rows)]
-    answers = causal.reply(model, prompts, tokenizer, options, numbers, ends)
+    answers = causal.reply(model, prompts, tokenizer, options, numbers)
     given = [{"reference": row["reference"]} if "reference" in row else {} for row in rows]
     return [{**answer, **reference} for answer, reference in zip(answers, given, strict=True)]
 

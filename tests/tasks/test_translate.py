@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
-from hftune import sequences
+from hftune import heads, measure, recipe, run, sequences
 from hftune.errors import UserError
 from hftune.models import prepare_tokenizer
+from hftune.report import Reporter
 from hftune.task import IGNORE
 from hftune.tasks import summarize, translate
 
@@ -53,6 +54,16 @@ def many(request):
     return request.param, prepare_tokenizer(make(), request.param), source, target
 
 
+def tiny_model(name, tok):
+    config = transformers.AutoConfig.for_model(
+        name, vocab_size=len(tok), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, pad_token_id=tok.pad_token_id,
+        eos_token_id=tok.eos_token_id, decoder_start_token_id=tok.eos_token_id, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
+
+
 def test_a_translation_begins_with_its_language(many):
     name, tok, source, target = many
     options = translate.TranslateOptions(source_lang=source, target_lang=target, max_new_tokens=5)
@@ -64,12 +75,7 @@ def test_a_translation_begins_with_its_language(many):
     assert code(source) not in labels
     assert tok.decode(labels, skip_special_tokens=True).strip() == PAIR["target"]
     assert labels[-1] == tok.eos_token_id or labels[-2] == tok.eos_token_id
-    config = transformers.AutoConfig.for_model(
-        name, vocab_size=len(tok), d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, pad_token_id=tok.pad_token_id,
-        eos_token_id=tok.eos_token_id, decoder_start_token_id=tok.eos_token_id, max_position_embeddings=64,
-    )  # fmt: skip
-    model = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
+    model = tiny_model(name, tok)
     seen = []
     generate = model.generate
     model.generate = lambda *args, **given: seen.append(given["generation_config"]) or generate(*args, **given)
@@ -78,8 +84,39 @@ def test_a_translation_begins_with_its_language(many):
     batch = {k: torch.as_tensor(v) for k, v in sequences.collate(raw, tok, options, None).items()}
     with torch.no_grad():
         [answer, again] = translate.TASK.predict(model, batch, raw, tok, options)
-    assert seen[0].forced_bos_token_id == code(target)
+    begins = [id for id in (seen[0].decoder_start_token_id, seen[0].forced_bos_token_id) if id is not None]
+    assert begins == heads.decoder_inputs(model, batch["labels"])[0, : len(begins)].tolist(), "as in training"
+    assert begins[-1] == code(target)
     assert answer["reference"] == again["reference"] == PAIR["target"]
+
+
+@pytest.mark.parametrize("name", MANY)
+def test_transformers_writes_in_the_language_of_a_run(name, tmp_path):
+    """Languages that are not the tokenizer's defaults lie in the folder: those of its inputs and of what is written."""
+    make, target, source = MANY[name]
+    tok = make()
+    tok.save_pretrained(tmp_path / "base")
+    tiny_model(name, tok).save_pretrained(tmp_path / "base")
+    rows = tiny.write_rows(tmp_path / "pairs.jsonl", [PAIR, {"source": "not else", "target": "so it is"}] * 4)
+    made = {
+        "task": {"name": "translate", "source_lang": source, "target_lang": target, "max_length": 32,
+                 "max_target_length": 32, "max_new_tokens": 8},
+        "model": {"path": str(tmp_path / "base")},
+        "data": {"train": str(rows), "cache_dir": str(tmp_path / "cache")},
+        "train": {"batch_size": 4, "max_steps": 60, "learning_rate": 3e-2},
+        "output": {"dir": str(tmp_path / "run")},
+    }  # fmt: skip
+    run.train(recipe.from_dict(made), Reporter(silent=True))
+    found = measure.predict_rows(tmp_path / "run", recipe.load(tmp_path / "run" / "recipe.yaml"), str(rows), 2)
+    texts = [row["prediction"] for row in found]
+    tok = transformers.AutoTokenizer.from_pretrained(tmp_path / "run")
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run").eval()
+    inputs = tok([PAIR["source"], "not else"], padding=True, return_tensors="pt")
+    assert (inputs["input_ids"] == tok.convert_tokens_to_ids(source)).any(1).all()
+    written = model.generate(**inputs)
+    assert (written == tok.convert_tokens_to_ids(target)).any(1).all()
+    assert tok.batch_decode(written, skip_special_tokens=True) == texts
+    assert all(texts)
 
 
 def test_languages_must_be_named_and_known(many):
