@@ -37,7 +37,10 @@ Restarts = Annotated[
     int,
     typer.Option("--restarts", min=0, help="restart from the newest checkpoint up to this many times after a failure"),
 ]
-Fresh = Annotated[bool, typer.Option("--fresh/--resume", help="start over, or resume from the newest checkpoint")]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh/--resume", help="start over in an emptied run folder, or resume from the newest checkpoint"),
+]
 Allow = Annotated[
     list[str] | None,
     typer.Option(
