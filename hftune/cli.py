@@ -453,7 +453,9 @@ def train_tokenizer(
     output: Annotated[str, typer.Option("--output", "-o", help="folder to save it in")],
     kind: Annotated[str, typer.Option("--kind", help="wordpiece, bpe or unigram")] = "wordpiece",
     vocab_size: Annotated[int, typer.Option("--vocab-size", help="entries, special tokens included")] = 8000,
-    lowercase: Annotated[bool, typer.Option("--lowercase", help="lowercase the text")] = False,
+    lowercase: Annotated[
+        bool, typer.Option("--lowercase", help="lowercase the text and strip accents, vowel signs of Indic scripts too")
+    ] = False,
     min_frequency: Annotated[
         int, typer.Option("--min-frequency", min=1, help="minimum count of a pair to be merged")
     ] = 2,

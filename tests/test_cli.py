@@ -173,6 +173,16 @@ def test_a_dry_run_warns_of_no_change_that_its_words_accept(tmp_path, capsys):
         assert ("a different recipe" in capsys.readouterr().out) == told
 
 
+def test_help_says_that_lowercase_takes_marks_away_too():
+    """Of Hindi, whose vowels are marks, little is left."""
+    from hftune import vocabulary
+
+    made = vocabulary.train(["हिन्दी में लिखा"] * 9, "bpe", 400, lowercase=True)
+    assert "ि" not in made.decode(made("हिन्दी")["input_ids"])
+    shown = CliRunner().invoke(cli.app, ["tokenizer", "train", "--help"]).output
+    assert "strip accents" in " ".join(shown.split())
+
+
 def test_options_without_a_recipe_must_be_whole():
     from hftune import commands
 
