@@ -6,7 +6,7 @@ all that decided it, so that to check it again takes no longer than to read its 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,16 @@ SPLITS = ("validation", "test", "train")  # training last: the others are looked
 COMMON = 0.1  # share of a split's texts that may occur in training before it is worth a warning
 
 
-def check(recipe: Recipe, trust_remote_code: bool = False) -> dict[str, Any]:
+def check(
+    recipe: Recipe, trust_remote_code: bool = False, fresh: bool = False, allow: Sequence[str] = ()
+) -> dict[str, Any]:
     """Look at all of a recipe: its settings, places, data, model, tokenizer and method.
+
+    Args:
+        recipe: the recipe.
+        trust_remote_code: whether code that comes with a model may run.
+        fresh: a run that is there already is to be started over.
+        allow: settings in which it may differ.
 
     Returns:
         What the recipe comes to, for a person to read; under `warnings` a list of what works and is hardly meant.
@@ -39,7 +47,7 @@ def check(recipe: Recipe, trust_remote_code: bool = False) -> dict[str, Any]:
     findings.faults += consistency.check(recipe, task) + consistency.places(recipe)
     findings.warnings += consistency.warnings(recipe)
     with findings.collect():
-        _check_folder(Path(recipe.output.dir), recipe, findings)
+        _check_folder(Path(recipe.output.dir), recipe, findings, fresh, allow)
     readers = _readers(recipe, task, findings)
     kept = None if findings.faults else _kept(recipe, readers, trust_remote_code)
     known = read_json(kept) if kept is not None else {}
@@ -106,13 +114,15 @@ def _common(train: Look, others: dict[str, Look]) -> Iterator[str]:
             )
 
 
-def _check_folder(path: Path, recipe: Recipe, findings: Findings) -> None:
+def _check_folder(path: Path, recipe: Recipe, findings: Findings, fresh: bool, allow: Sequence[str]) -> None:
     """What already lies where the run is to go."""
     if not path.is_dir():
         return
     if state := read_json(path / STATE):
+        if fresh:
+            return
         try:
-            RunFolder(path, state=state)._same_recipe(recipe, ())
+            RunFolder(path, state=state)._same_recipe(recipe, allow)
         except Faults as error:
             findings.warnings.append(f"output.dir: {path} holds a run whose recipe cannot be read: {error.faults[0]}")
         except UserError as error:

@@ -37,7 +37,10 @@ Restarts = Annotated[
     int,
     typer.Option("--restarts", min=0, help="restart from the newest checkpoint up to this many times after a failure"),
 ]
-Fresh = Annotated[bool, typer.Option("--fresh/--resume", help="start over, or resume from the newest checkpoint")]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh/--resume", help="start over in an emptied run folder, or resume from the newest checkpoint"),
+]
 Allow = Annotated[
     list[str] | None,
     typer.Option(
@@ -450,7 +453,9 @@ def train_tokenizer(
     output: Annotated[str, typer.Option("--output", "-o", help="folder to save it in")],
     kind: Annotated[str, typer.Option("--kind", help="wordpiece, bpe or unigram")] = "wordpiece",
     vocab_size: Annotated[int, typer.Option("--vocab-size", help="entries, special tokens included")] = 8000,
-    lowercase: Annotated[bool, typer.Option("--lowercase", help="lowercase the text")] = False,
+    lowercase: Annotated[
+        bool, typer.Option("--lowercase", help="lowercase the text and strip accents, vowel signs of Indic scripts too")
+    ] = False,
     min_frequency: Annotated[
         int, typer.Option("--min-frequency", min=1, help="minimum count of a pair to be merged")
     ] = 2,

@@ -82,7 +82,7 @@ def train(
     """`hftune pretrain` and `hftune finetune`."""
     recipe = load_recipe(source, overrides, output)
     if dry_run:
-        return report_check(recipe, Reporter(as_json), trust_remote_code=trust_remote_code)
+        return report_check(recipe, Reporter(as_json), trust_remote_code=trust_remote_code, fresh=fresh, allow=allow)
     _launch(processes, restarts)
     from . import run
 
@@ -342,11 +342,18 @@ def check(name: str, overrides: Sequence[str], overlap: bool, as_json: bool, tru
         raise
 
 
-def report_check(recipe: Recipe, reporter: Reporter, overlap: bool = False, trust_remote_code: bool = False) -> None:
+def report_check(
+    recipe: Recipe,
+    reporter: Reporter,
+    overlap: bool = False,
+    trust_remote_code: bool = False,
+    fresh: bool = False,
+    allow: Sequence[str] = (),
+) -> None:
     """Everything that can be known before weights are loaded; whatever is wrong is raised together, the rest is told."""
     from . import checking
 
-    found = checking.check(recipe, trust_remote_code) | (checking.leaks(recipe) if overlap else {})
+    found = checking.check(recipe, trust_remote_code, fresh, allow) | (checking.leaks(recipe) if overlap else {})
     warnings = found.pop("warnings", [])
     reporter.json({"ok": True, **found, "warnings": warnings})
     reporter.table("no faults found", [(key, str(value)) for key, value in found.items()])

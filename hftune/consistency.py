@@ -88,6 +88,8 @@ def _scores(metric: Any, kind: str) -> bool:
 
     if "text" in metric.inputs and kind not in ("text", "spans"):
         return False  # a label is a string too, and none that could be right in part
+    if kind == "number" and "number" not in metric.inputs:
+        return False  # a number can be a label too, and a predicted one is hardly ever equal to it
     prediction, reference = EXAMPLES[kind]
     scores = {"label": [{"a": 0.9, "b": 0.1}], "labels": [{"a": 0.9, "b": 0.8}]}.get(kind)
     try:

@@ -158,9 +158,9 @@ class RunFolder:
         _not_for_children(lock)
         folder = cls(path, state=read_json(path / STATE), _lock=lock)
         folder._sweep()
-        if fresh:
+        if fresh and (path / STATE).exists():  # else what lies there is somebody else's
             folder.clear()
-        elif folder.has_trained():
+        elif folder.has_trained() and not fresh:
             folder._same_recipe(wanted, allow)
         elif folder.state:
             folder.state = {}  # nothing is lost by starting over, with whatever recipe
@@ -194,9 +194,10 @@ class RunFolder:
         return self.state.get("state") == "finished" or any(self.checkpoints.glob("step-*"))
 
     def _sweep(self) -> None:
-        """Remove what a killed process was writing."""
+        """Remove what a killed process was writing; the state comes first, so that without one there is nothing else of a run."""
         names = [f".{name}*" for name in (STATE, RECIPE, LOG, METRICS, MODEL)]
-        for left in [left for pattern in (*names, "predictions/.*") for left in self.path.glob(pattern)]:
+        patterns = [*names, "predictions/.*"] if (self.path / STATE).exists() else names[:1]
+        for left in [left for pattern in patterns for left in self.path.glob(pattern)]:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def clear(self) -> None:

@@ -158,6 +158,31 @@ def test_a_run_without_a_recipe_is_named_for_its_rows_and_never_as_a_pattern(row
     assert commands.recipe_source(None, given, None)["output"]["dir"] == f"runs/{name}"
 
 
+def test_a_dry_run_warns_of_no_change_that_its_words_accept(tmp_path, capsys):
+    from hftune import commands, recipe
+
+    source = tiny.mlm(tmp_path)
+    made = recipe.from_dict(source)
+    place = tmp_path / "run"
+    place.mkdir()
+    (place / "run.json").write_text('{"state": "finished"}')
+    (place / "recipe.yaml").write_text(recipe.dump(made), encoding="utf-8")
+    key = "train.weight_decay"
+    for fresh, allow, told in ((False, [], True), (True, [], False), (False, [key], False)):
+        commands.train(source, [f"{key}=0.5"], None, 1, 0, fresh, allow, True, False, False)
+        assert ("a different recipe" in capsys.readouterr().out) == told
+
+
+def test_help_says_that_lowercase_takes_marks_away_too():
+    """Of Hindi, whose vowels are marks, little is left."""
+    from hftune import vocabulary
+
+    made = vocabulary.train(["हिन्दी में लिखा"] * 9, "bpe", 400, lowercase=True)
+    assert "ि" not in made.decode(made("हिन्दी")["input_ids"])
+    shown = CliRunner().invoke(cli.app, ["tokenizer", "train", "--help"]).output
+    assert "strip accents" in " ".join(shown.split())
+
+
 def test_options_without_a_recipe_must_be_whole():
     from hftune import commands
 

@@ -349,6 +349,19 @@ def test_a_run_that_ended_leaves_its_folder_to_the_next_in_the_same_process(tmp_
     assert len(held) == 2
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_that_is_no_runs_is_left_as_it_is(fresh, tmp_path, tokenizer_folder):
+    """Whoever names the wrong folder loses nothing, with --fresh as without."""
+    made = recipe.from_dict(tiny.classify(tmp_path, str(tokenizer_folder), max_steps=1))
+    place = Path(made.output.dir)
+    for name in ("thesis.txt", "checkpoints/step-1/thesis.txt", ".models/thesis.txt", "predictions/.old/thesis.txt"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text("years of work")
+    with pytest.raises(UserError):
+        folder.RunFolder.claim(made, fresh=fresh)
+    assert len(list(place.rglob("thesis.txt"))) == 4
+
+
 def test_a_second_start_names_the_first(straight):
     _path, source = straight
     held = folder.RunFolder.claim(recipe.from_dict(source))

@@ -220,3 +220,12 @@ def test_metrics_of_one_label_a_row_are_refused_where_there_are_several(kind, re
     made = recipe.from_dict(source)
     faults = consistency.measuring(made, tasks.load("classify").under(made.task.options))
     assert [fault.message.split()[0] for fault in faults] == refused
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "matthews", "confusion_matrix"])
+def test_metrics_of_classes_are_refused_where_numbers_are_predicted(name, tmp_path):
+    """A predicted number equals none, and the figure would be 0; scikit-learn refuses them too."""
+    source = tiny.mlm(tmp_path) | {"task": {"name": "classify", "kind": "regression"}}
+    made = recipe.from_dict(source | {"eval": {"metrics": [name, "mse", "pearson", "spearman"]}})
+    (fault,) = consistency.measuring(made, tasks.load("classify").under(made.task.options))
+    assert fault.message.startswith(f"{name} cannot score")
