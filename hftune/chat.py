@@ -20,8 +20,9 @@ Span = tuple[int, int]
 def messages_of(value: Any, where: str | None, prefix: str = "") -> list[dict[str, Any]]:
     """The messages of a row: a list of {role, content}; a text alone is what the user says.
 
-    The prefix is put before the user's first words. A content of parts of text is that text. Other keys that are null are left out, and those within: Parquet
-    files and Hub data sets give every object all the keys that any has, and templates ask whether a key is there.
+    The prefix is put before the user's first words. A content of parts of text is that text. Other keys that are null are
+    left out, and those within: Parquet files and Hub data sets give every object all the keys that any has, and templates
+    ask whether a key is there.
 
     Raises:
         UserError: it is neither.

@@ -169,11 +169,8 @@ def _tables(found: dict[str, Any], runs: Sequence[str], split: str, reporter: Re
                 low, high = own.get("difference_low"), own.get("difference_high")
                 span = f" [{fixed(low, '+')}, {fixed(high, '+')}]" if low is not None and high is not None else ""
                 p = own.get("p_randomization_holm")
-                text += (
-                    f"  {fixed(own['difference'], '+')}{span}"
-                    + (f"  p {p:.4f}" if p is not None else "")
-                    + f"  {verdict}"
-                )
+                chance = f"  p {p:.4f}" if p is not None else ""
+                text += f"  {fixed(own['difference'], '+')}{span}{chance}  {verdict}"
             rows.append((f"{name}  {run}", text))
     reporter.table(f"{split}, each against {runs[0]} (p: approximate randomisation, Holm's correction)", rows)
 
