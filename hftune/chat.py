@@ -15,6 +15,7 @@ BEGIN, END, CALL = "\ufdd0", "\ufdd1", "\ufdd2"
 EXCHANGE = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
 TRACKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]
+Tools = list[dict[str, Any]] | None
 
 
 def messages_of(value: Any, where: str | None, prefix: str = "") -> list[dict[str, Any]]:
@@ -43,6 +44,33 @@ def messages_of(value: Any, where: str | None, prefix: str = "") -> list[dict[st
     return messages
 
 
+def tools_of(value: Any, where: str | None) -> Tools:
+    """The tools that a conversation may call: a list of objects (JSON schemas of functions), or that list as JSON in a text.
+
+    None where a row has none. Keys that are null are left out, as in messages.
+
+    Raises:
+        UserError: it is neither.
+    """
+    found = value
+    if isinstance(value, str) and value.strip():
+        try:
+            found = json.loads(value)
+        except ValueError:
+            found = value
+    if not found:
+        return None
+    if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
+        raise UserError(
+            f"tools must be a list of objects, not {json.dumps(value, default=str)[:60]}",
+            hint='write [{"type": "function", "function": {"name": "...", "parameters": {...}}}], or give the column '
+            "another name: data.columns: {other: tools}",
+            where=where,
+        )
+    schemas: list[dict[str, Any]] = _without_nulls(found)
+    return schemas
+
+
 def _joined(message: dict[str, Any]) -> dict[str, Any]:
     """The message with a list of {type: text, text: ...} as one text: so its words are found, and compared with answers."""
     given = message.get("content")
@@ -59,8 +87,8 @@ def _without_nulls(value: Any, kept: str | None = None) -> Any:
     return value
 
 
-def template(tokenizer: Any) -> str:
-    """The tokenizer's chat template.
+def template(tokenizer: Any, tools: Tools = None) -> str:
+    """The tokenizer's chat template; of several the one for conversations with these tools.
 
     Raises:
         UserError: it has none.
@@ -68,31 +96,37 @@ def template(tokenizer: Any) -> str:
     if not tokenizer.chat_template:
         hint = "set tokenizer.chat_template to a Jinja template, or to a file that holds one"
         raise UserError("the tokenizer has no chat template", hint=hint, where="tokenizer.chat_template")
-    found: str = tokenizer.get_chat_template()
+    found: str = tokenizer.get_chat_template(tools=tools)
     return found
 
 
-def render(tokenizer: Any, messages: Sequence[dict[str, Any]], where: str | None = None, reply: bool = False) -> str:
+def render(
+    tokenizer: Any,
+    messages: Sequence[dict[str, Any]],
+    where: str | None = None,
+    reply: bool = False,
+    tools: Tools = None,
+) -> str:
     """The text of a conversation; with `reply`, up to where the assistant's words would begin.
 
     Raises:
         UserError: the template refuses it.
     """
-    return _render(tokenizer, messages, where, reply)[0]
+    return _render(tokenizer, messages, where, reply, tools)[0]
 
 
 def _render(
-    tokenizer: Any, messages: Sequence[dict[str, Any]], where: str | None, reply: bool
+    tokenizer: Any, messages: Sequence[dict[str, Any]], where: str | None, reply: bool, tools: Tools
 ) -> tuple[str, list[Span]]:
     from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    text = template(tokenizer)
+    text = template(tokenizer, tools)
     tracked = TRACKED.search(text) is not None
     try:
         rendered, spans = render_jinja_template(
-            [list(messages)], chat_template=text, add_generation_prompt=reply, return_assistant_tokens_mask=tracked,
-            **tokenizer.special_tokens_map,
+            [list(messages)], tools, chat_template=text, add_generation_prompt=reply,
+            return_assistant_tokens_mask=tracked, **tokenizer.special_tokens_map,
         )  # fmt: skip
     except (
         TemplateError,
@@ -109,7 +143,9 @@ def _render(
     return rendered[0], [tuple(span) for span in spans[0]] if tracked else []
 
 
-def turns(tokenizer: Any, messages: Sequence[dict[str, Any]], where: str | None = None) -> tuple[str, list[Span]]:
+def turns(
+    tokenizer: Any, messages: Sequence[dict[str, Any]], where: str | None = None, tools: Tools = None
+) -> tuple[str, list[Span]]:
     """The text of a conversation, and from where to where the assistant speaks in it.
 
     Where the template says so itself ({% generation %}), that is taken. Else the words are found by marks put around
@@ -119,12 +155,12 @@ def turns(tokenizer: Any, messages: Sequence[dict[str, Any]], where: str | None 
     Raises:
         UserError: the template refuses the conversation, or changes the assistant's words or tool calls.
     """
-    text, spans = _render(tokenizer, messages, where, False)
-    if spans or TRACKED.search(template(tokenizer)):
+    text, spans = _render(tokenizer, messages, where, False, tools)
+    if spans or TRACKED.search(template(tokenizer, tools)):
         return text, [span for span in spans if span[0] < span[1]]
-    marked = _render(tokenizer, [_mark(message) for message in messages], where, False)[0]
+    marked = render(tokenizer, [_mark(message) for message in messages], where, tools=tools)
     calls = sum(map(_calls, messages))
-    found = _spoken(text, marked, _before_answers(tokenizer), _behind_answers(tokenizer) if calls else "")
+    found = _spoken(text, marked, _before_answers(tokenizer, tools), _behind_answers(tokenizer, tools) if calls else "")
     if found is None or marked.count(CALL) != calls or re.sub(f"[{BEGIN}{END}{CALL}]", "", marked) != text:
         hint = "put them between {% generation %} and {% endgeneration %} in tokenizer.chat_template"
         what = "changes or leaves out the assistant's words or tool calls" if calls else "changes the assistant's words"
@@ -190,15 +226,15 @@ def _mark_call(call: Any) -> Any:
     return {**call, "function": _mark_call(call["function"])} if "function" in call else call
 
 
-def _before_answers(tokenizer: Any) -> str:
+def _before_answers(tokenizer: Any, tools: Tools) -> str:
     """What the template puts between a user's turn and the assistant's words; empty where it cannot be told."""
-    plain, asking = render(tokenizer, EXCHANGE[:1]), render(tokenizer, EXCHANGE[:1], reply=True)
+    plain, asking = (render(tokenizer, EXCHANGE[:1], None, reply, tools) for reply in (False, True))
     return asking[len(plain) :] if asking.startswith(plain) else ""
 
 
-def _behind_answers(tokenizer: Any) -> str:
+def _behind_answers(tokenizer: Any, tools: Tools) -> str:
     """What the template puts behind the assistant's words, white space aside."""
-    answered = render(tokenizer, EXCHANGE)
+    answered = render(tokenizer, EXCHANGE, tools=tools)
     return answered[answered.rfind(EXCHANGE[-1]["content"]) + len(EXCHANGE[-1]["content"]) :].strip()
 
 
@@ -208,13 +244,19 @@ def special_ids(tokenizer: Any) -> set[int]:
     return added | set(tokenizer.all_special_ids)
 
 
-def encode(tokenizer: Any, conversations: Sequence[Any], wheres: Sequence[str | None]) -> tuple[list[Any], list[Any]]:
+def encode(
+    tokenizer: Any, conversations: Sequence[tuple[list[dict[str, Any]], Tools]], wheres: Sequence[str | None]
+) -> tuple[list[Any], list[Any]]:
     """Ids of conversations (int32 arrays), and which of them are the assistant's (int8), the end of its turn included.
+
+    Each is its messages and the tools that may be called in it.
 
     Raises:
         UserError: see `turns`; or nothing follows the assistant's words from which a model could learn to stop.
     """
-    rendered = [turns(tokenizer, messages, where) for messages, where in zip(conversations, wheres, strict=True)]
+    rendered = [
+        turns(tokenizer, messages, where, tools) for (messages, tools), where in zip(conversations, wheres, strict=True)
+    ]
     found = encode_offsets(tokenizer, [text for text, _ in rendered])
     special = special_ids(tokenizer)
     ids, trained = [], []
@@ -253,6 +295,6 @@ def _end_of_turn(last: int, special: list[bool], blank: list[bool]) -> int:
 
 def end_of_turn(tokenizer: Any) -> int:
     """Id of the special token with which the assistant's turn ends."""
-    ids, trained = encode(tokenizer, [EXCHANGE], [None])
+    ids, trained = encode(tokenizer, [(EXCHANGE, None)], [None])
     special = special_ids(tokenizer)
     return next(int(id) for id in ids[0][trained[0].astype(bool)][::-1] if int(id) in special)

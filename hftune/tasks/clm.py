@@ -34,7 +34,7 @@ class ClmOptions(Decoding):
     kind: Literal["text", "prompt", "chat"] = Field(
         "text",
         description="rows of `text`; of `prompt` and `completion`, the completion to be learned; or of `messages` "
-        "(lists of {role, content}), of which the assistant's are",
+        "(lists of {role, content}), of which the assistant's are; a column `tools` is given to the chat template",
     )
     max_length: Annotated[int, Field(ge=8)] = Field(512, description="maximum number of tokens of a row")
     packing: bool = Field(
@@ -184,12 +184,13 @@ def _conversations(rows: list[Any], tokenizer: Any, options: ClmOptions) -> Supe
     wheres = [getattr(row, "where", None) for row in rows]
     for row, where in zip(rows, wheres, strict=True):
         messages = chat.messages_of(row["messages"], where, getattr(row, "prefix", ""))
+        tools = chat.tools_of(row.get("tools"), where)
         own = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         last = own[-1] if own else len(messages)
         if isinstance(options, Asking) and last < len(messages) - 1:
             last = len(messages)
-        conversations.append(messages)
-        prompts.append(chat.render(tokenizer, messages[:last], where, reply=True) if last else "")
+        conversations.append((messages, tools))
+        prompts.append(chat.render(tokenizer, messages[:last], where, reply=True, tools=tools) if last else "")
         references += [str(message.get("content") or "") for message in [*messages, {}][last : last + 1]]
     unanswered = isinstance(options, Asking) and not all(references)
     texts = {"prompt": prompts} if unanswered else {"prompt": prompts, "reference": references}

@@ -1,6 +1,7 @@
 """Causal language modelling: every token a target once, packed pieces apart, only answers learned, text filled in."""
 
 import copy
+import json
 from functools import cache
 
 import fine
@@ -490,6 +491,27 @@ def test_tool_calls_are_part_of_the_turn_and_its_end_too(words, added):
         ids, labels = row_of(rows, 0)
         assert tokenizer.decode([label for label in labels if label != IGNORE]) == wanted
         assert tokenizer.decode(ids) == tokenizer.apply_chat_template(messages, tokenize=False).rstrip()
+
+
+@pytest.mark.parametrize("written", [lambda tools: tools, json.dumps], ids=["list", "text"])
+def test_tools_beside_the_messages_are_given_to_the_template(written):
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"at": {"type": "string"}}}}]
+    tokenizer = talker("{% if tools %}{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}" + TOOLS)
+    given, absent = {"messages": calling(""), "tools": written(tools)}, {"messages": calling(""), "tools": None}
+    with_tools, without = (rows_of([row], ClmOptions(kind="chat"), tokenizer) for row in (given, absent))
+    wanted = tokenizer.apply_chat_template(calling(""), tools=tools, tokenize=False)
+    assert tokenizer.decode(row_of(with_tools, 0)[0]) == wanted.rstrip()
+    assert '"name": "look", "parameters"' in with_tools.data[0]["prompt"]
+    assert "parameters" not in without.data[0]["prompt"]
+    learned_of = [[id for id in row_of(rows, 0)[1] if id != IGNORE] for rows in (with_tools, without)]
+    assert learned_of[0] == learned_of[1]
+
+
+@pytest.mark.parametrize("tools", ["look", {"name": "look"}, [1]])
+def test_tools_that_are_no_list_of_objects_are_a_fault(tools):
+    with pytest.raises(UserError, match="tools must be a list of objects") as fault:
+        chat.tools_of(tools, "rows.jsonl:1")
+    assert fault.value.where == "rows.jsonl:1"
 
 
 @pytest.mark.parametrize("template", [CHATML, TOOLS.replace("call.function.name", "call.function.name[:2]"), INSTRUCT])
