@@ -109,6 +109,18 @@ def _ordered(names: set[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=lambda name: (int(name) if numeric else 0, name)))
 
 
+def notes(rows: Iterable[Any], options: ClassifyOptions) -> list[str]:
+    """The first label that is a decimal, as text of a CSV may be, where all labels are numbers."""
+    names = options.label_names or ()
+    if options.kind == "regression" or not all(re.fullmatch(r"-?\d*\.?\d+", name) for name in names):
+        return []
+    found = next(((row.where, name) for row in rows for name in _names(row, options) if "." in name.rstrip(".0")), None)
+    if found is None:
+        return []
+    where, name = found
+    return [f"{where}: the label {name} is learned as the name of a class; for numbers set task.kind: regression"]
+
+
 def known(options: ClassifyOptions, config: Any) -> Any:
     """The kind and the label names that a trained model's configuration has; see Task.known."""
     if "kind" not in options.model_fields_set:
@@ -255,4 +267,5 @@ TASK = Task(
     config=config,
     baseline=baseline,
     varies=varies,
+    notes=notes,
 )

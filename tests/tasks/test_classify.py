@@ -29,6 +29,25 @@ def test_the_baseline_is_the_majority_or_the_mean():
     assert classify.baseline(rows(1, "2", 4.5), rows(0, 0), number) == [2.5, 2.5]
 
 
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (("1.5", "2.0", "2.25"), "1.5"),
+        (("2.0", "-0.25", "3"), "-0.25"),
+        (("1.0", "2.0"), None),
+        (("1", "2"), None),
+        (("1.5", "none"), None),  # names, then
+    ],
+)
+def test_decimals_as_names_of_classes_are_told(labels, told):
+    given = rows(*labels)
+    options = classify.labels(given, classify.ClassifyOptions())
+    found = classify.TASK.notes(given, options)
+    assert len(found) == (told is not None)
+    assert all(f"the label {told} is learned as the name of a class" in line for line in found)
+    assert not classify.TASK.notes(given, classify.ClassifyOptions(kind="regression"))
+
+
 @pytest.mark.parametrize("kind", fine.KINDS)
 def test_an_empty_text_is_read_whatever_stands_beside_it(kind):
     """An empty cell, for which a tokenizer without special tokens gives nothing."""
