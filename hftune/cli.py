@@ -524,17 +524,20 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name in ("stdin", "stdout", "stderr"):  # one that is closed gets nothing, and no file is opened in its place
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115
     try:
         try:
             app()
         finally:
-            with suppress(BrokenPipeError, AttributeError):  # whoever reads went away; there is none
+            with suppress(BrokenPipeError):  # whoever reads went away
                 sys.stdout.flush()  # what cannot be written is told here, and not while Python ends
     except OSError as error:
         if not disk_is_full(error):
             raise
-        if sys.stdout is not None:  # what it still holds is not to be tried again while Python ends
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # what standard output still holds is not to be tried again while Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         where = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"error: {where}no space left on the disk\n  hint: make room, then give the command again\n")
         raise SystemExit(2) from None

@@ -257,3 +257,12 @@ def test_a_full_disk_behind_standard_output_is_one_line(words):
         )
     assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: no space left on the disk")
     assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize(("words", "status"), [(["schema"], 0), (["check", "bert", "--json", "task.x=1"], 2)], ids=str)
+def test_a_closed_standard_output_is_one_that_nobody_reads(words, status):
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&- <&-', "sh", sys.executable, "-m", "hftune", *words],
+        stderr=subprocess.PIPE, text=True, check=False, cwd=tiny.ROOT,
+    )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
