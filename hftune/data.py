@@ -43,6 +43,8 @@ class Reader:
     Attributes:
         sources: the recipe's sources, which `Row.source` counts.
         remote: whether any of them is on the Hub.
+        formats: of the local files.
+        mappings: for each source `column of a row -> column of its files`.
         reject_path: with on_error: skip, the file for what is passed over: objects with where, why, text; None: none.
         report: counts of the last iteration: rows `read`, `broken` and passed over (on_error: skip), `short` and
             `duplicate` and dropped, `held_out` for the other side of validation_fraction, and given (`rows`);
@@ -69,6 +71,7 @@ class Reader:
         encoding = check_encoding(data.encoding)
         self.origins = [origin(source, named, encoding) for source in self.sources]
         self.remote = any(isinstance(origin, HubRows) for origin in self.origins)
+        self.formats = {file.format for origin in self.origins for file in getattr(origin, "files", ())}
         self.mappings = [data.columns | source.columns for source in self.sources]
         self.report: dict[str, int] = {}
 

@@ -438,16 +438,13 @@ def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | No
             yield asked(row, wanted, recipe.data.clean, where)
         return
     clean = recipe.data.clean.model_copy(update={"min_chars": 0, "deduplicate": False})
-    block = Data(
-        train=[given],
-        columns=columns,
-        clean=clean,
-        encoding=recipe.data.encoding,
-    )
+    block = Data(train=[given], columns=columns, clean=clean, encoding=recipe.data.encoding)
     texts = [name for name in task.text_columns(options) if name in wanted]
     with as_given("data.train", subjects.SOURCE):
         reader = data.open_split(block, "train", texts, wanted, optional=answers)
         assert reader is not None
+        if len(wanted) == 1 and reader.formats == {"text"}:  # lines of text, as on standard input
+            reader.mappings = [{wanted[0]: "text"}]
         data.check_columns(reader, wanted)
         yield from islice(reader, limit)
 

@@ -65,6 +65,10 @@ def test_every_task_predicts_from_a_file_and_from_standard_input(kind, tmp_path,
     again = list(measure.predict_rows(tmp_path / "run", made, "-", None))
     assert len(again) == 5
     if "\\n" not in json.dumps(shown):  # a line of standard input holds no line breaks
+        if len(wanted) == 1:  # nor one of a file of text
+            plain = tmp_path / "new.txt"
+            plain.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            assert list(measure.predict_rows(tmp_path / "run", made, str(plain), None)) == again
         assert [answer["prediction"] for answer in again] == [answer["prediction"] for answer in found]
     if writes and len(wanted) == 1:
         pieces = []
@@ -269,6 +273,9 @@ def test_files_are_read_as_those_of_training_are(tokenizer_folder, tmp_path, mon
     assert [answer["text"] for answer in measure.predict_rows(tmp_path / "run", made, comma, None)] == [
         "text 1, and more"
     ]
+    (tmp_path / "lines.txt").write_text("text 0, and more\ntext 1, and more\n")  # as typed: there is no column body
+    lines = list(measure.predict_rows(tmp_path / "run", made, str(tmp_path / "lines.txt"), None))
+    assert [line["prediction"] for line in lines] == [answer["prediction"] for answer in found[:2]]
     for word, said in (("{path: a.csv, delimter: ;}", "delimter: unknown key"), ("", "path is empty text")):
         with pytest.raises(UserError, match=f"^source: {said}"):
             commands.predict(str(tmp_path / "run"), word, [], None, None, False)
