@@ -64,7 +64,7 @@ def tools_of(value: Any, where: str | None) -> Tools:
         raise UserError(
             f"tools must be a list of objects, not {json.dumps(value, default=str)[:60]}",
             hint='write [{"type": "function", "function": {"name": "...", "parameters": {...}}}], or give the column '
-            "another name: data.columns: {other: tools}",
+            "another name: data.columns.other=tools",
             where=where,
         )
     schemas: list[dict[str, Any]] = _without_nulls(found)

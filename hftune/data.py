@@ -267,8 +267,8 @@ def check_columns(reader: Reader, wanted: Sequence[str]) -> None:
             if name not in found:
                 listed = ", ".join(map(shown, found[:20])) + (", …" if len(found) > 20 else "")
                 near = difflib.get_close_matches(name, found, 1, 0.4) or [c for c in found if c not in wanted] or found
-                mapped = f"map it: data.columns: {{{name}: {safe(near[0])[:60]}}}" if near else "the first row is empty"
-                hint = separated(found) or mapped
+                ours = f"map it: data.columns.{name}={safe(near[0])[:60]}" if near else "the first row is empty"
+                hint = separated(found) or ours
                 raise UserError(f"no column {shown(name)}; there are {listed or 'none'}", hint=hint, where=source.path)
 
 

@@ -175,7 +175,7 @@ def test_missing_columns_are_listed_with_the_nearest(tmp_path):
     data.check_columns(reader, ["label"])
     found = fault(lambda: data.check_columns(reader, ["text", "label"]))
     assert found.message == "no column 'text'; there are 'texts', 'label'"
-    assert found.hint == "map it: data.columns: {text: texts}"
+    assert found.hint == "map it: data.columns.text=texts"
     assert found.where == path
     odd = opened(train=write(tmp_path / "c.jsonl", [{"text\0": 1}]))
     assert fault(lambda: data.check_columns(odd, ["text"])).hint.isprintable()

@@ -167,7 +167,7 @@ def test_a_prompt_is_not_looked_for_where_the_text_of_training_was(where, tmp_pa
     assert answer["prompt"] == "The file"
     tiny.write_rows(tmp_path / "new.jsonl", rows[:1])
     with pytest.raises(
-        UserError, match=r"no column 'prompt'; there are 'body'\n  hint: map it: data.columns: {prompt: body}"
+        UserError, match=r"no column 'prompt'; there are 'body'\n  hint: map it: data\.columns\.prompt=body"
     ):
         list(measure.predict_rows(tmp_path / "run", made, file, None))
     mapped = recipe.load(tmp_path / "run" / "recipe.yaml", ["data.columns.prompt=body"])
