@@ -61,7 +61,7 @@ def write(path: Path, recipe: Recipe, model_type: str, state: Mapping[str, Any] 
         f"---\n{metadata.to_yaml()}\n---",
         MARK,
         f"# {markdown(path.name)}",
-        f"A {model_type} model trained by hftune {state.get('versions', {}).get('hftune', '')} for the task {markdown(recipe.task.name)} on {markdown(sources)}.",
+        f"This {model_type} model was trained by hftune {state.get('versions', {}).get('hftune', '')} for the task {markdown(recipe.task.name)} on {markdown(sources)}.",
         *([ADAPTER] if adapted else []),
         "## Figures",
         "| figure | value | interval | rows or targets | split |\n|---|---|---|---|---|\n" + "\n".join(rows)

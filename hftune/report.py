@@ -26,8 +26,9 @@ def duration(seconds: float) -> str:
 
 
 def fixed(value: float, sign: str = "") -> str:
-    """A figure with four decimals, or as many digits where these would all be zero; `sign` "+": of a difference."""
-    return f"{value:{sign}.4f}" if value == 0 or abs(value) >= 0.001 else f"{value:{sign}.4g}"
+    """A figure with four decimals, or by its digits where these would all be zero or too many; `sign` "+": of a difference."""
+    plain = value == 0 or 0.001 <= abs(value) < 1e7
+    return f"{value:{sign}.4f}" if plain else f"{value:{sign}.4g}"
 
 
 class Reporter:

@@ -329,6 +329,8 @@ def test_a_figure_that_was_asked_for_is_shown_even_if_it_is_undefined_or_of_one_
     tiny_ones = {"mse": {"value": 1.25e-7, "low": 0.0, "high": 0.5, "baseline": {"value": 2e-6}}}
     Reporter().figures("set", tiny_ones)
     assert "mse   1.25e-07  [0.0000, 0.5000]  baseline 2e-06" in capsys.readouterr().out
+    Reporter().figures("set", {"perplexity": {"value": 1.25e31, "low": 1234567.25, "high": 2.5e300}})
+    assert "perplexity   1.25e+31  [1234567.2500, 2.5e+300]" in capsys.readouterr().out
     entry = {"step": 1, "loss": 1.25e-7, "tokens_per_second": 9.0, "padding_fraction": 0.0}
     Reporter().step(entry, 1)
     assert capsys.readouterr().out.startswith("step 1/1  loss 1.25e-07  ")
