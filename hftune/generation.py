@@ -4,11 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from . import decode, measure
+from . import decode, measure, subject
 from . import task as tasks
 from .errors import UserError
 from .recipe import Recipe
 from .report import Reporter
+from .schema import Source
 from .task import Options
 
 
@@ -50,7 +51,8 @@ def generate(
     check(path, recipe)
     prepared, model = measure.ready(path, recipe, reporter, trust_remote_code=trust_remote_code)
     wanted = prepared.task.inputs_only(prepared.options)
-    row = measure.asked({wanted[0]: prompt}, wanted, recipe.data.clean, "the prompt")
+    typed = subject.like_training(recipe.data, Source(path=subject.TYPED))
+    row = measure.asked({wanted[0]: prompt}, wanted, recipe.data.clean, "the prompt", typed.prefix)
     streams: list[Stream] = []
 
     def watch(_: int, text: int, id: int) -> None:

@@ -435,7 +435,7 @@ def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | No
         for number, line in enumerate(islice(typed_lines(), limit), 1):
             where = f"standard input:{number}"
             row = {wanted[0]: line.rstrip("\n")} if len(wanted) == 1 else _object(line, wanted, answers, columns, where)
-            yield asked(row, wanted, recipe.data.clean, where)
+            yield asked(row, wanted, recipe.data.clean, where, given.prefix)
         return
     clean = recipe.data.clean.model_copy(update={"min_chars": 0, "deduplicate": False})
     block = Data(train=[given], columns=columns, clean=clean, encoding=recipe.data.encoding)
@@ -449,10 +449,10 @@ def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | No
         yield from islice(reader, limit)
 
 
-def asked(columns: dict[str, Any], wanted: list[str], clean: Clean, where: str) -> data.Row:
+def asked(columns: dict[str, Any], wanted: list[str], clean: Clean, where: str, prefix: str) -> data.Row:
     """A row given by hand, with what the task reads of it cleaned."""
     row = data.Row(columns | Cleaner(clean)({name: columns[name] for name in wanted}))
-    row.where, row.source, row.prefix = where, 0, ""
+    row.where, row.source, row.prefix = where, 0, prefix
     return row
 
 

@@ -136,7 +136,11 @@ class Source(Block):
     )
     field: str | None = Field(None, description="key under which a JSON file holds its list of rows")
     columns: Names = Field({}, description="NAME: COLUMN pairs; the task's name for a column of this source")
-    prefix: str = Field("", description="text put before each input of this source, as T5's multi-task mixture does")
+    prefix: str = Field(
+        "",
+        description="text put before each input of this source, as T5's multi-task mixture does; one that all training sources "
+        "have is put before what is predicted or generated for, too",
+    )
     weight: Annotated[float, Field(gt=0)] = Field(
         1.0, description="how often each row of this source is seen in an epoch; 0.5: a new random half each time"
     )

@@ -61,6 +61,12 @@ def test_standard_input_and_arguments_give_the_same(finished):
     assert ask(finished, "The file\nis") != text
 
 
+def test_a_prefix_of_all_training_rows_is_put_before_the_prompt(finished):
+    rows = [f"data.train=[{{path: {tiny.ROOT / 'README.md'}, prefix: 'The '}}]"]
+    texts, _ = generation.generate(finished, recipe.load(finished / RECIPE, rows), "file", lambda number, piece: None)
+    assert texts == [ask(finished, "The file").removesuffix("\n")]
+
+
 def test_several_texts_come_in_order_and_as_json(finished):
     found = json.loads(ask(finished, "The", "-n", 3, "--temperature", 1.5, "--json"))
     assert found["prompt"] == "The"

@@ -293,3 +293,30 @@ def test_text_that_the_tokenizer_does_not_know_is_told(tokenizer_folder, tmp_pat
         assert len(list(measure.predict_rows(tmp_path / "run", made, str(file), None, Reporter(as_json=True)))) == 3
         shown = capsys.readouterr().err
         assert ("warning: 100.0% of the tokens are [UNK]" in shown) == said, shown
+
+
+def test_a_prefix_of_all_training_rows_is_put_before_what_is_predicted(tokenizer_folder, tmp_path, monkeypatch):
+    """From a file, typed, or as a set of `hftune eval`, unless the words of the command line say otherwise."""
+    source, word = tiny.classify(tmp_path, str(tokenizer_folder), max_steps=1), "tweet about it: "
+    rows = [{"text": f"row {i} of these", "label": "ab"[i % 2]} for i in range(8)]
+    file = str(tiny.write_rows(tmp_path / "rows.jsonl", rows))
+    source["data"] |= {"train": [{"path": file, "prefix": word}], "validation": [{"path": file, "prefix": word}]}
+    run.train(recipe.from_dict(source), Reporter(silent=True))
+    made = recipe.load(tmp_path / "run" / "recipe.yaml", [])
+
+    def scores(given):
+        return [answer["scores"] for answer in measure.predict_rows(tmp_path / "run", made, given, None)]
+
+    def typed(*lines):
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        return scores("-")
+
+    bare = f"{{path: {file}, prefix: ''}}"
+    spelled = tiny.write_rows(tmp_path / "spelled.jsonl", [{**row, "text": word + row["text"]} for row in rows])
+    assert scores(file) == scores(f"{{path: {spelled}, prefix: ''}}") == typed(*(row["text"] for row in rows))
+    assert scores(bare) != scores(file)
+    own, again, other = (
+        measure.evaluate(subject.find(str(tmp_path / "run"), [], **given), Reporter(silent=True))["loss"]["value"]
+        for given in ({}, {"data": [file]}, {"data": [bare]})
+    )
+    assert own == again != other
