@@ -7,7 +7,8 @@ a key as one row, take columns of changing types, and say neither file nor line 
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 from . import jsonrows
@@ -16,6 +17,7 @@ from .lines import LONGEST, Rejects, Text
 from .paths import File, safe, shown
 from .schema import Source
 
+SEPARATOR = re.compile(r'"?sep=([;,|\t])"?\s*', re.IGNORECASE)
 Placed = Iterator[tuple[int | str, dict[str, Any]]]
 
 csv.field_size_limit(LONGEST)  # its default of 128 KiB is less than a document
@@ -41,14 +43,21 @@ def read(file: File, source: Source, encoding: str, rejects: Rejects) -> Placed:
 
 
 def table(text: Text, source: Source, rejects: Rejects) -> Placed:
-    """CSV by RFC 4180, or TSV: every field is text as written. A row's place is the line on which it begins."""
-    delimiter = source.delimiter or ("\t" if text.file.format == "tsv" else ",")
+    """CSV by RFC 4180, or TSV: every field is text as written. A row's place is the line on which it begins.
+
+    A first line `sep=;`, as programs write it for Excel, is no header, and names the separator.
+    """
+    lines = iter(text)
+    first = next(lines, "")
+    said = SEPARATOR.fullmatch(first)
+    delimiter = source.delimiter or (said[1] if said else "\t" if text.file.format == "tsv" else ",")
+    lines = chain([] if said else [first], lines)
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if source.quotes else csv.QUOTE_NONE
     last = [""]
-    rows, name = csv.reader(_noted(text, last), delimiter=delimiter, quoting=quoting, strict=True), text.file.name
+    rows, name = csv.reader(_noted(lines, last), delimiter=delimiter, quoting=quoting, strict=True), text.file.name
     header: list[str] = []
     while True:
-        start = rows.line_num + 1
+        start = rows.line_num + 1 + bool(said)
         try:
             fields = next(rows)
         except StopIteration:
@@ -73,9 +82,9 @@ def table(text: Text, source: Source, rejects: Rejects) -> Placed:
             rejects.add(UserError(message, hint=hint, where=f"{name}:{start}"), line)
 
 
-def _noted(text: Text, last: list[str]) -> Iterator[str]:
+def _noted(lines: Iterable[str], last: list[str]) -> Iterator[str]:
     """The lines, of which the newest is at hand."""
-    for line in text:
+    for line in lines:
         last[0] = line
         yield line
 

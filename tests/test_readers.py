@@ -384,6 +384,22 @@ def test_quotes_and_delimiter(tmp_path):
     assert read(tmp_path / "a.csv", source={"delimiter": ";"}) == [{"text": "a;b", "label": "1"}]
 
 
+@pytest.mark.parametrize("first", ["sep=;\r\n", '"sep=;"\n', "\ufeffSEP=;\n"])
+def test_a_first_line_for_excel_names_the_separator(tmp_path, first):
+    path = tmp_path / "a.csv"
+    path.write_text(f'{first}text;label\r\n"a;\nb";1\r\nc;2\r\n', encoding="utf-8", newline="")
+    found = list(rows_of(path))
+    assert found == [{"text": "a;\nb", "label": "1"}, {"text": "c", "label": "2"}]
+    assert [row.where for row in found] == [f"{path}:3", f"{path}:5"]
+    path.write_text(f"{first}text;label\nx;1;2\n", encoding="utf-8")
+    with pytest.raises(UserError, match="3 fields where the header has 2") as fault:
+        list(rows_of(path))
+    assert fault.value.where == f"{path}:3"
+    path.write_text(first, encoding="utf-8")
+    with pytest.raises(UserError, match="no rows"):
+        list(rows_of(path))
+
+
 def test_text_by_line_paragraph_and_document(tmp_path):
     content = "\na one\na two\n\n \nb one\n"
     (tmp_path / "a.txt").write_text(content)
