@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from . import hub, recipe, shipped
 from .errors import UserError
 from .folder import METRICS, RECIPE, STATE, is_run, newest
 from .paths import endings
+from .paths import find as find_files
 from .recipe import Recipe
 from .schema import Data, Model, Source, Tokenizer
 
@@ -127,13 +129,20 @@ def like_training(data: Data, given: Source) -> Source:
     these agree, but for what is said of them there. What is typed has no ending of its own. A prefix that all inputs of
     training have, these have too.
     """
-    every, suffix = data.train or [], endings(given.path)[0]
-    same = [source for source in every if given.path == TYPED or endings(source.path)[0] == suffix]
+    every, suffixes = data.train or [], _suffixes(given)
+    same = [source for source in every if given.path == TYPED or _suffixes(source) == suffixes]
     ways = [source.model_dump(include=READING, exclude_defaults=True) for source in same]
     agreed = ways[0] if ways and all(way == ways[0] for way in ways) else {}
     if len(prefixes := {source.prefix for source in every}) == 1:
         agreed |= {"prefix": prefixes.pop()}
     return given.model_copy(update={name: way for name, way in agreed.items() if name not in given.model_fields_set})
+
+
+def _suffixes(source: Source) -> set[str]:
+    """The endings of a source's files, or that of its name where they are gone."""
+    with suppress(UserError):
+        return {endings(file.path)[0] for file in find_files(source.path, source.format)}
+    return {endings(source.path)[0]}
 
 
 def _only(data: Data, split: str) -> Data:

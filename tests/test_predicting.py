@@ -9,7 +9,7 @@ import test_table
 import tiny
 import zoo
 
-from hftune import commands, fill_mask, generation, judging, measure, models, recipe, run, subject, task
+from hftune import commands, fill_mask, generation, judging, measure, models, recipe, run, schema, subject, task
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.schema import Model
@@ -320,3 +320,12 @@ def test_a_prefix_of_all_training_rows_is_put_before_what_is_predicted(tokenizer
         for given in ({}, {"data": [file]}, {"data": [bare]})
     )
     assert own == again != other
+
+
+def test_rows_are_read_as_training_files_of_a_folder_or_glob(tmp_path):
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "train-1.csv").write_text("a;b\n1;2\n")
+    for named in ("rows", "rows/*", "rows/*.csv"):
+        trained = schema.Data(train=[schema.Source(path=str(tmp_path / named), delimiter=";")])
+        for path, wanted in (("other.csv", ";"), ("other.csv.gz", ";"), ("other.tsv", None)):
+            assert subject.like_training(trained, schema.Source(path=path)).delimiter == wanted, (named, path)
