@@ -3,133 +3,28 @@
 Most of a corpus is the same words again. A text may be cut wherever no normalizer, pre-tokenizer or merge looks
 across; Arrow's hash table then finds the distinct pieces, only those not met before go to the Rust tokenizer, and
 whole-array operations put the ids together. Where one may cut follows from the tokenizer's pipeline, see
-`_cutting`; a pipeline that is not known to allow it, and a text that holds an added token, take the plain way.
+`cutting.cuts`; a pipeline that is not known to allow it, and a text that holds an added token, take the plain way.
 """
 
-import json
 import unicodedata
 from collections.abc import Iterator, Sequence
-from functools import cache
 from itertools import chain, groupby
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, overload
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 from .arrays import Ragged
+from .cutting import SPACE, Cutting, cuts
 from .errors import UserError
+from .words import spans, starts
 
 Array = npt.NDArray[Any]
 
 BLOCK_CHARS = 8_000_000  # text worked on at once: bounds the memory
 FEW_CHARS = 20_000  # below this the plain way is as fast
 MOST_PIECES = 1 << 19  # pieces remembered a tokenizer, about 100 MB
-
-LETTERS, DIGITS = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"), frozenset(b"0123456789")
-GRAPHIC = frozenset(range(0x21, 0x7F))
-PUNCTUATION = GRAPHIC - LETTERS - DIGITS
-BLANKS = frozenset(b" \t\n\r")  # on other white space the pipelines disagree
-ANY = frozenset(range(256))
-SPACE = 0x20
-WHITE = np.array([SPACE, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000])
-# First bytes of UTF-8 characters none of which is white space or a combining mark, nor decomposes canonically to one
-SAFE_LEADS = frozenset([*range(0xC3, 0xCB), *range(0xCE, 0xD2), *range(0xD3, 0xD6), *range(0xE4, 0xEA), 0xEB, 0xEC])
-
-# Normalizers that map each character alone, or look no further than the combining marks behind it
-LOCAL = {"BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Lowercase", "StripAccents", "Nmt", "Precompiled"}
-DECOMPOSING = {"BertNormalizer", "NFD", "Lowercase", "StripAccents"}  # the others may make one sign of = and a stroke
-COMPATIBILITY = {"NFKC", "NFKD", "Precompiled"}  # may turn a character beyond ASCII into white space
-AFTER_SPLIT = {"Metaspace", "Punctuation", "Digits", "ByteLevel", "BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
-# Published patterns (Llama 3; Qwen 2 and 3) none of whose matches has a space but at its start or among white space
-SPLITS = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
-    + digits
-    + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    for digits in (r"\p{N}", r"\p{N}{1,3}")
-}
-
-
-def _pairs(*pairs: tuple[frozenset[int], frozenset[int]]) -> Array:
-    """Table [256 * 256] bool: whether one may cut between byte a and byte b, at index a * 256 + b."""
-    table = np.zeros((256, 256), bool)
-    for left, right in pairs:
-        table[np.ix_(sorted(left), sorted(right))] = True
-    return table.ravel()
-
-
-BETWEEN_WORDS = _pairs((ANY, BLANKS))
-# BERT makes every punctuation mark a word of its own
-BERT = _pairs((ANY, BLANKS | PUNCTUATION), (PUNCTUATION, GRAPHIC))
-# GPT-2's pattern: runs of letters, of digits and of others, where only "'" may bind to what follows ('s, 'll)
-GPT2 = _pairs(
-    (LETTERS | DIGITS, PUNCTUATION),
-    (LETTERS, DIGITS),
-    (DIGITS, LETTERS),
-    (PUNCTUATION - {ord("'")}, LETTERS | DIGITS),
-)
-
-
-class Cutting(NamedTuple):
-    """Where a text may be cut: between the byte pairs of `pairs`, and before a space followed by a byte of `starts`."""
-
-    pairs: Array | None
-    starts: Array | None
-
-
-def _leaves(component: Any) -> list[dict[str, Any]]:
-    """The parts of a normalizer or pre-tokenizer, sequences unfolded."""
-    if component is None:
-        return []
-    todo, out = [json.loads(component.__getstate__())], []
-    while todo:
-        part = todo.pop(0)
-        if part["type"] == "Sequence":
-            todo = [*part.get("normalizers", part.get("pretokenizers", [])), *todo]
-        else:
-            out.append(part)
-    return out
-
-
-def _cutting(backend: Any, words: bool) -> Cutting | None:
-    """Where this tokenizer's texts may be cut; None: nowhere that we know of."""
-    model = backend.model
-    if getattr(model, "dropout", None) or getattr(model, "alpha", None):
-        return None  # tokenization by chance
-    normalizers, splits = _leaves(backend.normalizer), _leaves(backend.pre_tokenizer)
-    kinds = [part["type"] for part in splits]
-    if words and any(part["type"] == "Precompiled" for part in normalizers):
-        return None  # its offsets slip behind rare characters, so that words found by them depend on the cut
-    blank = bool(kinds) and kinds[0] in {"BertPreTokenizer", "WhitespaceSplit", "Whitespace"}
-    if not all(part["type"] in LOCAL or (blank and _harmless_beside_blanks(part)) for part in normalizers):
-        return None
-    if blank:  # white space is dropped
-        if not AFTER_SPLIT.issuperset(kinds) or any(part.get("prepend_scheme") == "first" for part in splits):
-            return None
-        alone = kinds == ["BertPreTokenizer"] and all(part["type"] in DECOMPOSING for part in normalizers)
-        return Cutting(BERT if alone else BETWEEN_WORDS, None)
-    beyond_ascii = not any(part["type"] in COMPATIBILITY for part in normalizers)
-    starts = np.zeros(256, bool)
-    starts[sorted(GRAPHIC | SAFE_LEADS if beyond_ascii else GRAPHIC)] = True
-    match splits:  # a space belongs to the word behind it
-        case [{"type": "ByteLevel", "use_regex": True, "add_prefix_space": prefix}]:
-            return Cutting(None if prefix else GPT2, starts)
-        case [{"type": "Metaspace", "split": True}]:
-            return Cutting(None, starts)
-        case [
-            {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
-            {"type": "ByteLevel", "use_regex": False, "add_prefix_space": False},
-        ] if pattern in SPLITS:
-            return Cutting(None, starts)
-    return None
-
-
-def _harmless_beside_blanks(part: dict[str, Any]) -> bool:
-    """Whether a normalizer that is not local still changes nothing where white space is dropped."""
-    if part["type"] == "Replace":
-        pattern = part["pattern"].get("String", " ")
-        return not any(char.isspace() for char in pattern)
-    return bool(part["type"] == "Strip")
 
 
 @overload
@@ -202,8 +97,8 @@ def encode_offsets(tokenizer: Any, texts: Sequence[str]) -> tuple[Ragged, Ragged
     backend.no_padding()
     encodings = backend.encode_batch(list(texts), add_special_tokens=False)
     ids = _ragged([encoding.ids for encoding in encodings])
-    spans = _spans(encodings).astype(np.int32)
-    return ids, Ragged(spans[:, 0], ids.offsets), Ragged(spans[:, 1], ids.offsets)
+    places = spans(encodings).astype(np.int32)
+    return ids, Ragged(places[:, 0], ids.offsets), Ragged(places[:, 1], ids.offsets)
 
 
 def with_offsets(tokenizer: Any) -> Any:
@@ -286,7 +181,7 @@ class _Memo:
     def __init__(self, tokenizer: Any, backend: Any, words: bool):
         added = backend.get_added_tokens_decoder().values()
         self.backend, self.words, self.nowords = backend, words, no_words(tokenizer)
-        self.cutting = _cutting(backend, words)
+        self.cutting = cuts(backend, words)
         if backend.normalizer is not None and any(token.normalized for token in added):
             self.cutting = None  # such tokens are looked for in the normalized text, which is not at hand
         contents = sorted(token.content for token in added)
@@ -320,7 +215,7 @@ class _Memo:
             return _ragged([e.ids for e in self.backend.encode_batch_fast(texts, add_special_tokens=False)])
         encodings = self.backend.encode_batch(texts, add_special_tokens=False)
         ids = _ragged([encoding.ids for encoding in encodings])
-        return Ragged(ids.values << 1 | _word_starts(encodings, texts, ids, self.nowords), ids.offsets)
+        return Ragged(ids.values << 1 | starts(encodings, texts, ids, self.nowords), ids.offsets)
 
     def by_pieces(self, texts: list[str], cutting: Cutting) -> Ragged:
         """The same from the pieces, of which only those not met before are tokenized."""
@@ -413,58 +308,3 @@ def _join(parts: list[Ragged]) -> Ragged:
     shifts = np.cumsum([0, *(part.offsets[-1] for part in parts[:-1])])
     offsets = [part.offsets[1:] + shift for part, shift in zip(parts, shifts, strict=True)]
     return Ragged(np.concatenate([part.values for part in parts]), np.concatenate([np.zeros(1, np.int64), *offsets]))
-
-
-# First code points, in turn of a script written without spaces and of what follows it: Thai and Lao; Myanmar; Khmer;
-# kana to the CJK ideographs; compatibility ideographs; ideographs of the supplementary planes
-UNSPACED = np.array([0x0E00, 0x0F00, 0x1000, 0x10A0, 0x1780, 0x1800, 0x3040, 0xA000, 0xF900, 0xFB00, 0x20000, 0x40000])
-
-
-@cache
-def _joins() -> tuple[Array, Array]:
-    """Tables bool [code points]: letters and digits; marks that go on with a letter's word, and joiners within one."""
-    kinds = np.zeros(0x110000, "U1")
-    for code in chain(range(0x20000), range(0xE0100, 0xE01F0)):
-        kinds[code] = unicodedata.category(chr(code))[0]
-    kinds[[0x200C, 0x200D]] = "M"
-    return np.isin(kinds, ["L", "N"]), kinds == "M"
-
-
-def _spans(encodings: Any) -> Array:
-    """First and last + 1 character of every token of every encoding, int64 [tokens, 2]."""
-    flat = chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings))
-    return np.fromiter(flat, np.int64).reshape(-1, 2)
-
-
-def _word_starts(encodings: Any, texts: list[str], ids: Ragged, nowords: list[int]) -> Array:
-    """int32 [tokens], 1 where a token starts a word, else 0; see encode_batch."""
-    if not len(ids.values):
-        return ids.values
-    # what stands between the texts is neither white space nor of a script: no text is behind another
-    chars = np.frombuffer(("\0" + "\0".join(texts) + "\0").encode("utf-32-le"), np.uint32)
-    base = 1 + np.cumsum([0, *(len(text) + 1 for text in texts[:-1])])
-    start, end = (_spans(encodings) + np.repeat(base, np.diff(ids.offsets))[:, None]).T
-    word = np.fromiter((-1 if w is None else w for e in encodings for w in e.word_ids), np.int64, len(ids.values))
-    same = np.append(False, word[1:] == word[:-1])  # of the piece that the token before is of
-    char, before = chars[start], chars[start - 1]
-    behind_space = np.append(False, (end - start <= 1)[:-1] & ((start == end)[:-1] | (char[:-1] == SPACE)))
-    unspaced = [np.searchsorted(UNSPACED, c, side="right") % 2 == 1 for c in (char, before)]
-    last_end = np.append(0, end[:-1])
-    begins = _is_white(char) | (_is_white(before) & ((before != SPACE) | (start > last_end)))
-    begins |= unspaced[0] | unspaced[1]
-    begins &= ~behind_space | (_is_white(before) & (before != SPACE))
-    # tokens that overlap are parts of one character; those of no width were a space, and lie before the next one
-    begins = ~same | (begins & (start >= last_end) & (start < end))
-    letter, mark = _joins()
-    # a mark that is in no token was taken away before words were looked for
-    joined = ((mark[char] & ~_is_white(before)) | (mark[before] & letter[char])) & (start <= last_end)
-    begins &= ~joined | unspaced[0] | unspaced[1]
-    begins[ids.offsets[:-1][np.diff(ids.offsets) > 0]] = True
-    flags: Array = (begins & ~np.isin(ids.values, nowords)).astype(np.int32)
-    return flags
-
-
-def _is_white(chars: Array) -> Array:
-    """Unicode white space among code points."""
-    white: Array = (chars >= 9) & (chars <= 13) | np.isin(chars, WHITE)
-    return white
