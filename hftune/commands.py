@@ -196,10 +196,10 @@ def predict(
     if output is not None and all(map(os.path.exists, (output, given))) and os.path.samefile(output, given):
         raise UserError(f"{output} is the file to be predicted", hint="choose another one", where="--output")
     recipe = recipes.load(path / RECIPE, overrides)
-    from . import breakdown, measure
+    from . import breakdown, predicting
 
     reporter = Reporter(as_json=True)  # whose words go to standard error, beside the rows
-    answers = measure.predict_rows(path, recipe, source, limit, reporter, trust_remote_code=trust_remote_code)
+    answers = predicting.predict_rows(path, recipe, source, limit, reporter, trust_remote_code=trust_remote_code)
     with breakdown.enough_memory("a smaller eval.batch_tokens needs less, with the same answers"):
         _write_lines(answers, output)
 
@@ -277,11 +277,11 @@ def _standard_input() -> str:
 def merge(name: str, output: str | None, trust_remote_code: bool) -> None:
     """`hftune merge`."""
     path = _run(name)
-    from . import measure
+    from . import finished
 
     place = Path(output) if output else path / MERGED
     reporter = Reporter()
-    told = measure.merge_run(path, recipes.load(path / RECIPE), place, reporter, trust_remote_code=trust_remote_code)
+    told = finished.merge(path, recipes.load(path / RECIPE), place, reporter, trust_remote_code=trust_remote_code)
     reporter.say(f"{told}: one plain model in {place}")
 
 

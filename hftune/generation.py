@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from . import decode, measure, subject
+from . import decode, finished, predicting, subject
 from . import task as tasks
 from .errors import UserError
 from .recipe import Recipe
-from .report import Reporter
+from .report import SILENT, Reporter
 from .schema import Source
 from .task import Options
 
@@ -31,7 +31,7 @@ def generate(
     recipe: Recipe,
     prompt: str,
     show: Callable[[int, str], None],
-    reporter: Reporter = measure.SILENT,
+    reporter: Reporter = SILENT,
     *,
     trust_remote_code: bool = False,
 ) -> tuple[list[str], bool]:
@@ -49,10 +49,10 @@ def generate(
         UserError: the run is not finished; see also `check`.
     """
     check(path, recipe)
-    prepared, model = measure.ready(path, recipe, reporter, trust_remote_code=trust_remote_code)
+    prepared, model = finished.ready(path, recipe, reporter, trust_remote_code=trust_remote_code)
     wanted = prepared.task.inputs_only(prepared.options)
     typed = subject.like_training(recipe.data, Source(path=subject.TYPED))
-    row = measure.asked({wanted[0]: prompt}, wanted, recipe.data.clean, "the prompt", typed.prefix)
+    row = predicting.asked({wanted[0]: prompt}, wanted, recipe.data.clean, "the prompt", typed.prefix)
     streams: list[Stream] = []
 
     def watch(_: int, text: int, id: int) -> None:
@@ -66,7 +66,7 @@ def generate(
             show(len(streams) - 1, streams[-1].rest())
 
     with decode.streaming(watch):
-        [answer], cut = measure.predict(model, prepared, [row], recipe.eval.batch_tokens)
+        [answer], cut = predicting.predict(model, prepared, [row], recipe.eval.batch_tokens)
     finish()
     texts = list(answer.get("predictions", [answer["prediction"]]))
     for number in range(len(streams), len(texts)):  # beams

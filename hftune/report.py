@@ -159,3 +159,6 @@ class Reporter:
         if self.as_json and not self.silent:
             sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
             sys.stdout.flush()
+
+
+SILENT = Reporter(silent=True)

@@ -6,7 +6,7 @@ from typing import Any
 import tiny
 from hypothesis import strategies as st
 
-from hftune import loop, recipe, store, tokenizer
+from hftune import loop, predicting, recipe, store, tokenizer
 from hftune.batching import generator
 from hftune.data import Row
 
@@ -96,7 +96,7 @@ def from_end_to_end(
     folder: Any, name: str, options: dict[str, Any], values: list[dict[str, Any]], steps: int = 4
 ) -> Any:
     """Train, evaluate with the baseline, predict; returns (figures, evaluation, predictions of the test file)."""
-    from hftune import measure, run
+    from hftune import run
     from hftune.report import Reporter
 
     cut = len(values) // 2
@@ -115,5 +115,5 @@ def from_end_to_end(
     }
     figures = run.train(recipe.from_dict(source), Reporter(silent=True))
     made = recipe.load(folder / "run" / "recipe.yaml")
-    found = measure.evaluate_run(folder / "run", made, None, Reporter(silent=True), baseline=True)
-    return figures, found, list(measure.predict_rows(folder / "run", made, str(test), None))
+    found = tiny.evaluate(folder / "run", made, None, Reporter(silent=True), baseline=True)
+    return figures, found, list(predicting.predict_rows(folder / "run", made, str(test), None))

@@ -13,7 +13,7 @@ import zoo
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from hftune import adapters, checking, heads, measure, methods, models, recipe, shortcuts
+from hftune import adapters, checking, finished, heads, methods, models, predicting, recipe, shortcuts
 from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.report import Reporter
@@ -298,20 +298,20 @@ def test_a_run_measures_predicts_and_merges_as_it_ended(method, runs, base, tmp_
     assert not (run / "config.json").exists(), "transformers would look for whole weights beside it"
     ended = json.loads((run / "metrics.json").read_text())
     saved = recipe.load(run / "recipe.yaml")
-    again = measure.evaluate_run(run, saved, "validation", Reporter(silent=True))
+    again = tiny.evaluate(run, saved, "validation", Reporter(silent=True))
     assert again["loss"]["value"] == pytest.approx(ended["loss"]["value"], abs=1e-6)
     rows = tiny.write_rows(
         tmp_path / "new.jsonl", [{"text": row["text"]} for row in tiny.lines("sentiment-tweets", limit=5)]
     )
-    answers = list(measure.predict_rows(run, saved, str(rows), None))
+    answers = list(predicting.predict_rows(run, saved, str(rows), None))
     assert {a["prediction"] for a in answers} <= {"negative", "neutral", "positive"}
     if method == "prompt":
         with pytest.raises(UserError, match="cannot be merged"):
-            measure.merge_run(run, saved, tmp_path / "merged")
+            finished.merge(run, saved, tmp_path / "merged")
         return
     logging.enable_progress_bar()
     capfd.readouterr()
-    told = measure.merge_run(run, saved, tmp_path / "merged")
+    told = finished.merge(run, saved, tmp_path / "merged")
     assert "new weights" not in told, "the adapter has them"
     assert told.endswith(f" with the adapter of {run}")
     assert "Writing" not in capfd.readouterr().err, "no bar of transformers"
@@ -326,7 +326,7 @@ def test_a_run_measures_predicts_and_merges_as_it_ended(method, runs, base, tmp_
         truncation=True,
         max_length=48,
     )
-    _, model = measure.ready(run, saved)
+    _, model = finished.ready(run, saved)
     with torch.no_grad():
         torch.testing.assert_close(plain(**text).logits, model(**text).logits, atol=1e-4, rtol=0)
     assert pipeline("text-classification", str(tmp_path / "merged"))("What a day")[0]["label"] in {
@@ -335,7 +335,7 @@ def test_a_run_measures_predicts_and_merges_as_it_ended(method, runs, base, tmp_
         "positive",
     }
     with pytest.raises(UserError, match="is there already"):
-        measure.merge_run(run, saved, tmp_path / "merged")
+        finished.merge(run, saved, tmp_path / "merged")
     assert wanted.peft is not None
 
 
@@ -348,7 +348,7 @@ def test_peft_and_transformers_load_a_run(runs):
     run = place / "run"
     assert "`hftune merge` makes a plain model" in (run / "README.md").read_text()
     assert metadata_load(run / "README.md")["library_name"] == "peft", "the Hub shows how to load it"
-    _, ours = measure.ready(run, recipe.load(run / "recipe.yaml"))
+    _, ours = finished.ready(run, recipe.load(run / "recipe.yaml"))
     batch = {"input_ids": torch.tensor([[2, 30, 31, 32, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
     theirs = AutoPeftModelForSequenceClassification.from_pretrained(run, num_labels=3).eval()
     plain = AutoModelForSequenceClassification.from_pretrained(run, num_labels=3).eval()
@@ -366,7 +366,7 @@ def test_a_run_whose_base_is_gone_says_which(runs, tmp_path):
     settings["base_model_name_or_path"] = "/nowhere/base"
     (tmp_path / "run" / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match="changes the model /nowhere/base, which is not there"):
-        measure.ready(tmp_path / "run", recipe.load(tmp_path / "run" / "recipe.yaml"))
+        finished.ready(tmp_path / "run", recipe.load(tmp_path / "run" / "recipe.yaml"))
 
 
 def test_a_run_without_an_adapter_is_not_merged(base, tmp_path):
@@ -374,7 +374,7 @@ def test_a_run_without_an_adapter_is_not_merged(base, tmp_path):
     plain.pop("peft")
     assert children.child(children.train, plain) == 0
     with pytest.raises(UserError, match="no adapter to merge"):
-        measure.merge_run(tmp_path / "run", recipe.load(tmp_path / "run" / "recipe.yaml"), tmp_path / "merged")
+        finished.merge(tmp_path / "run", recipe.load(tmp_path / "run" / "recipe.yaml"), tmp_path / "merged")
 
 
 @pytest.mark.parametrize("way", ["lora", "body"])
@@ -418,9 +418,9 @@ def test_an_adapter_upon_other_weights_than_its_own_is_told(method, base, tmp_pa
 
     def told(merged):
         ways = [
-            lambda to: measure.ready(run, saved, to),
-            lambda to: measure.evaluate_run(run, saved, "validation", to),
-            *([lambda to: measure.merge_run(run, saved, tmp_path / merged, to)] if method != "prompt" else []),
+            lambda to: finished.ready(run, saved, to),
+            lambda to: tiny.evaluate(run, saved, "validation", to),
+            *([lambda to: finished.merge(run, saved, tmp_path / merged, to)] if method != "prompt" else []),
         ]
         for way in ways:
             heard = Heard()
@@ -445,7 +445,7 @@ def test_a_head_in_whose_place_the_adapter_has_its_own_is_not_what_it_rests_on(b
         rows.write_text(rows.read_text().replace('"label": "', '"label": "other '))
     assert children.child(children.train, second) == 0
     heard, run = Heard(), tmp_path / "again" / "run"
-    measure.ready(run, recipe.load(run / "recipe.yaml"), heard)
+    finished.ready(run, recipe.load(run / "recipe.yaml"), heard)
     assert not [text for text in heard.warnings if "has changed" in text]
 
 
@@ -517,7 +517,7 @@ def test_best_of_an_adapter_comes_with_its_ranks(base, tmp_path):
     state = json.loads((tmp_path / "run" / "run.json").read_text())
     assert state["state"] == "finished"
     ended = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    again = measure.evaluate_run(
+    again = tiny.evaluate(
         tmp_path / "run", recipe.load(tmp_path / "run" / "recipe.yaml"), "validation", Reporter(silent=True)
     )
     assert again["loss"]["value"] == pytest.approx(ended["loss"]["value"], abs=1e-5)

@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2LMHeadModel
 from typer.testing import CliRunner
 
-from hftune import cli, generation, measure, recipe, run
+from hftune import cli, generation, predicting, recipe, run
 from hftune.errors import Breakdown, UserError
 from hftune.folder import RECIPE
 from hftune.report import Reporter
@@ -116,9 +116,9 @@ def test_predictions_of_a_file_do_not_depend_on_what_is_read_together(finished, 
         tmp_path / "prompts.jsonl", [{"prompt": text} for text in ("The", "In this", "A file is", "x")]
     )
     own = recipe.load(finished / RECIPE, ["task.do_sample=true"])
-    whole = list(measure.predict_rows(finished, own, str(path), None))
-    monkeypatch.setattr(measure, "BATCH", 3)
-    assert list(measure.predict_rows(finished, own, str(path), None)) == whole
+    whole = list(predicting.predict_rows(finished, own, str(path), None))
+    monkeypatch.setattr(predicting, "BATCH", 3)
+    assert list(predicting.predict_rows(finished, own, str(path), None)) == whole
     assert [row["prompt"] for row in whole] == ["The", "In this", "A file is", "x"]
 
 

@@ -13,7 +13,7 @@ import tiny
 from accelerate import Accelerator
 from typer.testing import CliRunner
 
-from hftune import batching, cli, evaluation, loop, measure, prepare, recipe, run, schema, subject
+from hftune import batching, cli, evaluation, loop, measure, predicting, prepare, recipe, run, schema, subject
 from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.files import typed_lines
@@ -77,8 +77,8 @@ def test_without_metrics_nothing_is_answered(tagger, tmp_path):
     folder, _ = tagger
     shutil.copytree(folder / "run", tmp_path / "run", ignore=lambda *_: ["predictions"])
     made = recipe.load(tmp_path / "run" / "recipe.yaml", ["eval.metrics=[]"])
-    whole = measure.evaluate_run(folder / "run", recipe.load(folder / "run" / "recipe.yaml"), None, QUIET)
-    found = measure.evaluate_run(tmp_path / "run", made, None, QUIET, baseline=True)
+    whole = tiny.evaluate(folder / "run", recipe.load(folder / "run" / "recipe.yaml"), None, QUIET)
+    found = tiny.evaluate(tmp_path / "run", made, None, QUIET, baseline=True)
     assert found == {"loss": whole["loss"]}
     assert not list((tmp_path / "run").glob("predictions/*"))
 
@@ -109,7 +109,7 @@ def test_the_baseline_of_a_language_model_is_the_unigram(tmp_path, tokenizer_fol
     source = {**tiny.mlm(tmp_path, max_steps=1), "tokenizer": {"path": str(tokenizer_folder)}}
     figures = run.train(recipe.from_dict(source), QUIET)
     made = recipe.load(tmp_path / "run" / "recipe.yaml")
-    found = measure.evaluate_run(tmp_path / "run", made, "validation", QUIET, baseline=True)
+    found = tiny.evaluate(tmp_path / "run", made, "validation", QUIET, baseline=True)
     assert found["loss"]["baseline"]["value"] == pytest.approx(figures["unigram_loss"]["value"])
     assert found["perplexity"]["baseline"]["value"] == pytest.approx(math.exp(figures["unigram_loss"]["value"]))
 
@@ -128,9 +128,7 @@ def test_training_rows_are_measured_as_any_others(changes, tmp_path):
     path = tmp_path / "run"
     for stride in (None, 16):
         made = recipe.load(path / "recipe.yaml", [] if stride is None else [f"eval.stride={stride}"])
-        one, two = (
-            measure.evaluate_run(path, made, split, QUIET)["loss"]["value"] for split in ("train", "validation")
-        )
+        one, two = (tiny.evaluate(path, made, split, QUIET)["loss"]["value"] for split in ("train", "validation"))
         assert one == two
 
 
@@ -149,7 +147,7 @@ def test_bits_a_byte_stand_beside_the_unigram_and_xz(tmp_path):
     }
     figures = run.train(recipe.from_dict(source), QUIET)
     made = recipe.load(tmp_path / "run" / "recipe.yaml")
-    found = measure.evaluate_run(tmp_path / "run", made, "validation", QUIET, baseline=True)
+    found = tiny.evaluate(tmp_path / "run", made, "validation", QUIET, baseline=True)
     text = "".join(row["text"] for row in rows).encode()
     packed = subprocess.run(["xz", "-9", "--stdout"], input=text, capture_output=True, check=True).stdout
     for xz in (figures["xz_bits_per_byte"], found["xz_bits_per_byte"]):
@@ -165,7 +163,7 @@ def test_the_floor_of_several_losses_is_that_of_the_one_over_the_vocabulary(tmp_
     source["tokenizer"] = {"train": "wordpiece", "vocab_size": 300}
     run.train(recipe.from_dict(source), QUIET)
     made = recipe.load(tmp_path / "run" / "recipe.yaml")
-    found = measure.evaluate_run(tmp_path / "run", made, "validation", QUIET, baseline=True)
+    found = tiny.evaluate(tmp_path / "run", made, "validation", QUIET, baseline=True)
     assert "baseline" not in found["loss"]
     assert found["mlm_loss"]["baseline"]["value"] == pytest.approx(math.log(found["perplexity"]["baseline"]["value"]))
     lines = list(evaluation.read_lines(tmp_path / "run" / "predictions" / "validation.jsonl"))
@@ -176,7 +174,7 @@ def test_the_floor_of_several_losses_is_that_of_the_one_over_the_vocabulary(tmp_
     share = sum(line["reference"] == always for line in lines) / len(lines)
     assert found["accuracy"]["baseline"]["value"] == pytest.approx(share)
     made = recipe.load(tmp_path / "run" / "recipe.yaml", ["eval.metrics=[]"])
-    losses = measure.evaluate_run(tmp_path / "run", made, "validation", QUIET, baseline=True)
+    losses = tiny.evaluate(tmp_path / "run", made, "validation", QUIET, baseline=True)
     assert {name: one for name, one in found.items() if name != "accuracy"} == losses
 
 
@@ -186,7 +184,7 @@ def lines(task, text, monkeypatch, limit=None, columns=None, **options):
     made = SimpleNamespace(
         data=schema.Data(columns=columns or {}), task=SimpleNamespace(options=loaded.options(**options))
     )
-    return list(measure._rows("-", made, loaded, made.task.options, limit))
+    return list(predicting._rows("-", made, loaded, made.task.options, limit))
 
 
 def test_lines_of_text_are_rows_and_where_a_row_has_several_parts_objects(monkeypatch):
@@ -219,7 +217,7 @@ def test_objects_on_standard_input_have_the_columns_of_the_files(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO('{"one": "a", "two": "b"}\n'))
     task = tasks.load("classify")
     made = SimpleNamespace(data=data, task=SimpleNamespace(options=task.options(pair=True)))
-    (row,) = measure._rows("-", made, task, made.task.options, None)
+    (row,) = predicting._rows("-", made, task, made.task.options, None)
     assert row == {"text": "a", "text_pair": "b"}
 
 
@@ -261,6 +259,6 @@ def test_a_baseline_is_scored_on_the_rows_that_the_model_is(tmp_path):
         run.train(recipe.from_dict(source), QUIET)
         for limit, count in ((None, kept), (5, 5)):
             made = recipe.load(tmp_path / kind / "recipe.yaml", [f"eval.limit={json.dumps(limit)}"])
-            found = measure.evaluate_run(tmp_path / kind, made, "test", QUIET, baseline=True)["exact_match"]
+            found = tiny.evaluate(tmp_path / kind, made, "test", QUIET, baseline=True)["exact_match"]
             assert found["count"] == count
             assert found["baseline"]["value"] == 1.0, "the commonest answer to the same question"

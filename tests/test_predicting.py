@@ -9,7 +9,21 @@ import test_table
 import tiny
 import zoo
 
-from hftune import commands, fill_mask, generation, judging, measure, models, recipe, run, schema, subject, task
+from hftune import (
+    commands,
+    fill_mask,
+    finished,
+    generation,
+    judging,
+    measure,
+    models,
+    predicting,
+    recipe,
+    run,
+    schema,
+    subject,
+    task,
+)
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.schema import Model
@@ -45,14 +59,14 @@ def test_every_task_predicts_from_a_file_and_from_standard_input(kind, tmp_path,
     if kind == "clm":  # a run on text goes on with one
         rows = [{"prompt": row["text"][:40]} for row in rows]
     file = tiny.write_rows(tmp_path / "new.jsonl", rows)
-    found = list(measure.predict_rows(tmp_path / "run", made, str(file), None))
+    found = list(predicting.predict_rows(tmp_path / "run", made, str(file), None))
     assert len(found) == 5
     assert all("prediction" in answer for answer in found)
     json.dumps(found, allow_nan=False)
     if models.positions(models.configuration(Model(path=str(tmp_path / "run")))):
         longer = recipe.load(tmp_path / "run" / "recipe.yaml", ["task.max_length=100000"])
         with pytest.raises(UserError, match=r"task\.max_(target_)?length: rows of .* positions"):
-            list(measure.predict_rows(tmp_path / "run", longer, str(file), None))
+            list(predicting.predict_rows(tmp_path / "run", longer, str(file), None))
     options = made.task.options.predicting()
     wanted = task.load(kind).under(options).inputs_only(options)
     shown = [{name: _under(row, source["data"]["columns"].get(name, name)) for name in wanted} for row in rows]
@@ -62,13 +76,13 @@ def test_every_task_predicts_from_a_file_and_from_standard_input(kind, tmp_path,
         texts = [row[wanted[0]] if isinstance(row[wanted[0]], str) else " ".join(row[wanted[0]]) for row in shown]
         lines = [text.replace("\n", " ") for text in texts]
     monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    again = list(measure.predict_rows(tmp_path / "run", made, "-", None))
+    again = list(predicting.predict_rows(tmp_path / "run", made, "-", None))
     assert len(again) == 5
     if "\\n" not in json.dumps(shown):  # a line of standard input holds no line breaks
         if len(wanted) == 1:  # nor one of a file of text
             plain = tmp_path / "new.txt"
             plain.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            assert list(measure.predict_rows(tmp_path / "run", made, str(plain), None)) == again
+            assert list(predicting.predict_rows(tmp_path / "run", made, str(plain), None)) == again
         assert [answer["prediction"] for answer in again] == [answer["prediction"] for answer in found]
     if writes and len(wanted) == 1:
         pieces = []
@@ -139,14 +153,16 @@ def test_rows_to_be_predicted_may_lack_mapped_answers_and_are_cleaned_as_the_oth
     made = recipe.load(tmp_path / "run" / "recipe.yaml", [])
     asked = [{"body": {"en": "<i>good</i> &amp; more"}}, {"body": {"en": "good & more"}}, {"body": {"en": "no"}}]
     file = tiny.write_rows(tmp_path / "new.jsonl", asked)
-    found = list(measure.predict_rows(tmp_path / "run", made, str(file), None))
+    found = list(predicting.predict_rows(tmp_path / "run", made, str(file), None))
     assert [answer["text"] for answer in found] == ["good & more", "good & more", "no"]
     assert not any("reference" in answer for answer in found)
     monkeypatch.setattr("sys.stdin", io.StringIO("<i>good</i> &amp; more\n"))
-    [typed] = measure.predict_rows(tmp_path / "run", made, "-", None)
+    [typed] = predicting.predict_rows(tmp_path / "run", made, "-", None)
     assert typed["scores"] == pytest.approx(found[0]["scores"], abs=1e-6)
     known = tiny.write_rows(tmp_path / "known.jsonl", [rows[0]])
-    assert [answer["reference"] for answer in measure.predict_rows(tmp_path / "run", made, str(known), None)] == ["y"]
+    assert [answer["reference"] for answer in predicting.predict_rows(tmp_path / "run", made, str(known), None)] == [
+        "y"
+    ]
 
 
 @pytest.mark.parametrize("where", ["data", "source"])
@@ -163,15 +179,15 @@ def test_a_prompt_is_not_looked_for_where_the_text_of_training_was(where, tmp_pa
     run.train(recipe.from_dict(source), Reporter(silent=True))
     made, file = recipe.load(tmp_path / "run" / "recipe.yaml"), str(tmp_path / "new.jsonl")
     tiny.write_rows(tmp_path / "new.jsonl", [{"prompt": "The file"}])
-    [answer] = measure.predict_rows(tmp_path / "run", made, file, None)
+    [answer] = predicting.predict_rows(tmp_path / "run", made, file, None)
     assert answer["prompt"] == "The file"
     tiny.write_rows(tmp_path / "new.jsonl", rows[:1])
     with pytest.raises(
         UserError, match=r"no column 'prompt'; there are 'body'\n  hint: map it: data\.columns\.prompt=body"
     ):
-        list(measure.predict_rows(tmp_path / "run", made, file, None))
+        list(predicting.predict_rows(tmp_path / "run", made, file, None))
     mapped = recipe.load(tmp_path / "run" / "recipe.yaml", ["data.columns.prompt=body"])
-    [answer] = measure.predict_rows(tmp_path / "run", mapped, file, None)
+    [answer] = predicting.predict_rows(tmp_path / "run", mapped, file, None)
     assert answer["prompt"] == rows[0]["body"]
 
 
@@ -215,9 +231,13 @@ def test_an_answer_that_cannot_be_read_is_left_out_of_its_row_alone(kind, tmp_pa
     rows = [json.loads(line) for line in (home / f"{kind}.jsonl").read_text().splitlines()[:4]]
     [name] = task.load(kind).answers(made.task.options)
     column = source["data"]["columns"].get(name, name)
-    whole = list(measure.predict_rows(tmp_path / "run", made, str(tiny.write_rows(tmp_path / "a.jsonl", rows)), None))
+    whole = list(
+        predicting.predict_rows(tmp_path / "run", made, str(tiny.write_rows(tmp_path / "a.jsonl", rows)), None)
+    )
     rows[1][column], rows[2] = "?", {key: value for key, value in rows[2].items() if key != column}
-    found = list(measure.predict_rows(tmp_path / "run", made, str(tiny.write_rows(tmp_path / "b.jsonl", rows)), None))
+    found = list(
+        predicting.predict_rows(tmp_path / "run", made, str(tiny.write_rows(tmp_path / "b.jsonl", rows)), None)
+    )
     assert [answer["prediction"] for answer in found] == [answer["prediction"] for answer in whole]
     assert ["reference" in answer for answer in found] == [True, False, False, True]
 
@@ -229,14 +249,14 @@ def test_what_two_models_say_of_a_row_does_not_make_it_two_rows(kind, tmp_path, 
     source = test_table.source(kind, NAMES[kind], tmp_path, home, max_steps=1)
     run.train(recipe.from_dict(source), Reporter(silent=True))
     made = recipe.load(tmp_path / "run" / "recipe.yaml", ["task.max_new_tokens=4"] if kind == "translate" else [])
-    prepared, model = measure.ready(tmp_path / "run", made)
-    rows = list(measure._rows(str(home / f"{kind}.jsonl"), made, prepared.task, prepared.options, 5))
+    prepared, model = finished.ready(tmp_path / "run", made)
+    rows = list(predicting._rows(str(home / f"{kind}.jsonl"), made, prepared.task, prepared.options, 5))
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter)
-        found.append(measure.predict(model, prepared, rows, 4096, range(5))[0])
+        found.append(predicting.predict(model, prepared, rows, 4096, range(5))[0])
     assert found[0] != found[1]
     assert list(map(judging._row, found[0])) == list(map(judging._row, found[1]))
     assert all("reference" in judging._row(line) for line in found[0])
@@ -252,17 +272,17 @@ def test_files_are_read_as_those_of_training_are(tokenizer_folder, tmp_path, mon
     source["data"]["cache_dir"] = str(tmp_path / "cache")
     run.train(recipe.from_dict(source), Reporter(silent=True))
     made, other = recipe.load(tmp_path / "run" / "recipe.yaml", []), str(tmp_path / "other.csv")
-    found = list(measure.predict_rows(tmp_path / "run", made, other, 5))
+    found = list(predicting.predict_rows(tmp_path / "run", made, other, 5))
     assert [(answer["text"], answer["reference"]) for answer in found][1] == ("text 1, and more", "1")
     (tmp_path / "other.csv.gz").write_bytes(gzip.compress((tmp_path / "other.csv").read_bytes()))
-    assert list(measure.predict_rows(tmp_path / "run", made, other + ".gz", 5)) == found, (
+    assert list(predicting.predict_rows(tmp_path / "run", made, other + ".gz", 5)) == found, (
         "an ending is that of the rows"
     )
     figures = measure.evaluate(subject.find(str(tmp_path / "run"), [], data=[other]), Reporter(silent=True))
     assert figures["accuracy"]["count"] == 12
     (tmp_path / "bars.txt").write_text("stars|body\n" + rows.replace(";", "|", 12))
     mapping = f'{{path: {tmp_path / "bars.txt"}, format: csv, delimiter: "|", columns: {{text: body, label: stars}}}}'
-    barred = list(measure.predict_rows(tmp_path / "run", made, mapping, 5))
+    barred = list(predicting.predict_rows(tmp_path / "run", made, mapping, 5))
     assert barred == found
     again = measure.evaluate(subject.find(str(tmp_path / "run"), [], data=[f"x={mapping}"]), Reporter(silent=True))
     assert {name: {**figure, "split": "test"} for name, figure in again.items()} == {
@@ -270,18 +290,18 @@ def test_files_are_read_as_those_of_training_are(tokenizer_folder, tmp_path, mon
     }
     (tmp_path / "commas.csv").write_text('stars,body\n1,"text 1, and more"\n')
     comma = f'{{path: {tmp_path / "commas.csv"}, delimiter: ","}}'  # what it does not say is as in training
-    assert [answer["text"] for answer in measure.predict_rows(tmp_path / "run", made, comma, None)] == [
+    assert [answer["text"] for answer in predicting.predict_rows(tmp_path / "run", made, comma, None)] == [
         "text 1, and more"
     ]
     (tmp_path / "lines.txt").write_text("text 0, and more\ntext 1, and more\n")  # as typed: there is no column body
-    lines = list(measure.predict_rows(tmp_path / "run", made, str(tmp_path / "lines.txt"), None))
+    lines = list(predicting.predict_rows(tmp_path / "run", made, str(tmp_path / "lines.txt"), None))
     assert [line["prediction"] for line in lines] == [answer["prediction"] for answer in found[:2]]
     for word, said in (("{path: a.csv, delimter: ;}", "delimter: unknown key"), ("", "path is empty text")):
         with pytest.raises(UserError, match=f"^source: {said}"):
             commands.predict(str(tmp_path / "run"), word, [], None, None, False)
     monkeypatch.setattr(models, "load", None)  # no weight is read for what is not there
     with pytest.raises(UserError, match=r"^source: no file or folder") as fault:
-        list(measure.predict_rows(tmp_path / "run", made, str(tmp_path / "none.csv"), None))
+        list(predicting.predict_rows(tmp_path / "run", made, str(tmp_path / "none.csv"), None))
     assert "data." not in str(fault.value)
 
 
@@ -290,7 +310,7 @@ def test_text_that_the_tokenizer_does_not_know_is_told(tokenizer_folder, tmp_pat
     made = recipe.load(tmp_path / "run" / "recipe.yaml", [])
     for text, said in (("a plain text", False), ("これは 何 です か", True)):
         file = tiny.write_rows(tmp_path / "new.jsonl", [{"text": text}] * 3)
-        assert len(list(measure.predict_rows(tmp_path / "run", made, str(file), None, Reporter(as_json=True)))) == 3
+        assert len(list(predicting.predict_rows(tmp_path / "run", made, str(file), None, Reporter(as_json=True)))) == 3
         shown = capsys.readouterr().err
         assert ("warning: 100.0% of the tokens are [UNK]" in shown) == said, shown
 
@@ -305,7 +325,7 @@ def test_a_prefix_of_all_training_rows_is_put_before_what_is_predicted(tokenizer
     made = recipe.load(tmp_path / "run" / "recipe.yaml", [])
 
     def scores(given):
-        return [answer["scores"] for answer in measure.predict_rows(tmp_path / "run", made, given, None)]
+        return [answer["scores"] for answer in predicting.predict_rows(tmp_path / "run", made, given, None)]
 
     def typed(*lines):
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))

@@ -60,3 +60,10 @@ def classify(folder: Path, tokenizer: str, **train: Any) -> dict[str, Any]:
         "train": {"batch_size": 8, "max_steps": 6, "learning_rate": 1e-3, "logging_steps": 1, **train},
         "output": {"dir": str(folder / "run")},
     }
+
+
+def evaluate(path: Path, made: Any, split: str | None, reporter: Any, **more: Any) -> dict[str, Any]:
+    """Figures of a run by a recipe, as `hftune eval --split` has them."""
+    from hftune import measure, subject
+
+    return measure.evaluate(subject.Subject(str(path), made, asked=split), reporter, **more)

@@ -325,11 +325,10 @@ def test_a_given_generator_is_gone_on_with(run, tmp_path, tokenizer_folder):
 
 def test_a_saved_run_measures_the_same(run):
     """Built from the folder, with the generator beside it, the figures are those of the end of training."""
-    from hftune import measure
 
     folder, made = run
     before = json.loads((folder / "metrics.json").read_text())
-    again = measure.evaluate_run(folder, recipe.from_dict(made), "validation", Reporter(silent=True))
+    again = tiny.evaluate(folder, recipe.from_dict(made), "validation", Reporter(silent=True))
     for name in ("loss", "generator_loss", "discriminator_loss"):
         assert again[name]["value"] == pytest.approx(before[name]["value"], abs=1e-6)
 

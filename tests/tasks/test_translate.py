@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers, trainers
 
-from hftune import heads, measure, recipe, run, sequences
+from hftune import heads, predicting, recipe, run, sequences
 from hftune.errors import UserError
 from hftune.models import prepare_tokenizer
 from hftune.report import Reporter
@@ -107,7 +107,7 @@ def test_transformers_writes_in_the_language_of_a_run(name, tmp_path):
         "output": {"dir": str(tmp_path / "run")},
     }  # fmt: skip
     run.train(recipe.from_dict(made), Reporter(silent=True))
-    found = measure.predict_rows(tmp_path / "run", recipe.load(tmp_path / "run" / "recipe.yaml"), str(rows), 2)
+    found = predicting.predict_rows(tmp_path / "run", recipe.load(tmp_path / "run" / "recipe.yaml"), str(rows), 2)
     texts = [row["prediction"] for row in found]
     tok = transformers.AutoTokenizer.from_pretrained(tmp_path / "run")
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run").eval()
