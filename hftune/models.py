@@ -82,8 +82,9 @@ def build(
         return _new(recipe, head, tokenizer, settings, seed)
     recipe = base(recipe)
     config = configuration(recipe, trust_remote_code, **settings)
-    if config.pad_token_id is None or not architecture(config.model_type).positions_after_pad:
-        config.pad_token_id = tokenizer.pad_token_id  # heads that look for the last token of a row go by it
+    for part in (config, config.get_text_config()):  # of several networks it is one that reads text
+        if getattr(part, "pad_token_id", None) is None or not architecture(part.model_type).positions_after_pad:
+            part.pad_token_id = tokenizer.pad_token_id  # heads that look for the last token of a row go by it
     model, info = load(recipe.path or "", head, config, recipe, trust_remote_code)
     others = other_labels(recipe, settings, trust_remote_code) if training else ()
     told = f"; the head there is for the labels {listed(others)}" if others and _forget(model, info) else ""

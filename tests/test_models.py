@@ -233,6 +233,20 @@ def test_a_model_of_no_or_another_padding_token_gets_the_tokenizers(pad, tmp_pat
     torch.testing.assert_close(zoo.outputs(built, {**alone, "labels": torch.zeros(1)}, zoo.CLASSIFY)[0], padded)
 
 
+def test_a_configuration_that_names_no_padding_token_is_given_one(tmp_path):
+    """CodeGen's does not; that of Gemma 3 is of an encoder of images and a model of text, which has one."""
+    size = {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}
+    zoo.build("gpt2", zoo.CLM, init="codegen", config=size).model.save_pretrained(tmp_path / "one")
+    model = zoo.build("gpt2", zoo.CLM, path=str(tmp_path / "one")).model
+    assert model.config.pad_token_id == zoo.tok("gpt2").pad_token_id
+    seen = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    read = {**zoo.SIZE, "vocab_size": 480, "head_dim": 16}
+    config = transformers.Gemma3Config(text_config=read, vision_config={**seen, "image_size": 28, "patch_size": 14})
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "two")
+    model = zoo.build("gpt2", zoo.CLM, path=str(tmp_path / "two")).model
+    assert model.config.text_config.pad_token_id == zoo.tok("gpt2").pad_token_id
+
+
 class Evil:
     """What a pickle runs when it is loaded."""
 
