@@ -19,6 +19,7 @@ from .configs import (
     configuration,
     fitting_lengths,
     positions,
+    settings_of,
     special_ids,
 )
 from .errors import UserError
@@ -259,12 +260,16 @@ def miniature(config: Any, head: str, recipe: Model) -> Any:
         recipe: the block `model`, for its attention.
 
     Raises:
-        UserError: the architecture has no such attention.
+        ValueError: the kind cannot be made so small, or not with such attention.
     """
+    size = {name: value for name, value in TINY.items() if name in settings_of(config)}
     kept: dict[str, Any] = {name: value for name, value in config.to_dict().items() if isinstance(value, bool)}
     kept |= {name: 1 for name in config.to_dict() if name.endswith("_token_id")} | {"pad_token_id": 0}
-    with _quiet():
-        return _of(configuration(Model(init=config.model_type, config=TINY), False, **kept), head, recipe)
+    try:
+        with _quiet():
+            return _of(configuration(Model(init=config.model_type, config=size), False, **kept), head, recipe)
+    except UserError as error:  # of sizes that nobody asked for
+        raise ValueError(str(error)) from error
 
 
 def unbuildable(config: Any, error: Exception) -> UserError:
