@@ -1,5 +1,6 @@
 """Models: every architecture from a small configuration, from folders and Hub ids; what does not fit is one line."""
 
+import copy
 import importlib.util
 import json
 import pickle
@@ -384,3 +385,23 @@ def test_the_configuration_is_written_as_it_was_asked_for(folder, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["hidden_dropout_prob"] == 0.25
     with pytest.raises(UserError, match="has no setting"):
         zoo.build("bert", zoo.CLASSIFY, path=str(folder), config={"hidden_dropout": 0.25})
+
+
+@pytest.mark.parametrize("origin", ["init", "path"])
+def test_the_end_of_text_is_learned_where_it_is_the_padding_too(origin, tmp_path):
+    """As of Llama 3, whose tokenizer has no padding token, and whose every turn ends in the token that then stands for it."""
+    tok = copy.deepcopy(zoo.tok("llama"))
+    tok.pad_token = None
+    models.prepare_tokenizer(tok, "llama")
+    assert tok.pad_token == tok.eos_token
+    block = Model(init="llama", config=zoo.SIZE)
+    model = models.build(block, zoo.CLM, tok, settings={}, seed=0).model
+    if origin == "path":
+        model.save_pretrained(tmp_path)
+        model = models.build(Model(path=str(tmp_path)), zoo.CLM, tok, settings={}, seed=0).model
+    ids = torch.tensor([[5, tok.eos_token_id, 7, 8]])
+    model(input_ids=ids).logits[:, 2:].logsumexp(-1).sum().backward()
+    weight = model.get_input_embeddings().weight
+    assert float(weight.grad[tok.eos_token_id].abs().sum()) > 0
+    assert 0.5 < float(weight.data[tok.eos_token_id].std() / weight.data.std()) < 2
+    assert zoo.build("llama", zoo.CLM).model.get_input_embeddings().padding_idx == zoo.tok("llama").pad_token_id
