@@ -36,7 +36,7 @@ def configuration(recipe: Model, trust_remote_code: bool = False, **more: Any) -
         parts = [_config_of(path, recipe.revision, trust_remote_code, where) for where, path in named.items()]
         _refuse_unknown(recipe.config, parts)
         for part in parts:
-            _override(part, {k: v for k, v in recipe.config.items() if k in _settings(part)})
+            _override(part, {k: v for k, v in recipe.config.items() if k in settings_of(part)})
         return EncoderDecoderConfig.from_encoder_decoder_configs(*parts, **more)
     recipe = base(recipe)
     config = (
@@ -119,7 +119,7 @@ def _refused(model_type: str) -> Iterator[None]:
         raise UserError(f"{model_type} cannot be configured so: {said[:200]}", where="model.config") from error
 
 
-def _settings(config: Any) -> set[str]:
+def settings_of(config: Any) -> set[str]:
     """Names that a recipe may use for the settings of a configuration."""
     plain = _default_config(config.model_type)
     return (
@@ -129,7 +129,7 @@ def _settings(config: Any) -> set[str]:
 
 def _refuse_unknown(given: Iterable[str], configs: list[Any]) -> None:
     """transformers takes any name for a setting; a typo there would train another model without a word."""
-    known = set().union(*map(_settings, configs)) if given else set()
+    known = set().union(*map(settings_of, configs)) if given else set()
     for name in given:
         if name in ELSEWHERE:
             raise UserError(f"{name} has no effect here", hint=ELSEWHERE[name], where=f"model.config.{name}")

@@ -396,12 +396,13 @@ def model_inputs(model: nn.Module, batch: dict[str, Tensor], task: Task) -> dict
     )
     if made:
         inputs["decoder_input_ids"] = decoder_inputs(core, batch["labels"])
-    return {**inputs, "use_cache": False} if _takes_cache(core.__class__) else inputs
+    return {**inputs, **no_cache(core.__class__)}
 
 
 @cache
-def _takes_cache(kind: type) -> bool:
-    return "use_cache" in inspect.signature(kind.forward).parameters  # type: ignore[attr-defined]
+def no_cache(kind: type) -> dict[str, bool]:
+    """What tells a model of that class to keep no cache, if it can."""
+    return {"use_cache": False} if "use_cache" in inspect.signature(kind.forward).parameters else {}  # type: ignore[attr-defined]
 
 
 def decoder_inputs(core: Any, labels: Tensor) -> Tensor:

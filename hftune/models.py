@@ -19,6 +19,7 @@ from .configs import (
     configuration,
     fitting_lengths,
     positions,
+    settings_of,
     special_ids,
 )
 from .errors import UserError
@@ -82,9 +83,11 @@ def build(
         return _new(recipe, head, tokenizer, settings, seed)
     recipe = base(recipe)
     config = configuration(recipe, trust_remote_code, **settings)
-    if config.pad_token_id is None or not architecture(config.model_type).positions_after_pad:
-        config.pad_token_id = tokenizer.pad_token_id  # heads that look for the last token of a row go by it
+    for part in (config, config.get_text_config()):  # of several networks it is one that reads text
+        if getattr(part, "pad_token_id", None) is None or not architecture(part.model_type).positions_after_pad:
+            part.pad_token_id = tokenizer.pad_token_id  # heads that look for the last token of a row go by it
     model, info = load(recipe.path or "", head, config, recipe, trust_remote_code)
+    _learn_padding(model, tokenizer)
     others = other_labels(recipe, settings, trust_remote_code) if training else ()
     told = f"; the head there is for the labels {listed(others)}" if others and _forget(model, info) else ""
     return Built(model, origin(recipe.path or "", model, info) + told, new_names(info))
@@ -131,16 +134,36 @@ def new_configuration(recipe: Model, tokenizer: Any, settings: dict[str, Any]) -
 
 
 def _new(recipe: Model, head: str, tokenizer: Any, settings: dict[str, Any], seed: int) -> Built:
+    import torch
+
     config = new_configuration(recipe, tokenizer, settings)
     check_head(config, head)
     check_fit(config, tokenizer)
     model = _of(config, head, recipe)
+    if _learn_padding(model, tokenizer):
+        std = getattr(config.get_text_config(), "initializer_range", 0.02)
+        torch.nn.init.normal_(model.get_input_embeddings().weight.data[tokenizer.pad_token_id], std=std)
     count = sum(p.numel() for p in model.parameters())
     return Built(
         model,
         f"{recipe.init}, {count / 1e6:.1f} M parameters, all new (seed {seed})",
         frozenset(n for n, _ in model.named_parameters()),
     )
+
+
+def _learn_padding(model: Any, tokenizer: Any) -> bool:
+    """Let the padding token be learned where it is the end of text, or another token, too; whether it was not.
+
+    torch gives the embedding of a padding index no gradient, wherever it stands, and transformers begins it with zeros.
+    """
+    others = {getattr(tokenizer, f"{role}_token") for role in ("bos", "eos", "unk", "cls", "sep")}
+    if tokenizer.pad_token is None or tokenizer.pad_token not in others:
+        return False
+    embedding = model.get_input_embeddings()
+    frozen: bool = getattr(embedding, "padding_idx", None) == tokenizer.pad_token_id
+    if frozen:
+        embedding.padding_idx = None
+    return frozen
 
 
 def shell(config: Any, head: str, recipe: Model) -> Any:
@@ -258,12 +281,16 @@ def miniature(config: Any, head: str, recipe: Model) -> Any:
         recipe: the block `model`, for its attention.
 
     Raises:
-        UserError: the architecture has no such attention.
+        ValueError: the kind cannot be made so small, or not with such attention.
     """
+    size = {name: value for name, value in TINY.items() if name in settings_of(config)}
     kept: dict[str, Any] = {name: value for name, value in config.to_dict().items() if isinstance(value, bool)}
     kept |= {name: 1 for name in config.to_dict() if name.endswith("_token_id")} | {"pad_token_id": 0}
-    with _quiet():
-        return _of(configuration(Model(init=config.model_type, config=TINY), False, **kept), head, recipe)
+    try:
+        with _quiet():
+            return _of(configuration(Model(init=config.model_type, config=size), False, **kept), head, recipe)
+    except UserError as error:  # of sizes that nobody asked for
+        raise ValueError(str(error)) from error
 
 
 def unbuildable(config: Any, error: Exception) -> UserError:

@@ -113,6 +113,21 @@ def _check_together(recipe: Recipe, task: tasks.Task, options: Any, config: Any)
     machine.precision(recipe.train)
     if not (task.verify or task.network) or source.encoder or getattr(config, "auto_map", None):
         return
+    try:
+        _try_small(task, options, source, config)
+    except UserError:
+        raise
+    except Exception:  # it may well work at its own size and settings, and there a run tries it before its first step
+        return
+
+
+def _try_small(task: tasks.Task, options: Any, source: Model, config: Any) -> None:
+    """What the task asks of a model, asked of a tiny one of its kind.
+
+    Raises:
+        UserError: it cannot do it.
+        Exception: there is no such tiny one, or it breaks down.
+    """
 
     def build(source: Model, head: str) -> models.Built:
         return models.Built(models.miniature(models.configuration(source), head, source), "")

@@ -1,5 +1,6 @@
 """Models: every architecture from a small configuration, from folders and Hub ids; what does not fit is one line."""
 
+import copy
 import importlib.util
 import json
 import pickle
@@ -233,6 +234,20 @@ def test_a_model_of_no_or_another_padding_token_gets_the_tokenizers(pad, tmp_pat
     torch.testing.assert_close(zoo.outputs(built, {**alone, "labels": torch.zeros(1)}, zoo.CLASSIFY)[0], padded)
 
 
+def test_a_configuration_that_names_no_padding_token_is_given_one(tmp_path):
+    """CodeGen's does not; that of Gemma 3 is of an encoder of images and a model of text, which has one."""
+    size = {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4}
+    zoo.build("gpt2", zoo.CLM, init="codegen", config=size).model.save_pretrained(tmp_path / "one")
+    model = zoo.build("gpt2", zoo.CLM, path=str(tmp_path / "one")).model
+    assert model.config.pad_token_id == zoo.tok("gpt2").pad_token_id
+    seen = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    read = {**zoo.SIZE, "vocab_size": 480, "head_dim": 16}
+    config = transformers.Gemma3Config(text_config=read, vision_config={**seen, "image_size": 28, "patch_size": 14})
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "two")
+    model = zoo.build("gpt2", zoo.CLM, path=str(tmp_path / "two")).model
+    assert model.config.text_config.pad_token_id == zoo.tok("gpt2").pad_token_id
+
+
 class Evil:
     """What a pickle runs when it is loaded."""
 
@@ -370,3 +385,23 @@ def test_the_configuration_is_written_as_it_was_asked_for(folder, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["hidden_dropout_prob"] == 0.25
     with pytest.raises(UserError, match="has no setting"):
         zoo.build("bert", zoo.CLASSIFY, path=str(folder), config={"hidden_dropout": 0.25})
+
+
+@pytest.mark.parametrize("origin", ["init", "path"])
+def test_the_end_of_text_is_learned_where_it_is_the_padding_too(origin, tmp_path):
+    """As of Llama 3, whose tokenizer has no padding token, and whose every turn ends in the token that then stands for it."""
+    tok = copy.deepcopy(zoo.tok("llama"))
+    tok.pad_token = None
+    models.prepare_tokenizer(tok, "llama")
+    assert tok.pad_token == tok.eos_token
+    block = Model(init="llama", config=zoo.SIZE)
+    model = models.build(block, zoo.CLM, tok, settings={}, seed=0).model
+    if origin == "path":
+        model.save_pretrained(tmp_path)
+        model = models.build(Model(path=str(tmp_path)), zoo.CLM, tok, settings={}, seed=0).model
+    ids = torch.tensor([[5, tok.eos_token_id, 7, 8]])
+    model(input_ids=ids).logits[:, 2:].logsumexp(-1).sum().backward()
+    weight = model.get_input_embeddings().weight
+    assert float(weight.grad[tok.eos_token_id].abs().sum()) > 0
+    assert 0.5 < float(weight.data[tok.eos_token_id].std() / weight.data.std()) < 2
+    assert zoo.build("llama", zoo.CLM).model.get_input_embeddings().padding_idx == zoo.tok("llama").pad_token_id

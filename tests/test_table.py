@@ -322,6 +322,14 @@ def test_check_knows_the_table():
     assert accepted == {(kind, name) for kind, names in TABLE.items() for name in names} | ODD
 
 
+@pytest.mark.parametrize(
+    "name", ["bloom", "falcon", "gpt_neo", "gptj", "helium", "mamba", "nemotron", "opt", "qwen3_next"]
+)
+def test_check_takes_a_kind_of_which_no_tiny_model_can_be_made_or_called(name):
+    """Other names for its sizes, sizes that hang together, layers of several sorts: none of that is the user's fault."""
+    assert fits("clm", name)
+
+
 @pytest.mark.parametrize("name", task.names())
 def test_options_that_a_run_writes_down_can_be_read_again(name):
     """At the smallest length too, where defaults that go with longer rows are written down beside it."""
