@@ -213,6 +213,7 @@ def test_version():
         (["tokenizer", "train", "rows.csv", "-o", "new", "data.encodin=cp1252"], "did you mean data.encoding?"),
         (["tokenizer", "train", "rows.csv", "-o", "new", "data.on_error=pass"], "wanted one of stop, skip"),
         (["tokenizer", "train", "data.encoding=cp1252", "-o", "new"], "there is nothing to train on"),
+        (["tokenizer", "train", "rows.csv", "-o", "new", "--vocab-size", "9"], "--vocab-size: a vocabulary of 9 is"),
     ],
 )
 def test_what_makes_no_sense_on_the_command_line_is_refused(words, said, tmp_path, monkeypatch):
