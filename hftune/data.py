@@ -45,7 +45,8 @@ class Reader:
         remote: whether any of them is on the Hub.
         reject_path: with on_error: skip, the file for what is passed over: objects with where, why, text; None: none.
         report: counts of the last iteration: rows `read`, `broken` and passed over (on_error: skip), `short` and
-            `duplicate` and dropped, `held_out` for the other side of validation_fraction, and given (`rows`);
+            `duplicate` and dropped, on the other side of validation_fraction (`held_out`, or of a validation split
+            `for_training`), and given (`rows`);
             and `clean.Cleaner.counts`.
     """
 
@@ -63,6 +64,7 @@ class Reader:
         self.data, self.split, self.side, self.texts = data, split, side, tuple(texts)
         self.optional, self.filled = frozenset(optional), tuple(filled)
         self.required = tuple(dict.fromkeys([*columns, *texts]))
+        self.other_side = "for_training" if side else "held_out"
         self.reject_path: str | os.PathLike[str] | None = None
         named = split if side is None else "train"
         self.sources: list[Source] = getattr(data, named)
@@ -77,7 +79,7 @@ class Reader:
 
     def __iter__(self) -> Iterator[Row]:
         rejects, cleaner, why_not = self._rejects(self.reject_path), Cleaner(self.data.clean), self._chooser()
-        report = self.report = dict.fromkeys(("read", "broken", "short", "held_out", "duplicate", "rows"), 0)
+        report = self.report = dict.fromkeys(("read", "broken", "short", self.other_side, "duplicate", "rows"), 0)
         check = _Check(self.required, self.texts, self.filled, self.data.clean.control)
         for index, source in enumerate(self.sources):
             for where, raw in islice(self.origins[index](rejects), source.limit):
@@ -99,7 +101,8 @@ class Reader:
                 yield row
         report |= cleaner.counts | {"broken": rejects.count}
         if not report["rows"]:
-            lost = ", ".join(f"{report[why]} {why}" for why in ("broken", "short", "held_out") if report[why])
+            whys = [why for why in ("broken", "short", self.other_side) if report[why]]
+            lost = ", ".join(f"{report[why]} {why.replace('_', ' ')}" for why in whys)
             message = f"no row is left of {report['read']} read" + (f": {lost}" if lost else "")
             hint = "relax data.clean, change data.validation_fraction, or give more rows"
             raise UserError(message, hint=hint, where=f"data.{self.split}")
@@ -117,7 +120,7 @@ class Reader:
                 return ""
             values = [row[name] for name in texts] if texts else [dict(row)]  # all, where a task names none
             if side is not None and (xxhash.xxh3_64_intdigest(b"\0".join(map(essence, values))) < bound) != side:
-                return "held_out"
+                return self.other_side
             if clean.deduplicate:
                 before = len(seen)
                 seen.add(xxhash.xxh3_128_digest(_content(values).encode()))
