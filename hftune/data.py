@@ -4,8 +4,9 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import xxhash
@@ -63,8 +64,8 @@ class Reader:
         """`side` of validation_fraction: True gives the rows held out, False the others, None all."""
         self.data, self.split, self.side, self.texts = data, split, side, tuple(texts)
         self.optional, self.filled = frozenset(optional), tuple(filled)
-        self.required = tuple(dict.fromkeys([*columns, *texts]))
         self.other_side = "for_training" if side else "held_out"
+        self.required = tuple(dict.fromkeys([*columns, *texts]))
         self.reject_path: str | os.PathLike[str] | None = None
         named = split if side is None else "train"
         self.sources: list[Source] = getattr(data, named)
@@ -255,11 +256,19 @@ def open_split(
     return Reader(data, split, side, text_columns, columns, optional, filled)
 
 
-def check_columns(reader: Reader, wanted: Sequence[str]) -> None:
+def check_columns(
+    reader: Reader, wanted: Sequence[str], otherwise: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> None:
     """That each source has the columns.
 
+    Args:
+        reader: the rows.
+        wanted: the columns.
+        otherwise: what might be set instead, and the columns that would be wanted then; see Task.otherwise.
+
     Raises:
-        UserError: one is missing; the message lists those that exist, the hint maps the nearest.
+        UserError: one is missing; the message lists those that exist, the hint says for what these are the right ones, or maps
+            the nearest.
     """
     for index, source in enumerate(reader.sources):
         found = reader.columns(index)
@@ -268,7 +277,8 @@ def check_columns(reader: Reader, wanted: Sequence[str]) -> None:
                 listed = ", ".join(map(shown, found[:20])) + (", …" if len(found) > 20 else "")
                 near = difflib.get_close_matches(name, found, 1, 0.4) or [c for c in found if c not in wanted] or found
                 mapped = f"map it: data.columns: {{{name}: {safe(near[0])[:60]}}}" if near else "the first row is empty"
-                hint = separated(found) or mapped
+                fitting = [f"set {change}" for change, columns in otherwise.items() if {*columns} <= {*found}]
+                hint = separated(found) or ", or ".join(fitting) or mapped
                 raise UserError(f"no column {shown(name)}; there are {listed or 'none'}", hint=hint, where=source.path)
 
 
