@@ -80,7 +80,7 @@ def _readers(recipe: Recipe, task: tasks.Task, findings: Findings) -> dict[str, 
             findings.facts[split] = ", ".join(s.path for s in sources) or "a share of the training rows"
             if reader.remote:  # the Hub is not asked until it must be
                 continue
-            data.check_columns(reader, columns)
+            data.check_columns(reader, columns, task.otherwise(recipe.task.options))
             found[split] = reader
     if "train" not in found and recipe.data.train is None:
         fault = UserError("there is nothing to train on", hint="name it in data.train", where="data.train")
@@ -141,7 +141,7 @@ def _kept(recipe: Recipe, readers: dict[str, Any], trust_remote_code: bool) -> P
     named = (recipe.model.path, recipe.model.encoder, recipe.model.decoder, block.path, block.chat_template)
     files = []
     for path in filter(None, named):
-        if path == block.chat_template and not os.path.isfile(path):
+        if path == block.chat_template and not os.path.isfile(os.path.expanduser(path)):
             continue
         there = Path(path).expanduser()
         if not there.exists():

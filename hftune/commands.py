@@ -10,7 +10,7 @@ from typing import Any
 
 from . import recipe as recipes
 from . import shipped
-from .errors import Faults, Interrupted, UserError
+from .errors import Faults, Interrupted, UserError, as_given
 from .files import typed_lines
 from .folder import MERGED, RECIPE, is_run, newest, tell_age
 from .recipe import Recipe
@@ -400,15 +400,16 @@ def train_tokenizer(
     if reader is None:
         raise UserError("there is nothing to train on", hint="name files of text", where="data.train")
     data.check_columns(reader, ["text"])
-    made = tokenizer.train(
-        (row["text"] for row in reader),
-        kind,
-        vocab_size,
-        lowercase=lowercase,
-        min_frequency=min_frequency,
-        model_type=model,
-        max_length=max_length,
-    )
+    with as_given("tokenizer.vocab_size", "--vocab-size"):
+        made = tokenizer.train(
+            (row["text"] for row in reader),
+            kind,
+            vocab_size,
+            lowercase=lowercase,
+            min_frequency=min_frequency,
+            model_type=model,
+            max_length=max_length,
+        )
     try:
         tokenizer.save(made, place)
     except OSError as error:

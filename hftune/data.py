@@ -4,8 +4,9 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from itertools import islice
+from types import MappingProxyType
 from typing import Any
 
 import xxhash
@@ -47,7 +48,8 @@ class Reader:
         mappings: for each source `column of a row -> column of its files`.
         reject_path: with on_error: skip, the file for what is passed over: objects with where, why, text; None: none.
         report: counts of the last iteration: rows `read`, `broken` and passed over (on_error: skip), `short` and
-            `duplicate` and dropped, `held_out` for the other side of validation_fraction, and given (`rows`);
+            `duplicate` and dropped, on the other side of validation_fraction (`held_out`, or of a validation split
+            `for_training`), and given (`rows`);
             and `clean.Cleaner.counts`.
     """
 
@@ -64,6 +66,7 @@ class Reader:
         """`side` of validation_fraction: True gives the rows held out, False the others, None all."""
         self.data, self.split, self.side, self.texts = data, split, side, tuple(texts)
         self.optional, self.filled = frozenset(optional), tuple(filled)
+        self.other_side = "for_training" if side else "held_out"
         self.required = tuple(dict.fromkeys([*columns, *texts]))
         self.reject_path: str | os.PathLike[str] | None = None
         named = split if side is None else "train"
@@ -80,7 +83,7 @@ class Reader:
 
     def __iter__(self) -> Iterator[Row]:
         rejects, cleaner, why_not = self._rejects(self.reject_path), Cleaner(self.data.clean), self._chooser()
-        report = self.report = dict.fromkeys(("read", "broken", "short", "held_out", "duplicate", "rows"), 0)
+        report = self.report = dict.fromkeys(("read", "broken", "short", self.other_side, "duplicate", "rows"), 0)
         check = _Check(self.required, self.texts, self.filled, self.data.clean.control)
         for index, source in enumerate(self.sources):
             for where, raw in islice(self.origins[index](rejects), source.limit):
@@ -102,7 +105,8 @@ class Reader:
                 yield row
         report |= cleaner.counts | {"broken": rejects.count}
         if not report["rows"]:
-            lost = ", ".join(f"{report[why]} {why}" for why in ("broken", "short", "held_out") if report[why])
+            whys = [why for why in ("broken", "short", self.other_side) if report[why]]
+            lost = ", ".join(f"{report[why]} {why.replace('_', ' ')}" for why in whys)
             message = f"no row is left of {report['read']} read" + (f": {lost}" if lost else "")
             hint = "relax data.clean, change data.validation_fraction, or give more rows"
             raise UserError(message, hint=hint, where=f"data.{self.split}")
@@ -120,7 +124,7 @@ class Reader:
                 return ""
             values = [row[name] for name in texts] if texts else [dict(row)]  # all, where a task names none
             if side is not None and (xxhash.xxh3_64_intdigest(b"\0".join(map(essence, values))) < bound) != side:
-                return "held_out"
+                return self.other_side
             if clean.deduplicate:
                 before = len(seen)
                 seen.add(xxhash.xxh3_128_digest(_content(values).encode()))
@@ -255,11 +259,19 @@ def open_split(
     return Reader(data, split, side, text_columns, columns, optional, filled)
 
 
-def check_columns(reader: Reader, wanted: Sequence[str]) -> None:
+def check_columns(
+    reader: Reader, wanted: Sequence[str], otherwise: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> None:
     """That each source has the columns.
 
+    Args:
+        reader: the rows.
+        wanted: the columns.
+        otherwise: what might be set instead, and the columns that would be wanted then; see Task.otherwise.
+
     Raises:
-        UserError: one is missing; the message lists those that exist, the hint maps the nearest.
+        UserError: one is missing; the message lists those that exist, the hint says for what these are the right ones, or maps
+            the nearest.
     """
     for index, source in enumerate(reader.sources):
         found = reader.columns(index)
@@ -267,8 +279,9 @@ def check_columns(reader: Reader, wanted: Sequence[str]) -> None:
             if name not in found:
                 listed = ", ".join(map(shown, found[:20])) + (", …" if len(found) > 20 else "")
                 near = difflib.get_close_matches(name, found, 1, 0.4) or [c for c in found if c not in wanted] or found
-                ours = f"map it: data.columns.{name}={safe(near[0])[:60]}" if near else "the first row is empty"
-                hint = separated(found) or ours
+                mapping = f"map it: data.columns.{name}={safe(near[0])[:60]}" if near else "the first row is empty"
+                fitting = [f"set {change}" for change, columns in otherwise.items() if {*columns} <= {*found}]
+                hint = separated(found) or ", or ".join(fitting) or mapping
                 raise UserError(f"no column {shown(name)}; there are {listed or 'none'}", hint=hint, where=source.path)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from . import metrics, recipe
 from .errors import UserError
 from .files import read_lines
-from .folder import RECIPE
+from .folder import RECIPE, is_run
 from .report import Reporter, fixed
 from .task import OF_TEXT
 
@@ -57,10 +57,13 @@ def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, report
     """Each run against the first, on the rows that all were scored on.
 
     Raises:
-        UserError: fewer than two runs, one that was not scored on the split, or runs scored on different rows.
+        UserError: fewer than two runs, one given twice, one that was not scored on the split, or runs scored on different
+            rows.
     """
     if len(runs) < 2:
         raise UserError("a comparison needs two runs or more", hint="hftune compare runs/A runs/B")
+    if twice := next((run for run in runs if list(runs).count(run) > 1), None):
+        raise UserError(f"{twice} is given twice", hint="hftune compare runs/A runs/B")
     lines: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         file = Path(run) / "predictions" / f"{split}.jsonl"
@@ -68,9 +71,11 @@ def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, report
             raise UserError(f"{run} holds neither a run nor results of hftune eval", hint="give such folders")
         if not file.is_file():
             there = sorted(path.stem for path in (Path(run) / "predictions").glob("[!.]*.jsonl"))
-            hint = f"hftune eval {run} --split {split}; of other rows, and of train, compare the folders that its --output names"
-            hint = f"it was on {', '.join(there)}: --split {there[0]}; or {hint}" if there else hint
-            raise UserError(f"{run} was not scored on {split}", hint=hint, where=str(file))
+            ways = [f"it was on {', '.join(there)}: --split {there[0]}"] if there else []
+            if is_run(Path(run)) and split in ("validation", "test"):
+                ways.append(f"hftune eval {run} --split {split}")
+            ways.append("for other rows, and for train, hftune eval --output DIR, and compare such folders")
+            raise UserError(f"{run} was not scored on {split}", hint="; or ".join(ways), where=str(file))
         lines[run] = list(read_lines(file))
     first = lines[runs[0]]
     for run, rows in lines.items():

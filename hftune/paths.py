@@ -215,7 +215,11 @@ def _of_split(folder: str, found: list[str], split: str) -> list[str]:
 
 
 def _nearby(path: str) -> str:
-    """What is there instead: the nearest names in the first folder above that exists."""
+    """What to do: lay out data that comes with hftune; or what is there instead, the nearest names in the first folder above."""
+    from .shipped import ROOT
+
+    if path.startswith("data/") and os.path.exists(ROOT / path):
+        return "it comes with hftune: hftune recipes copy NAME lays out a recipe here, with its data"
     folder = os.path.dirname(path)
     while folder and not os.path.isdir(folder):
         folder = os.path.dirname(folder)

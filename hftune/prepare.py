@@ -51,7 +51,7 @@ def open_split(recipe: Recipe, task: Task, options: Any, split: str) -> Any:
     texts, filled = task.text_columns(options), task.filled(options)
     reader = data.open_split(recipe.data, split, text_columns=texts, columns=columns, filled=filled)
     if reader is not None:
-        data.check_columns(reader, columns)
+        data.check_columns(reader, columns, task.otherwise(options))
     return reader
 
 
@@ -157,14 +157,23 @@ def _train_tokenizer(
 
 
 def _template(given: str) -> str:
-    """A chat template: the text itself, or what the file of that name holds."""
-    if not os.path.isfile(given):
+    """A chat template: the text itself, or what the file of that name holds.
+
+    Raises:
+        UserError: neither: the file cannot be read, or there is none, and a template without a brace would say the same of all.
+    """
+    where = "tokenizer.chat_template"
+    if not os.path.isfile(path := os.path.expanduser(given)):
+        if "{" not in given:
+            raise UserError(
+                f"no file {given[:200]}", hint="give a file of a Jinja template, or the template", where=where
+            )
         return given
     try:
-        return Path(given).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         message = f"cannot read {given}: {hub.first_line(error)}"
-        raise UserError(message, hint="it must be a file of UTF-8 text", where="tokenizer.chat_template") from None
+        raise UserError(message, hint="it must be a file of UTF-8 text", where=where) from None
 
 
 def trained_folder(recipe: Recipe, reader: Any, model_type: str, length: int) -> Path:

@@ -5,9 +5,19 @@ Names are the ecosystem's own where the meaning is the same (`learning_rate`, `w
 inheriting recipe or the environment may do to a field stands at the field, as one of the marks below.
 """
 
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    model_serializer,
+    model_validator,
+)
 from pydantic.config import JsonDict
 
 FREE: JsonDict = {"free": True}  # does not decide the mathematics: a resumed run may change it
@@ -30,6 +40,7 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
+Folder = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]  # that is written to
 Settings = Annotated[dict[str, Any], BeforeValidator(_null_is_empty)]
 Names = Annotated[dict[str, str], BeforeValidator(_null_is_empty)]
 
@@ -203,8 +214,10 @@ class Data(Block):
     num_workers: Count = Field(
         0, description="processes that prepare batches beside the training process", json_schema_extra=FREE
     )
-    cache_dir: str | None = Field(
-        None, description="where encoded rows are kept; default: ~/.cache/hftune", json_schema_extra=FREE | PATH
+    cache_dir: Folder | None = Field(
+        None,
+        description="where encoded rows are kept; default: $HFTUNE_CACHE, else hftune in $XDG_CACHE_HOME or ~/.cache",
+        json_schema_extra=FREE | PATH,
     )
 
     @model_validator(mode="after")
@@ -378,7 +391,7 @@ class Eval(Block):
 class Output(Block):
     """Where the run goes."""
 
-    dir: Text = Field(description="run folder", json_schema_extra=FREE | PATH)
+    dir: Folder = Field(description="run folder", json_schema_extra=FREE | PATH)
 
 
 class Recipe(Block):

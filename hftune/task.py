@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -203,6 +203,18 @@ class Task:
     def filled(self, options: Any) -> list[str]:
         """Answers that empty text cannot be: a row has one label or number, while of labels, words or tags it may have none."""
         return self.answers(options) if self.inputs(options) in ("label", "number") else []
+
+    def otherwise(self, options: Any) -> dict[str, list[str]]:
+        """The columns that a row must have with another value of an option that was left open: `task.kind: chat` -> names."""
+        own = self.columns(options)
+        found: dict[str, list[str]] = {}
+        for name, field in type(options).model_fields.items():
+            values = {bool: (True, False)}.get(field.annotation, get_args(field.annotation))  # type: ignore[call-overload]
+            for value in () if name in options.model_fields_set else values:
+                if isinstance(value, (str, bool)):
+                    columns = self.columns(options.model_copy(update={name: value}))
+                    found |= {f"task.{name}: {str(value).lower()}": columns} if columns != own else {}
+        return found
 
     def inputs_only(self, options: Any) -> list[str]:
         """Columns that a row to be predicted must have."""

@@ -5,6 +5,7 @@ What an architecture expects is one row of FAMILIES. Training is deterministic: 
 
 import io
 import json
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -19,6 +20,9 @@ from .errors import UserError
 ALPHABET = 1000  # most letters of a WordPiece vocabulary, as in BERT's own
 COVERAGE = 0.9999  # share of the characters that a Unigram vocabulary spells: small corpora keep their punctuation
 SAMPLE = 20  # texts on which the saved tokenizer is tried
+REQUIRED = re.compile(
+    r"required_chars\D*\d+ vs (\d+)"
+)  # sentencepiece's words for a size that the letters do not fit in
 THREADS = 4  # of the Unigram trainer; its sums depend on the number, so it does not follow the machine
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
@@ -140,8 +144,7 @@ def train(
     if kind != "bpe" and roles.get("unk") in {None, roles.get("eos")}:
         roles["unk"] = "<|unk|>"  # bytes spell everything, letters do not
     first = list(dict.fromkeys([*roles.values(), *row.middle]))
-    corpus = _Corpus(texts)
-    size = vocab_size - len(row.end)
+    corpus, size = _Corpus(texts), Size(vocab_size, len(row.end))
     try:
         match kind:
             case "wordpiece":
@@ -203,12 +206,26 @@ class _Corpus:
             raise UserError("there is no text to train from", hint="see that the files hold text, in the column named")
 
 
-def _too_small(vocab_size: int, least: int, what: str) -> UserError:
-    return UserError(
-        f"a vocabulary of {vocab_size} is too small: {what} alone are {least} entries",
-        hint=f"set it well above {least}",
-        where="tokenizer.vocab_size",
-    )
+@dataclass(frozen=True)
+class Size:
+    """Entries of a vocabulary: those asked for, and how many of them are special tokens at its end, which no trainer sees."""
+
+    asked: int
+    end: int
+
+    @property
+    def trained(self) -> int:
+        """Entries to be trained."""
+        return self.asked - self.end
+
+    def too_small(self, least: int, what: str) -> UserError:
+        """The fault of a size that `least` entries do not fit in, those at the end not counted."""
+        least += self.end
+        return UserError(
+            f"a vocabulary of {self.asked} is too small: {what} alone are {least} entries",
+            hint=f"set it well above {least}",
+            where="tokenizer.vocab_size",
+        )
 
 
 def _folding(lowercase: bool) -> list[Any]:
@@ -219,7 +236,7 @@ def _folding(lowercase: bool) -> list[Any]:
 
 
 def _wordpiece(
-    corpus: _Corpus, first: list[str], size: int, min_frequency: int, lowercase: bool, unk: str
+    corpus: _Corpus, first: list[str], size: Size, min_frequency: int, lowercase: bool, unk: str
 ) -> Tokenizer:
     backend = Tokenizer(models.WordPiece(unk_token=unk))
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
@@ -235,10 +252,10 @@ def _wordpiece(
     alphabet = sorted(sorted(letters, key=lambda c: (-letters[c], c))[:ALPHABET])
     # The trainer numbers the continuing letters as a hash table yields them, other at each run: so they go in first
     inner = [f"##{c}" for c in alphabet if len(backend.pre_tokenizer.pre_tokenize_str(f"a{c}")) == 1]
-    if (least := len(first) + len(inner) + len(alphabet)) >= size:
-        raise _too_small(size, least, "special tokens and letters")
+    if (least := len(first) + len(inner) + len(alphabet)) >= size.trained:
+        raise size.too_small(least, "special tokens and letters")
     trainer = trainers.WordPieceTrainer(
-        vocab_size=size,
+        vocab_size=size.trained,
         min_frequency=min_frequency,
         special_tokens=[*first, *inner],
         initial_alphabet=alphabet,
@@ -253,7 +270,7 @@ def _wordpiece(
 
 
 def _bpe(
-    corpus: _Corpus, first: list[str], size: int, min_frequency: int, lowercase: bool, pattern: str | None
+    corpus: _Corpus, first: list[str], size: Size, min_frequency: int, lowercase: bool, pattern: str | None
 ) -> Tokenizer:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -268,10 +285,10 @@ def _bpe(
         backend.normalizer = normalizers.Sequence(steps) if len(steps) > 1 else steps[0]
     backend.decoder = decoders.ByteLevel()
     letters = pre_tokenizers.ByteLevel.alphabet()
-    if (least := len(first) + len(letters)) >= size:
-        raise _too_small(size, least, "special tokens and bytes")
+    if (least := len(first) + len(letters)) >= size.trained:
+        raise size.too_small(least, "special tokens and bytes")
     trainer = trainers.BpeTrainer(
-        vocab_size=size,
+        vocab_size=size.trained,
         min_frequency=min_frequency,
         special_tokens=first,
         initial_alphabet=letters,
@@ -281,7 +298,7 @@ def _bpe(
     return backend
 
 
-def _unigram(corpus: _Corpus, first: list[str], size: int, lowercase: bool, unk: str) -> Tokenizer:
+def _unigram(corpus: _Corpus, first: list[str], size: Size, lowercase: bool, unk: str) -> Tokenizer:
     import sentencepiece
 
     normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), *_folding(lowercase)])
@@ -292,7 +309,7 @@ def _unigram(corpus: _Corpus, first: list[str], size: int, lowercase: bool, unk:
             sentence_iterator=lines,
             model_writer=model,
             model_type="unigram",
-            vocab_size=size - len(first) + 1,  # its only special entry is the unknown one
+            vocab_size=max(1, size.trained - len(first) + 1),  # its only special entry is the unknown one
             hard_vocab_limit=False,
             character_coverage=COVERAGE,
             normalization_rule_name="identity",
@@ -303,8 +320,10 @@ def _unigram(corpus: _Corpus, first: list[str], size: int, lowercase: bool, unk:
             minloglevel=2,
         )
     except RuntimeError as error:
+        if needed := REQUIRED.search(str(error)):
+            raise size.too_small(int(needed[1]) - 1 + len(first), "special tokens and letters") from error
         raise UserError(
-            f"a vocabulary of {size} cannot be trained: {str(error).splitlines()[-1][-160:]}",
+            f"a vocabulary of {size.asked} cannot be trained: {str(error).splitlines()[-1][-160:]}",
             hint="the special tokens and every letter of the text must fit in it",
             where="tokenizer.vocab_size",
         ) from error

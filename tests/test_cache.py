@@ -177,7 +177,7 @@ def test_a_damaged_tokenizer_is_trained_again(tmp_path):
     np.testing.assert_array_equal(again.rows["train"].data.lengths, first.rows["train"].data.lengths)
 
 
-def test_another_chat_template_gives_other_rows(tmp_path):
+def test_another_chat_template_gives_other_rows(tmp_path, monkeypatch):
     """Written in the recipe or in a file whose name stays the same."""
     rows = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
@@ -198,3 +198,9 @@ def test_another_chat_template_gives_other_rows(tmp_path):
     assert text() == "user: aassistant: b"
     (tmp_path / "template.jinja").write_text(template.replace(": ", "> "))
     assert text() == "user> aassistant> b"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source["tokenizer"]["chat_template"] = "~/template.jinja"
+    assert text() == "user> aassistant> b"
+    source["tokenizer"]["chat_template"] = "templates/chat.jinja"  # which is not there
+    with pytest.raises(UserError, match=r"chat_template: no file templates/chat\.jinja"):
+        text()

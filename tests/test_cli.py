@@ -158,6 +158,40 @@ def test_a_run_without_a_recipe_is_named_for_its_rows_and_never_as_a_pattern(row
     assert commands.recipe_source(None, given, None)["output"]["dir"] == f"runs/{name}"
 
 
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"messages": [{"role": "user", "content": "a"}]}, "chat"),
+        ({"prompt": "a", "completion": "b", "id": "1"}, "prompt"),
+    ],
+    ids=["chat", "prompt"],
+)
+def test_rows_of_another_kind_are_told_by_their_columns(row, kind, tmp_path):
+    """To map them to the columns of the default kind would train on a part of them, or end in the next fault."""
+    from hftune import checking, prepare, recipe
+
+    rows = str(tiny.write_rows(tmp_path / "rows.jsonl", [row] * 4))
+    made = {
+        "task": {"name": "clm"},
+        "model": {"path": "m"},
+        "data": {"train": rows},
+        "output": {"dir": str(tmp_path / "run")},
+    }
+    found = recipe.from_dict(made)
+    with pytest.raises(UserError) as fault:
+        checking.check(found)
+    assert f"set task.kind: {kind}" in str(fault.value)
+    assert "map it" not in str(fault.value)
+    clm = task.load("clm")
+    with pytest.raises(UserError) as fault:
+        prepare.open_split(found, clm, found.task.options, "train")
+    assert fault.value.hint == f"set task.kind: {kind}"
+    given = recipe.from_dict({**made, "task": {"name": "clm", "kind": "text"}})  # what was said is meant
+    with pytest.raises(UserError) as fault:
+        prepare.open_split(given, clm, given.task.options, "train")
+    assert "map it" in fault.value.hint
+
+
 def test_a_dry_run_warns_of_no_change_that_its_words_accept(tmp_path, capsys):
     from hftune import commands, recipe
 
@@ -213,6 +247,7 @@ def test_version():
         (["tokenizer", "train", "rows.csv", "-o", "new", "data.encodin=cp1252"], "did you mean data.encoding?"),
         (["tokenizer", "train", "rows.csv", "-o", "new", "data.on_error=pass"], "wanted one of stop, skip"),
         (["tokenizer", "train", "data.encoding=cp1252", "-o", "new"], "there is nothing to train on"),
+        (["tokenizer", "train", "rows.csv", "-o", "new", "--vocab-size", "9"], "--vocab-size: a vocabulary of 9 is"),
     ],
 )
 def test_what_makes_no_sense_on_the_command_line_is_refused(words, said, tmp_path, monkeypatch):

@@ -100,8 +100,19 @@ def test_an_empty_side_is_a_fault(tmp_path):
         if not halves(path, 0.5)[s == "validation"]
     ]
     assert len(found) == 1
-    assert "no row is left of 1 read: 1 held_out" in found[0].message
-    assert found[0].where in ("data.train", "data.validation")
+    why = {"data.train": "held out", "data.validation": "for training"}[found[0].where]
+    assert found[0].message == f"no row is left of 1 read: 1 {why}"
+
+
+def test_rows_of_the_other_side_are_called_what_they_are(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"text": f"row {i}"} for i in range(50)])
+    reports = {}
+    for split in ("train", "validation"):
+        reader = opened(split, train=path, validation_fraction=0.5)
+        reports[split] = (len(list(reader)), reader.report)
+    (train, one), (validation, two) = reports.values()
+    assert (one["held_out"], two["for_training"]) == (validation, train)
+    assert "held_out" not in two
 
 
 @QUICK
@@ -177,6 +188,8 @@ def test_missing_columns_are_listed_with_the_nearest(tmp_path):
     assert found.message == "no column 'text'; there are 'texts', 'label'"
     assert found.hint == "map it: data.columns.text=texts"
     assert found.where == path
+    ways = {"task.kind: prompt": ["texts", "prompt"], "task.kind: label": ["texts", "label"]}
+    assert fault(lambda: data.check_columns(reader, ["text"], ways)).hint == "set task.kind: label"
     odd = opened(train=write(tmp_path / "c.jsonl", [{"text\0": 1}]))
     assert fault(lambda: data.check_columns(odd, ["text"])).hint.isprintable()
     none = opened(train=write(tmp_path / "d.jsonl", [{}]))

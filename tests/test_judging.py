@@ -186,9 +186,15 @@ def test_the_figure_of_a_class_is_shown_where_it_is_asked_for(tmp_path, capsys):
 
 def test_a_comparison_says_where_there_is_something_to_compare(tmp_path):
     runs = [labelled(tmp_path / name, "ab") for name in "ab"]
-    with pytest.raises(UserError, match="was not scored on validation") as fault:
-        judging.compare(runs, None, "validation", SILENT)
-    assert fault.value.hint.startswith("it was on test: --split test; or hftune eval ")
+    for is_run in (False, True):  # results that eval --output has kept cannot be evaluated
+        if is_run:
+            (Path(runs[0]) / "run.json").write_text("{}")
+        with pytest.raises(UserError, match="was not scored on validation") as fault:
+            judging.compare(runs, None, "validation", SILENT)
+        assert fault.value.hint.startswith("it was on test: --split test; or ")
+        assert (f"hftune eval {runs[0]} --split validation" in fault.value.hint) == is_run
+    with pytest.raises(UserError, match="is given twice"):
+        judging.compare([runs[0], runs[0]], None, "test", SILENT)
     source = tiny.mlm(tmp_path)
     runs = [scored(tmp_path / name, source, [3.0, 4.0], [2, 2], whole=False) for name in "cd"]
     with pytest.raises(UserError, match="no run has bits_per_byte on these rows"):

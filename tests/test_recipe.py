@@ -328,6 +328,12 @@ def test_variables_are_put_into_paths_alone(here, monkeypatch):
     assert read(SMALL.replace("runs/x", "$PLACE")).output.dir == "$PLACE"
 
 
+def test_a_tilde_is_the_home_folder_where_something_is_written_too(here, monkeypatch):
+    monkeypatch.setenv("HOME", str(here))
+    found = read(SMALL, "output.dir=~/runs/x", "data.cache_dir=~/cache")
+    assert (found.output.dir, found.data.cache_dir) == (f"{here}/runs/x", f"{here}/cache")
+
+
 @pytest.mark.parametrize(
     ("written", "value", "message"),
     [

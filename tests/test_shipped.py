@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from hftune import checking, recipe, shipped
+from hftune.errors import Faults
+
 RECIPES = Path(__file__).parent.parent / "recipes"
 TINY = sorted(RECIPES.glob("*.yaml"))
 
@@ -31,3 +34,14 @@ def test_there_is_a_recipe_for_every_objective_and_task():
     pretraining = {"bert", "gpt", "xlnet", "t5", "bart", "electra"}
     tuning = {"sentiment", "pairs", "topics", "regression", "ner", "qa", "translation", "summarization", "chat"}
     assert pretraining | tuning <= {path.stem for path in TINY}
+
+
+def test_a_recipe_by_its_name_says_where_its_data_is_to_be_had(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Faults) as found:
+        checking.check(recipe.load(shipped.locate("sentiment"), ["model.path=nowhere/model"]))
+    told = [fault for fault in found.value.faults if fault.where in ("data.train", "data.validation", "data.test")]
+    assert len(told) == 3
+    assert all("hftune recipes copy NAME" in fault.hint for fault in told)
+    shipped.copy("sentiment", tmp_path)
+    assert (tmp_path / "data/sentiment-tweets/train.jsonl").is_file()
