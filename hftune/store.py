@@ -28,7 +28,14 @@ BATCH_CHARS = 2_000_000  # text handed to the tokenizer at once
 
 
 def _size(row: dict[str, Any]) -> int:
-    return sum(len(v) if isinstance(v, str) else 8 for v in row.values())
+    return sum(map(_chars, row.values()))
+
+
+def _chars(value: Any) -> int:
+    """Characters of a text, of a list or object those of all in it; a number, and what holds a part, counts as 8."""
+    if isinstance(value, (list, dict)):
+        return sum(8 + _chars(part) for part in (value.values() if isinstance(value, dict) else value))
+    return len(value) if isinstance(value, str) else 8
 
 
 def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
