@@ -38,13 +38,14 @@ def _chars(value: Any) -> int:
     return len(value) if isinstance(value, str) else 8
 
 
-def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
+def batches(rows: Iterable[Any], most: int | None = None) -> Iterator[list[Any]]:
+    """Rows to be tokenized at once: some BATCH_CHARS of text, and at most so many rows."""
     batch: list[Any] = []
     size = 0
     for row in rows:
         batch.append(row)
         size += _size(row) + 64
-        if size >= BATCH_CHARS:
+        if size >= BATCH_CHARS or len(batch) == most:
             yield batch
             batch, size = [], 0
     if batch:
@@ -237,7 +238,7 @@ def encode(reader: Iterable[Any], function: Any, key: str, folder: Path) -> Enco
         waiting, taken, size = [], 0, 0
         counted.clear()
 
-    for batch in _batches(rows):
+    for batch in batches(rows):
         columns = function(batch)
         counted.update(counts(columns))
         waiting.append(columns)

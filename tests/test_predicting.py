@@ -9,7 +9,7 @@ import test_table
 import tiny
 import zoo
 
-from hftune import commands, fill_mask, generation, judging, measure, models, recipe, run, subject, task
+from hftune import commands, fill_mask, generation, judging, measure, models, recipe, run, store, subject, task
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.schema import Model
@@ -106,6 +106,23 @@ def _tensors(batch):
     import torch
 
     return {name: torch.as_tensor(value) for name, value in batch.items()}
+
+
+def test_rows_of_any_length_are_read_ahead_within_bounds_and_numbered_once(tmp_path, home, monkeypatch):
+    """512 rows were tokenized at once, however long; and for each window of a long one the windows of all were counted."""
+    source = test_table.source("qa", "bert", tmp_path, home, max_steps=1)
+    run.train(recipe.from_dict(source), Reporter(silent=True))
+    made = recipe.load(tmp_path / "run" / "recipe.yaml")
+    row = {"question": "Where?", "context": "In the town of Borken. " * 60}
+    at_once, looks, documents = [], [], store.Encoded.documents
+    monkeypatch.setattr(store, "BATCH_CHARS", 3 * len(row["context"]))
+    monkeypatch.setattr(store.Encoded, "documents", property(lambda self: looks.append(1) or documents.fget(self)))
+    real = measure.predict
+    monkeypatch.setattr(measure, "predict", lambda *given: at_once.append(len(given[2])) or real(*given))
+    file = tiny.write_rows(tmp_path / "new.jsonl", [row] * 8)
+    assert len(list(measure.predict_rows(tmp_path / "run", made, str(file), None))) == 8
+    assert at_once == [3, 3, 2]
+    assert len(looks) == len(at_once)
 
 
 def test_a_text_without_a_gap_is_named():
