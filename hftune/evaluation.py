@@ -115,6 +115,7 @@ def evaluate(
     shortcuts: Shortcuts,
     predictions: Path | None = None,
     intervals: bool = True,
+    moved: loop.Moved = lambda done, total: None,
 ) -> dict[str, Any]:
     """All figures of a model on a split: the loss, and the task's metrics with their intervals.
 
@@ -126,6 +127,7 @@ def evaluate(
         shortcuts: what need not be computed for the losses.
         predictions: where the predictions go; None: losses only.
         intervals: bootstrap intervals beside the figures.
+        moved: see loop.evaluate_rows.
 
     Returns:
         Figure name -> {"value", "low", "high", "count", ...}, the same on every rank.
@@ -133,7 +135,7 @@ def evaluate(
     seen = language.sliding(rows, settings)
     answers = predictions if rows.task.predict is not None and not settings.losses_only else None
     with writing(answers, model, rows, accelerator, settings) if answers else nullcontext() as also:
-        by_row = language.measured(model, seen, accelerator, settings, shortcuts, also)
+        by_row = language.measured(model, seen, accelerator, settings, shortcuts, also, moved)
     figures = losses(by_row, seen, settings, intervals)
     if heads.unwrap(model).get_output_embeddings() is not None:
         first = rows.task.terms[0].name
@@ -141,7 +143,7 @@ def evaluate(
         tables = {"perplexity": language.documents(by_row[first], seen, rows)}
         if settings.pseudo_perplexity and intervals:
             count = len(tables["perplexity"])
-            tables["pseudo_perplexity"] = language.alone(model, rows, accelerator, settings, shortcuts, count)
+            tables["pseudo_perplexity"] = language.alone(model, rows, accelerator, settings, shortcuts, count, moved)
         found = language.figures(tables, rows, settings, intervals)
         figures.update({own if name == "loss" else name: figure for name, figure in found.items()})
         if predictions is not None and rows.task.predict is None and accelerator.is_main_process:

@@ -25,7 +25,13 @@ def first_rows(rows: Rows, limit: int | None) -> int | None:
 
 
 def measured(
-    model: Any, rows: Rows, accelerator: Any, settings: Eval, shortcuts: Shortcuts, also: loop.Also | None = None
+    model: Any,
+    rows: Rows,
+    accelerator: Any,
+    settings: Eval,
+    shortcuts: Shortcuts,
+    also: loop.Also | None = None,
+    moved: loop.Moved = lambda done, total: None,
 ) -> dict[str, tuple[Any, Any]]:
     """As loop.evaluate_rows, of the rows of the first `settings.limit` texts; arguments as of evaluation.evaluate.
 
@@ -33,7 +39,9 @@ def measured(
         By term, (sums float64 [rows], counts int64 [rows]).
     """
     limit, budget = first_rows(rows, settings.limit), settings.batch_tokens
-    return loop.evaluate_rows(model, rows, accelerator, budget=budget, shortcuts=shortcuts, limit=limit, also=also)
+    return loop.evaluate_rows(
+        model, rows, accelerator, budget=budget, shortcuts=shortcuts, limit=limit, also=also, moved=moved
+    )
 
 
 def sliding(rows: Rows, settings: Eval) -> Rows:
@@ -84,7 +92,15 @@ def _first(rows: Rows, name: str, count: int) -> list[int]:
     return found
 
 
-def alone(model: Any, rows: Rows, accelerator: Any, settings: Eval, shortcuts: Shortcuts, count: int) -> list[Sums]:
+def alone(
+    model: Any,
+    rows: Rows,
+    accelerator: Any,
+    settings: Eval,
+    shortcuts: Shortcuts,
+    count: int,
+    moved: loop.Moved = lambda done, total: None,
+) -> list[Sums]:
     """Pseudo-log-likelihood of the first documents, each token being masked alone (Salazar et al. 2020, section 2).
 
     Returns:
@@ -92,7 +108,7 @@ def alone(model: Any, rows: Rows, accelerator: Any, settings: Eval, shortcuts: S
     """
     assert rows.task.alone is not None
     each = replace(rows, data=rows.task.alone(rows.data, rows.tokenizer))
-    by_row = measured(model, each, accelerator, settings, shortcuts)[rows.task.terms[0].name]
+    by_row = measured(model, each, accelerator, settings, shortcuts, moved=moved)[rows.task.terms[0].name]
     number = each.data.documents[: len(by_row[0])]
     nll, tokens = _sums(number, by_row, count)
     return [{"nll": n, "tokens": t} for n, t in zip(nll, tokens, strict=True)]

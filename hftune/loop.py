@@ -28,6 +28,7 @@ from .task import IGNORE, Task
 
 Batch = dict[str, Tensor]
 Also = Callable[[Any, Batch], None]
+Moved = Callable[[int, int], None]  # rows that are done, and all of them
 Found = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]  # sums by term, their counts, gradient norm
 
 
@@ -433,6 +434,7 @@ def evaluate_rows(
     shortcuts: Shortcuts = NONE,
     limit: int | None = None,
     also: Also | None = None,
+    moved: Moved = lambda done, total: None,
 ) -> dict[str, tuple[Any, Any]]:
     """Each row's loss: the figures are the same at any batch size and number of processes.
 
@@ -444,6 +446,7 @@ def evaluate_rows(
         shortcuts: what need not be computed for the losses.
         limit: only the first encoded rows.
         also: called with the row numbers and the batch, on its device, after the losses of each.
+        moved: called after each batch, with the rows of this rank that are done, and all that it has.
 
     Returns:
         By term, (sums float64 [rows], counts int64 [rows]).
@@ -459,6 +462,7 @@ def evaluate_rows(
         lengths, budget, accelerator.process_index, accelerator.num_processes,
         written=rows.options.written if also is not None else 0,
     )  # fmt: skip
+    done, own = 0, sum(map(len, share))
     for chosen in memory.returned(share):
         generators = [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen]
         batch = rows.batch(chosen, generators) if len(chosen) else rows.silent(0)
@@ -477,6 +481,8 @@ def evaluate_rows(
         if also is not None:
             with accelerator.autocast():
                 also(chosen, batch)
+        done += len(chosen)
+        moved(done, own)
     model.train(was)
     gathered = accelerator.reduce(figures, "sum").cpu().numpy()
     return {t.name: (gathered[2 * i], gathered[2 * i + 1].astype(np.int64)) for i, t in enumerate(terms)}

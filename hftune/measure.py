@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
@@ -149,7 +150,8 @@ def _measure(
     sample = {k: v.to(accelerator.device) for k, v in found.sample().items()}
     with accelerator.autocast():
         ways = shortcuts.choose(model, sample, prepared.task, prepared.options)
-    figures = evaluation.evaluate(model, found, accelerator, settings, shortcuts=ways, predictions=file)
+    moved = partial(reporter.going, f"measuring {rows.name}")
+    figures = evaluation.evaluate(model, found, accelerator, settings, shortcuts=ways, predictions=file, moved=moved)
     if baseline:
         reporter.say(f"baseline: {_baseline(subject, rows, prepared, file, figures, reporter)}")
     for figure in figures.values():

@@ -21,7 +21,7 @@ from .report import SILENT, Reporter
 from .schema import Clean, Data
 from .task import Options, Task
 
-BATCH = 512  # rows that are read ahead, to sort them by length
+BATCH = 512  # rows that are read ahead, to sort them by length; fewer long ones
 
 
 def predict_rows(
@@ -35,8 +35,9 @@ def predict_rows(
 ) -> Iterator[dict[str, Any]]:
     """Predictions for the rows of a file, or for lines of text on standard input, in their order."""
     options = cast(Options, recipe.task.options).predicting()
-    rows = iter(_rows(source, recipe, tasks.load(recipe.task.name).under(options), options, limit))
-    batch = list(islice(rows, BATCH))  # what cannot be read is told before the model is
+    rows = _rows(source, recipe, tasks.load(recipe.task.name).under(options), options, limit)
+    batches = store.batches(rows, BATCH)
+    batch = next(batches, [])  # what cannot be read is told before the model is
     prepared, model = finished.ready(path, recipe, reporter, trust_remote_code=trust_remote_code)
     cut = total = 0
     while batch:
@@ -52,7 +53,7 @@ def predict_rows(
                 answers[i] = answer
         total += len(batch)
         yield from answers
-        batch = list(islice(rows, BATCH))
+        batch = next(batches, [])
     if cut:
         reporter.warn(f"{cut:,} of {total:,} rows are longer than the model reads: truncated")
 
@@ -143,10 +144,11 @@ def predict(
     columns = prepared.task.encode(rows, prepared.tokenizer, prepared.options)
     found = Rows(store.in_memory(columns), prepared.task, prepared.tokenizer, prepared.options)
     answers: list[Any] = [None] * len(found)
+    of_row = [numbers[document] for document in found.data.documents]
     for chosen in batching.evaluation_batches(found.data.lengths, budget, written=prepared.options.written):
         batch = found.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])
         batch = {k: v.to(model.device) for k, v in batch.items()}
-        raw = [{**found.data[int(row)], "row": numbers[found.data.documents[row]]} for row in chosen]
+        raw = [{**found.data[int(row)], "row": of_row[row]} for row in chosen]
         with unpadding.only(model, batch):
             given = prepared.task.predict(model, batch, raw, prepared.tokenizer, prepared.options)  # type: ignore[misc]
         for number, source, answer in zip(chosen, raw, given, strict=True):

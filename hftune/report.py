@@ -15,6 +15,7 @@ from .safety import clean
 
 LABELS = 12  # of a table that still fits a terminal
 UNBOUNDED = 10_000  # columns of what is no terminal: files and pipes wrap nothing
+QUIET = 30.0  # seconds without a word, after which a person wants to know how far it is
 
 
 def duration(seconds: float) -> str:
@@ -48,9 +49,11 @@ class Reporter:
         self._task: Any = None
         self._began = (0.0, 0)
         self._next = 0
+        self._spoke = time.monotonic()
 
     def say(self, text: str) -> None:
         """One line."""
+        self._spoke = time.monotonic()
         if not self.silent:
             self.console.print(escape(clean(text)))
 
@@ -58,6 +61,11 @@ class Reporter:
         """One line of warning."""
         if not self.silent:
             self.console.print(f"[yellow]warning:[/] {escape(clean(text))}")
+
+    def going(self, what: str, done: int, total: int | None = None) -> None:
+        """How many rows of something long are done: one line, where there was none for a while."""
+        if time.monotonic() - self._spoke >= QUIET:
+            self.say(f"{what}: {done:,}{'' if total is None else f' of {total:,}'} rows")
 
     def begin(self, total: int, done: int = 0) -> None:
         """Training starts (or goes on) at step `done` of `total`."""

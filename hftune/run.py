@@ -384,7 +384,7 @@ class Run:
         """All figures of the weights as they are, which are those after that step."""
         figures = evaluation.evaluate(
             self.core, self.prepared.rows["validation"], self.accelerator, self.recipe.eval, shortcuts=self.ways,
-            predictions=self.folder.path / SHOWN,
+            predictions=self.folder.path / SHOWN, moved=self._moved,
         )  # fmt: skip
         self.measured = step, figures
         return figures
@@ -394,8 +394,13 @@ class Run:
         path = self.folder.path / "predictions" / ".during-training.jsonl"
         return evaluation.evaluate(
             self.core, self.prepared.rows["validation"], self.accelerator, self.recipe.eval, shortcuts=self.ways,
-            predictions=path if self.recipe.train.metric_for_best_model != "loss" else None, intervals=False,
+            predictions=path if self.recipe.train.metric_for_best_model != "loss" else None, intervals=False, moved=self._moved,
         )  # fmt: skip
+
+    def _moved(self, done: int, total: int) -> None:
+        """A batch of an evaluation is done."""
+        self.watchdog.beat()
+        self.reporter.going("measuring validation", done, total)
 
     def _save(self, progress: Progress) -> None:
         if not all(bool(torch.isfinite(p).all()) for p in self.core.parameters() if p.requires_grad):

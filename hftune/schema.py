@@ -271,7 +271,7 @@ class Train(Block):
     )
     timeout: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smhd]$", examples=["30m"])] = Field(
         "60m",
-        description="watchdog: end the process when no step, evaluation or save finishes within this time",
+        description="watchdog: end the process when no step, batch of an evaluation or save finishes within this time",
         json_schema_extra=FREE,
     )
     learning_rate: Annotated[float, Field(gt=0)] = Field(5e-5, description="peak learning rate")

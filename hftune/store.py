@@ -28,16 +28,24 @@ BATCH_CHARS = 2_000_000  # text handed to the tokenizer at once
 
 
 def _size(row: dict[str, Any]) -> int:
-    return sum(len(v) if isinstance(v, str) else 8 for v in row.values())
+    return sum(map(_chars, row.values()))
 
 
-def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
+def _chars(value: Any) -> int:
+    """Characters of a text, of a list or object those of all in it; a number, and what holds a part, counts as 8."""
+    if isinstance(value, (list, dict)):
+        return sum(8 + _chars(part) for part in (value.values() if isinstance(value, dict) else value))
+    return len(value) if isinstance(value, str) else 8
+
+
+def batches(rows: Iterable[Any], most: int | None = None) -> Iterator[list[Any]]:
+    """Rows to be tokenized at once: some BATCH_CHARS of text, and at most so many rows."""
     batch: list[Any] = []
     size = 0
     for row in rows:
         batch.append(row)
         size += _size(row) + 64
-        if size >= BATCH_CHARS:
+        if size >= BATCH_CHARS or len(batch) == most:
             yield batch
             batch, size = [], 0
     if batch:
@@ -230,7 +238,7 @@ def encode(reader: Iterable[Any], function: Any, key: str, folder: Path) -> Enco
         waiting, taken, size = [], 0, 0
         counted.clear()
 
-    for batch in _batches(rows):
+    for batch in batches(rows):
         columns = function(batch)
         counted.update(counts(columns))
         waiting.append(columns)

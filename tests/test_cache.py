@@ -50,6 +50,29 @@ def counted(calls):
     return function
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "word " * 60,
+        ["word "] * 60,
+        {"de": "word " * 30, "en": "word " * 30},
+        [{"role": "user", "content": "word " * 60}],
+    ],
+    ids=["text", "words", "languages", "messages"],
+)
+def test_what_is_encoded_at_once_is_bounded_whatever_shape_its_text_has(tmp_path, value):
+    """A row of lists counted as hardly anything: a million words, or conversations, were held at once."""
+    calls = []
+
+    def function(rows):
+        calls.append(len(rows))
+        return {"input_ids": Ragged.of([[1]] * len(rows))}
+
+    store.encode([{"column": value}] * 9, function, "key", tmp_path)
+    assert calls == [1] * 9
+    assert len(list((tmp_path / "key").glob("*.arrow"))) == 9
+
+
 @pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize("name", ["part-00001.arrow", "done.json"])
 def test_what_is_damaged_is_made_again(tmp_path, how, name):

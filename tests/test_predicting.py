@@ -21,6 +21,7 @@ from hftune import (
     recipe,
     run,
     schema,
+    store,
     subject,
     task,
 )
@@ -124,6 +125,23 @@ def _tensors(batch):
     import torch
 
     return {name: torch.as_tensor(value) for name, value in batch.items()}
+
+
+def test_rows_of_any_length_are_read_ahead_within_bounds_and_numbered_once(tmp_path, home, monkeypatch):
+    """512 rows were tokenized at once, however long; and for each window of a long one the windows of all were counted."""
+    source = test_table.source("qa", "bert", tmp_path, home, max_steps=1)
+    run.train(recipe.from_dict(source), Reporter(silent=True))
+    made = recipe.load(tmp_path / "run" / "recipe.yaml")
+    row = {"question": "Where?", "context": "In the town of Borken. " * 60}
+    at_once, looks, documents = [], [], store.Encoded.documents
+    monkeypatch.setattr(store, "BATCH_CHARS", 3 * len(row["context"]))
+    monkeypatch.setattr(store.Encoded, "documents", property(lambda self: looks.append(1) or documents.fget(self)))
+    real = predicting.predict
+    monkeypatch.setattr(predicting, "predict", lambda *given: at_once.append(len(given[2])) or real(*given))
+    file = tiny.write_rows(tmp_path / "new.jsonl", [row] * 8)
+    assert len(list(predicting.predict_rows(tmp_path / "run", made, str(file), None))) == 8
+    assert at_once == [3, 3, 2]
+    assert len(looks) == len(at_once)
 
 
 def test_a_text_without_a_gap_is_named():

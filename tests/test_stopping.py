@@ -173,6 +173,35 @@ def test_a_loss_or_perplexity_that_is_no_number_is_no_better_than_any(
     assert ("bits_per_byte" in figures) == (name == "clm")
 
 
+def test_each_batch_of_an_evaluation_is_a_sign_of_life_and_a_long_one_says_how_far_it_is(
+    tmp_path, tokenizer_folder, monkeypatch, capsys
+):
+    """An evaluation that took longer than train.timeout ended the run, and each start of it again at the same place."""
+    events, real = [], loop.evaluate_rows
+    monkeypatch.setattr(machine.Watchdog, "beat", lambda self: events.append("beat"))
+
+    def evaluated(*given, **more):
+        events.append("begins")
+        found = real(*given, **more)
+        events.append("ends")
+        return found
+
+    monkeypatch.setattr(loop, "evaluate_rows", evaluated)
+    monkeypatch.setattr("hftune.report.QUIET", 0)
+    source = tiny.classify(tmp_path, str(tokenizer_folder), max_steps=2)
+    run.train(recipe.from_dict({**source, "eval": {"batch_tokens": 8}}), Reporter())
+    within = events[events.index("begins") : events.index("ends")]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("measuring validation: ")]
+    assert within.count("beat") == len(said) == 20, "a row is a batch"
+    assert said[4] == "measuring validation: 5 of 20 rows"
+    made = recipe.load(tmp_path / "run" / "recipe.yaml")
+    tiny.evaluate(tmp_path / "run", made, None, Reporter())
+    assert "measuring validation: 20 of 20 rows" in capsys.readouterr().out
+    monkeypatch.setattr("hftune.report.QUIET", 1e9)
+    tiny.evaluate(tmp_path / "run", made, None, Reporter())
+    assert "measuring validation" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 5), (1.6, 8)])
 def test_it_stops_by_epochs(epochs, steps, tmp_path, tokenizer_folder):
     _, state, _ = trained(tmp_path, tokenizer_folder, max_steps=None, num_train_epochs=epochs, eval_steps=100)

@@ -162,16 +162,17 @@ def _dealt(words: list[list[str]], tokenizer: Any, options: TagOptions) -> Itera
     done = 0
     for window in windows(tokenizer, [" ".join(row) for row in words], options.max_length, stride):
         begin, done = (0, 0) if window.begins else (done, done)
-        firsts = np.full(len(words[window.row]), -1, np.int64)
         place = np.flatnonzero(window.spans[:, 1])
         word = np.searchsorted(starts[window.row], window.spans[place, 0], side="right") - 1
-        firsts[word[::-1]] = place[::-1]  # the first of several stays
         if window.ends:
-            done = len(firsts)
+            done = len(words[window.row])
         else:  # of the tokens shared with the next window, the second half is that one's
             mine = word[place < window.stop - (stride - stride // 2)]
             done = max(begin, int(mine[-1]) + 1) if len(mine) else begin
-        yield window, begin, done, firsts[begin:done]
+        own = (word >= begin) & (word < done)
+        firsts = np.full(done - begin, -1, np.int64)
+        firsts[word[own][::-1] - begin] = place[own][::-1]  # the first of several stays
+        yield window, begin, done, firsts
 
 
 def collate(rows: list[dict[str, Any]], tokenizer: Any, options: TagOptions, rngs: Any) -> dict[str, Any]:

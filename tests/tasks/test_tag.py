@@ -138,6 +138,13 @@ def test_a_word_between_two_windows_keeps_its_context():
         assert len(left["input_ids"]) - 1 - left["firsts"][-1] >= 12 - 12 // 2
 
 
+def test_a_window_keeps_no_more_than_the_words_that_it_tags():
+    """Each window of a long row held a number for every word of the row."""
+    columns = tag.encode(fine.rows(tagged([["word"] * 900])), fine.tok("bert"), options((32, 8)))
+    assert len(columns["firsts"]) > 20
+    assert sum(len(firsts if firsts.base is None else firsts.base) for firsts in columns["firsts"]) == 900
+
+
 def test_tag_names_come_from_the_rows_or_from_the_recipe():
     read = fine.rows([{"tokens": ["a", "b"], "ner_tags": ["O", "I-Z"]}, {"tokens": ["c"], "ner_tags": ["B-Z"]}])
     assert tag.labels(read, tag.TagOptions()).label_names == ("O", "B-Z", "I-Z")
