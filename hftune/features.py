@@ -121,8 +121,10 @@ class Memory:
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        if torch.is_grad_enabled() and any(value.requires_grad for value in given):
-            return self._compute(*args, **kwargs)  # something below is trained: its gradient must pass
+        trained = torch.is_grad_enabled() and any(value.requires_grad for value in given)  # its gradient must pass
+        writes = kwargs.get("use_cache") or kwargs.get("past_key_values") is not None  # a piece of a row at a time
+        if trained or writes:
+            return self._compute(*args, **kwargs)
         with torch.no_grad():
             masks, keys = self._rows()
             if self.rows and all(key in self._where for key in keys):

@@ -406,8 +406,11 @@ def no_cache(kind: type) -> dict[str, bool]:
 
 
 def decoder_inputs(core: Any, labels: Tensor) -> Tensor:
-    """What the decoder of a model without wrappers reads so as to write labels [B, T]."""
+    """What the decoder of a model without wrappers reads so as to write labels [B, T]; rows may have none (see Rows.silent)."""
     shift = getattr(core, "prepare_decoder_input_ids_from_labels", None) or partial(_shift_right, core.config)
+    silent = (labels == IGNORE).all(1)
+    stand_in = 0 if core.config.pad_token_id else 1  # mBART begins with a row's last label, and breaks down without
+    labels = torch.cat([labels[:, :1].masked_fill(silent[:, None], stand_in), labels[:, 1:]], 1)
     found: Tensor = shift(labels=labels)
     return found
 

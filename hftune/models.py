@@ -223,9 +223,10 @@ def load(
         weights.shapes(Path(place), where)
     arguments = {} if recipe.attention == "auto" else {"attn_implementation": recipe.attention}
     sinusoids.hasten(config)
-    try:
+
+    def read(names: dict[str, str] | None = None) -> tuple[Any, dict[str, Any]]:
         with _quiet():
-            model, info = getattr(transformers, head).from_pretrained(
+            found: tuple[Any, dict[str, Any]] = getattr(transformers, head).from_pretrained(
                 place,
                 config=config,
                 revision=recipe.revision,
@@ -235,8 +236,16 @@ def load(
                 dtype=torch.float32,  # the checkpoint's own may be bf16, in which small updates vanish
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # a head for other labels is replaced, and said below
+                key_mapping=names,
                 **arguments,
             )
+        return found
+
+    try:
+        model, info = read()
+        if _bodiless(model, info) and (names := weights.renaming(info["unexpected_keys"], model)):
+            model, info = read(names)
+            model._weight_conversions = None  # it would be saved by the names of the files, and not be found by its own
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         if isinstance(error, ImportError) or "attn_implementation" in str(error):
             raise unbuildable(config, error) from error
@@ -244,7 +253,15 @@ def load(
     body = weights.body(model)
     if misfit := [(name, *sizes) for name, *sizes in sorted(info["mismatched_keys"]) if name.startswith(body)]:
         raise weights.misfit_error(path, *misfit[0])
+    if _bodiless(model, info):
+        raise weights.strange_error(path, model, sorted(info["unexpected_keys"]), where)
     return model, info
+
+
+def _bodiless(model: Any, info: dict[str, Any]) -> bool:
+    """Whether a checkpoint gave nothing of the model's body, all of which is new then."""
+    body = weights.body(model)
+    return all(name in info["missing_keys"] for name, _ in model.named_parameters() if name.startswith(body))
 
 
 def sibling(model: Any, head: str, changes: dict[str, Any]) -> Any:

@@ -193,6 +193,7 @@ def _check_model(
     else:
         config = models.configuration(source, trust_remote_code, **settings)
     model = models.shell(config, task.head, source)
+    own = weights.as_named(held["path"], model) if "path" in held else None
     folder = Path(source.path or "").expanduser()
     if source.path and (folder / "generation_config.json").is_file() and hasattr(model, "generation_config"):
         from transformers import GenerationConfig
@@ -208,9 +209,9 @@ def _check_model(
 
         asked(model, recipe.peft.modules_to_save)
     if recipe.train.freeze == "body":
-        _check_frozen(model, tokenizer, held.get("path"))
-    if "path" in held:
-        _check_weights(recipe, model, config, held["path"], settings, findings)
+        _check_frozen(model, tokenizer, own)
+    if own is not None:
+        _check_weights(recipe, model, config, own, settings, findings)
     return None
 
 
@@ -249,11 +250,7 @@ def _check_weights(
         raise weights.misfit_error(path, *misfits[0])
     body = {n.removeprefix(f"{model.base_model_prefix}.") for n, _ in model.named_parameters()}
     if not any(name.removeprefix(f"{model.base_model_prefix}.") in body for name in held):
-        raise UserError(
-            f"no weight in {path} is one of a {config.model_type} model, e.g. {next(iter(held), 'none')}",
-            hint="config.json and the weights are of different models; fetch the folder again",
-            where="model.path",
-        )
+        raise weights.strange_error(path or "", model, held, "model.path")
     heads = {
         name: tuple(p.shape)
         for name, p in model.named_parameters()

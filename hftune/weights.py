@@ -1,8 +1,9 @@
 """The files that hold a checkpoint's weights, known from their headers: whole, of safetensors, and of which shapes."""
 
 import json
+import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,40 @@ def _broken(path: Path, why: str, where: str) -> UserError:
 def body(model: Any) -> str:
     """What the names of the body's weights begin with; nothing where head and body are one module, as in T5."""
     return "" if model.base_model is model else f"{model.base_model_prefix}."
+
+
+def renaming(held: Collection[str], model: Any) -> dict[str, str]:
+    """What `held` calls the model's body, where it has none of it under the model's own name, as transformers' `key_mapping`.
+
+    Llama's class for questions calls `transformer` what its others call `model`, and transformers, which knows one name a
+    class, would draw such a body anew.
+
+    Args:
+        held: names of tensors.
+        model: the model; only its names are asked.
+    """
+    prefix = body(model)
+    inner = {name.removeprefix(prefix) for name, _ in model.named_parameters() if name.startswith(prefix)}
+    if not prefix or inner & {name.removeprefix(prefix) for name in held}:
+        return {}
+    other = {name.partition(".")[0] for name in held if name.partition(".")[2] in inner}
+    return {rf"^{re.escape(name)}\.": prefix for name in sorted(other)}
+
+
+def as_named(held: Shapes, model: Any) -> Shapes:
+    """Shapes of tensors by the model's own names of them; see `renaming`."""
+    for pattern, prefix in renaming(held, model).items():
+        held = {re.sub(pattern, prefix, name): shape for name, shape in held.items()}
+    return held
+
+
+def strange_error(path: str, model: Any, held: Iterable[str], where: str) -> UserError:
+    """The fault that none of the files' tensors is one of the model's body."""
+    return UserError(
+        f"no weight in {path} is one of a {model.config.model_type} model, e.g. {next(iter(held), 'none')}",
+        hint="config.json and the weights are of different models; fetch the folder again",
+        where=where,
+    )
 
 
 def misfit_error(path: str | None, name: str, saved: Any, wanted: Any) -> UserError:

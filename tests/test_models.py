@@ -8,11 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 import transformers
 import zoo
 
-from hftune import configs, heads, hub, models, task
+from hftune import checking, configs, heads, hub, models, recipe, task, tokenizer
 from hftune.errors import UserError
 from hftune.schema import Model
 
@@ -43,6 +44,44 @@ def test_an_architecture_trains_saves_and_reloads_to_the_same_outputs(name, head
     assert torch.equal(zoo.outputs(again.model, batch, head), before)
     cls = getattr(transformers, head)
     assert torch.equal(zoo.outputs(cls.from_pretrained(tmp_path), batch, head), before)
+
+
+def inner(model):
+    """The weights of a model's body, without names that its class may choose."""
+    return {name: p for name, p in model.base_model.named_parameters() if "pooler" not in name}
+
+
+@pytest.mark.parametrize("name", [*zoo.ENCODERS, *zoo.DECODERS])
+def test_every_head_is_put_on_the_body_of_any_other(name, tmp_path):
+    """Llama calls the body of its head for questions otherwise than those of all others."""
+    pretrained = zoo.MLM if name in zoo.ENCODERS else zoo.CLM
+    for before, after in ((pretrained, zoo.QA), (zoo.QA, zoo.TAG), (zoo.TAG, pretrained)):
+        made = zoo.build(name, before, seed=1)
+        made.model.save_pretrained(tmp_path / before)
+        built = zoo.build(name, after, path=str(tmp_path / before))
+        wanted, found = inner(made.model), inner(built.model)
+        assert len(wanted) > 10
+        assert wanted.keys() == found.keys()
+        assert all(torch.equal(found[key], p) for key, p in wanted.items())
+        built.model.save_pretrained(tmp_path / "again")
+        assert not zoo.build(name, after, path=str(tmp_path / "again")).new
+
+
+@pytest.mark.parametrize("freeze", ["none", "body"])
+def test_check_too_knows_a_body_by_its_other_name(freeze, tmp_path):
+    folder = tmp_path / "llama"
+    zoo.build("llama", zoo.CLM).model.save_pretrained(folder)
+    tokenizer.save(zoo.tok("llama"), folder)
+    made = recipe.from_dict(
+        {
+            "task": {"name": "qa", "max_length": 64, "unanswerable": True},
+            "model": {"path": str(folder)},
+            "data": {"train": str(tiny.write_rows(tmp_path / "rows.jsonl", tiny.lines("address-qa", limit=8)))},
+            "train": {"freeze": freeze},
+            "output": {"dir": str(tmp_path / "run")},
+        }
+    )
+    assert not checking.check(made).get("warnings")
 
 
 @pytest.mark.parametrize("name", [*zoo.DECODERS, *zoo.SEQ2SEQ])

@@ -303,6 +303,23 @@ def test_a_probe_computes_the_body_once_whatever_a_batch_holds_besides(kind, bas
         torch.testing.assert_close(kept[name], each[name], atol=1e-5, rtol=0)
 
 
+def test_a_probe_of_a_decoder_writes_its_answers(tmp_path):
+    """Token by token, while its features are kept by whole rows."""
+    folder = tmp_path / "base"
+    built("gpt_neox", zoo.CLM).save_pretrained(folder)
+    tokenizer.save(zoo.tok("gpt_neox"), folder)
+    texts = [row["text"] for row in tiny.lines("docs-text", limit=12)]
+    rows = [{"prompt": text[: 20 + i], "completion": text[100:120]} for i, text in enumerate(texts)]
+    made = source(folder, tmp_path / "probe", freeze="body", max_steps=8)
+    made |= {"task": {"name": "clm", "kind": "prompt", "max_length": 64, "max_new_tokens": 4}}
+    made["model"]["config"] = {}
+    files = {name: str(tiny.write_rows(tmp_path / f"{name}.jsonl", rows)) for name in ("train", "validation")}
+    made["data"] = {**files, "cache_dir": str(tmp_path / "cache")}
+    children.train(made)
+    told = (tmp_path / "probe" / "run" / "predictions" / "validation.jsonl").read_text()
+    assert len(told.splitlines()) == len(rows)
+
+
 def test_masked_rows_are_not_kept(base, tmp_path, monkeypatch):
     told = []
     monkeypatch.setattr(Reporter, "say", lambda self, line: told.append(line))

@@ -19,7 +19,7 @@ import zoo
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from hftune import distributed, hub, loop, models, preflight, prepare, recipe, run, shortcuts, task, tokenizer
+from hftune import distributed, heads, hub, loop, models, preflight, prepare, recipe, run, shortcuts, task, tokenizer
 from hftune.batching import Plan
 from hftune.errors import UserError
 from hftune.loop import Steps
@@ -278,6 +278,17 @@ ONE_OF_EACH_HEAD = [
     ("translate", "bert warm"),
     ("summarize", "llama"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [*ONE_OF_EACH_HEAD, *(("summarize", name) for name in zoo.SEQ2SEQ)], ids=zoo.ident
+)
+def test_a_rank_without_rows_computes_with_the_others_and_counts_nothing(kind, name, tmp_path, home):
+    prepared, model, ways = pieces(kind, name, tmp_path, home)
+    batch = prepared.rows["train"].silent(0)
+    criterion = heads.Criterion(head=ways.head)
+    found = heads.losses(model, batch, prepared.task, prepared.options, criterion)
+    assert {name: loss.total.item() for name, loss in found.items()} == dict.fromkeys(found, 0.0)
 
 
 def test_two_ranks_have_the_gradients_of_one(tmp_path, home):
