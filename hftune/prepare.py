@@ -379,8 +379,8 @@ def build_model(prepared: Prepared, *, trust_remote_code: bool = False, training
         built.model.generation_config = decode.settings_of(built.model, prepared.tokenizer, options)
     if task.tokens(options, prepared.tokenizer):
         built = models.grow(built, prepared.tokenizer)
-    if hub.adapter(source.path):
+    if hub.adapter(source.path, source.revision):
         from . import adapters
 
-        built = adapters.restore(built, source.path or "")
+        built = adapters.restore(built, source.path or "", source.revision)
     return task.network(built, source, options, build) if task.network else built

@@ -86,14 +86,15 @@ class Subject:
         Raises:
             UserError: a run without a model yet.
         """
-        adapted, said = bool(hub.adapter(self.path)), self.recipe.model
+        said = self.recipe.model
+        revision = said.revision if self.plain else None
+        adapted = bool(hub.adapter(self.path, revision))
         if not self.plain and not adapted and not (Path(self.path) / "config.json").exists():
             raise UserError(
                 f"{self.path} is not finished: it has no model yet",
                 hint="start its command again: it resumes where it stopped",
             )
         config = said.config if adapted and not self.plain else {}  # the base model's, which the run had changed
-        revision = said.revision if self.plain else None
         model = Model(path=self.path, revision=revision, attention=said.attention, config=config)
         spoken = Tokenizer(chat_template=self.recipe.tokenizer.chat_template if self.plain else None)
         return self.recipe.model_copy(update={"model": model, "tokenizer": spoken})
@@ -184,7 +185,7 @@ def find(
         )
     if by is not None and task is not None:
         raise UserError("--recipe and --task were both given", hint="a recipe names its task")
-    hub.locate(name, "model.path")
+    hub.named(name, "model.path")
     model = f"model.path={json.dumps(name)}"
     if by is not None:
         made = recipe.load(shipped.locate(by), [*overrides, model])
