@@ -119,7 +119,10 @@ def load_tokenizer(
         found = tokenizer.load(str(folder))
     elif block.path or recipe.model.path or recipe.model.encoder:
         path = block.path or recipe.model.path or recipe.model.encoder or ""
-        found = tokenizer.load(path, block.revision or recipe.model.revision, trust_remote_code)
+        revision = block.revision or (
+            None if block.path else recipe.model.revision
+        )  # one repository's says nothing of another's
+        found = tokenizer.load(path, revision, trust_remote_code)
     else:
         raise UserError(
             "a model from new weights needs a tokenizer",

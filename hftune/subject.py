@@ -198,10 +198,9 @@ def find(
     return Subject(name, made, plain=True, output=_place(output, Path(name)), named=named, asked=split)
 
 
-OWN = ("model.init", "model.path", "model.encoder", "model.decoder", "model.config", "tokenizer", "peft", "output")
-
-
-TEMPLATE = "tokenizer.chat_template"  # how rows are put to a plain model that has none of its own
+ORIGIN = ("model.init", "model.path", "model.encoder", "model.decoder")
+OWN = (*ORIGIN, "model.config", "model.revision", "tokenizer", "peft", "output")
+OPEN = ("tokenizer.chat_template", "model.revision")  # of a plain model: how rows are put to it, and which one is meant
 
 
 def check_settings(overrides: Sequence[str], plain: bool = False) -> None:
@@ -216,7 +215,7 @@ def check_settings(overrides: Sequence[str], plain: bool = False) -> None:
     """
     for text in overrides:
         key = text.partition("=")[0]
-        if plain and key == TEMPLATE:
+        if plain and key in OPEN:
             continue
         if any(key == name or key.startswith(f"{name}.") for name in OWN):
             hint = "name another run; hftune eval FOLDER_OR_ID measures any model, --output DIR keeps results elsewhere"

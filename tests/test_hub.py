@@ -12,8 +12,9 @@ import pytest
 import zoo
 from huggingface_hub import errors
 
-from hftune import configs, hub, methods, models, recipe, task, tokenizer
+from hftune import configs, consistency, hub, methods, models, prepare, recipe, task, tokenizer
 from hftune.errors import UserError
+from hftune.report import Reporter
 from hftune.schema import Model
 
 FIRST, SECOND = "1" * 40, "2" * 40
@@ -208,3 +209,51 @@ def test_why_the_hub_gives_nothing_is_told(online, monkeypatch, case):
         assert caught.value.where == place
         assert "\n" not in caught.value.message
         assert re.search(mend, caught.value.hint)
+
+
+# --- revisions -----------------------------------------------------------------------------------------------------
+
+
+def lone(tmp_path, **more):
+    return recipe.from_dict(
+        {"task": "mlm", "data": {"train": "a.txt"}, "output": {"dir": str(tmp_path / "run")}, **more}
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        ({"tokenizer": {"path": "other/tok"}}, ("other/tok", None)),
+        ({"tokenizer": {"path": "other/tok", "revision": "v2"}}, ("other/tok", "v2")),
+        ({"tokenizer": {"revision": "v2"}}, ("owner/name", "v2")),
+        ({}, ("owner/name", "v1")),
+    ],
+)
+def test_the_revision_of_a_model_is_not_asked_of_another_repository(tmp_path, monkeypatch, more, wanted):
+    asked = []
+
+    def load(path, revision, *_):
+        asked.append((path, revision))
+        return zoo.tok("bert")
+
+    monkeypatch.setattr(tokenizer, "load", load)
+    made = lone(tmp_path, model={"path": "owner/name", "revision": "v1"}, **more)
+    prepare.load_tokenizer(made, "bert", task.load("mlm"), made.task.options, Reporter(silent=True))
+    assert asked == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("more", "where"),
+    [
+        ({"model": {"path": "{here}", "revision": "v1"}}, "model.revision"),
+        ({"model": {"init": "bert", "revision": "v1"}, "tokenizer": {"path": "owner/name"}}, "model.revision"),
+        ({"model": {"path": "owner/name"}, "tokenizer": {"path": "{here}", "revision": "v1"}}, "tokenizer.revision"),
+        ({"model": {"init": "bert"}, "tokenizer": {"train": "bpe", "revision": "v1"}}, "tokenizer.revision"),
+        ({"model": {"path": "owner/name", "revision": "v1"}, "tokenizer": {"revision": "v1"}}, None),
+        ({"model": {"encoder": "{here}", "decoder": "owner/name", "revision": "v1"}}, None),
+    ],
+)
+def test_a_revision_of_what_is_here_is_not_passed_over(tmp_path, more, where):
+    made = lone(tmp_path, **json.loads(json.dumps(more).replace("{here}", str(tmp_path))))
+    found = [fault for fault in consistency.check(made, task.load("mlm")) if "revision" in fault.message]
+    assert [fault.where for fault in found] == [where] * bool(where)
