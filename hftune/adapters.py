@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint, weights
+from . import checkpoint, hub, weights
 from .architectures import architecture
 from .errors import UserError
 from .models import Built
@@ -320,15 +320,16 @@ def align(model: Any) -> Any:
     return model
 
 
-def restore(built: Built, folder: str | Path) -> Built:
-    """The model with the adapter of a folder, to be evaluated or merged."""
+def restore(built: Built, path: str, revision: str | None = None) -> Built:
+    """The model with the adapter of a folder or a Hub id, to be evaluated or merged."""
     from peft import PeftModel
 
-    weights.shapes(Path(folder).expanduser(), "model.path", adapter=True)
+    folder = hub.locate(path, revision, "model.path", weights.ADAPTER)
+    weights.shapes(folder, "model.path", adapter=True)
     own = set(map(id, built.model.parameters()))
     with _quiet():
-        model = align(PeftModel.from_pretrained(built.model, str(Path(folder).expanduser())))
-    return Built(model, f"{built.summary}; adapter from {folder}", base=content_of_base(model, own))
+        model = align(PeftModel.from_pretrained(built.model, str(folder)))
+    return Built(model, f"{built.summary}; adapter from {path}", base=content_of_base(model, own))
 
 
 def content_of_base(model: Any, of: Collection[int]) -> str:

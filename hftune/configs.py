@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from . import hub
@@ -60,12 +59,12 @@ def configuration(recipe: Model, trust_remote_code: bool = False, **more: Any) -
 
 def base(recipe: Model) -> Model:
     """The block with the base model in place of a folder that holds an adapter."""
-    found = hub.adapter(recipe.path)
+    found = hub.adapter(recipe.path, recipe.revision)
     if found is None:
         return recipe
     path = str(found["base_model_name_or_path"])
     try:
-        hub.locate(path, "model.path")
+        hub.named(path, "model.path")
     except UserError as error:
         raise UserError(
             f"{recipe.path} changes the model {path}, which is not there",
@@ -145,17 +144,15 @@ def _refuse_unknown(given: Iterable[str], configs: list[Any]) -> None:
 def _config_of(path: str, revision: str | None, trust_remote_code: bool, where: str = "model.path") -> Any:
     from transformers import AutoConfig
 
-    place, local = hub.locate(path, where)
-    if Path(place).is_dir() and not (Path(place) / "config.json").exists():
+    place = hub.locate(path, revision, where)
+    if not (place / "config.json").exists():
         raise UserError(
             f"{path} has no config.json",
             hint="give a folder that save_pretrained wrote, or a finished run",
             where=where,
         )
     try:
-        return AutoConfig.from_pretrained(
-            place, revision=revision, trust_remote_code=trust_remote_code, local_files_only=local
-        )
+        return AutoConfig.from_pretrained(str(place), trust_remote_code=trust_remote_code, local_files_only=True)
     except (OSError, ValueError) as error:
         raise hub.failure("the configuration of", path, error, where) from error
 

@@ -30,8 +30,21 @@ def check(recipe: Recipe, task: Task) -> list[UserError]:
     """
     options = recipe.task.options
     return [
-        *_metrics(recipe, task), *best(recipe, task), *views(recipe, task, options), *smoothing(recipe, task, options)
+        *_metrics(recipe, task), *best(recipe, task), *views(recipe, task, options), *smoothing(recipe, task, options),
+        *_revisions(recipe),
     ]  # fmt: skip
+
+
+def _revisions(recipe: Recipe) -> Iterator[UserError]:
+    """That what a revision is of comes from the Hub; a folder has one content, whatever was asked for."""
+    model, block = recipe.model, recipe.tokenizer
+    weights = (model.path, model.encoder, model.decoder)
+    read = None if block.train else block.path or model.path or model.encoder
+    for where, revision, paths in (("model", model.revision, weights), ("tokenizer", block.revision, (read,))):
+        if revision and not any(path and not Path(path).expanduser().exists() for path in paths):
+            named = ", ".join(filter(None, paths)) or "what is made here"
+            message = f"revision is for what comes from the Hub, and {named} does not"
+            yield UserError(message, hint="remove it, or name a Hub id", where=f"{where}.revision")
 
 
 def warnings(recipe: Recipe) -> Iterator[str]:
@@ -242,5 +255,5 @@ def _unwritable(path: Path, where: str) -> UserError | None:
 
 
 def measuring(recipe: Recipe, task: Task) -> list[UserError]:
-    """All that is wrong with the metrics asked for, for whoever only measures."""
-    return list(_metrics(recipe, task))
+    """All that is wrong with what is asked for, for whoever only measures."""
+    return [*_metrics(recipe, task), *_revisions(recipe)]

@@ -33,6 +33,7 @@ from .files import read_json, read_lines, write_json
 from .folder import METRICS, RECIPE, tell_age
 from .recipe import Recipe, dump
 from .report import Reporter
+from .schema import Model
 from .subject import Subject
 
 ELSEWHERE = "--output DIR keeps these results elsewhere"
@@ -74,7 +75,7 @@ def evaluate(
     )
     built = prepare.build_model(first, trust_remote_code=trust_remote_code)
     if subject.plain:
-        _check_trained(subject.path, built, own.task.name)
+        _check_trained(own.model, built, own.task.name)
     else:
         finished.tell_base(subject.path, built, reporter)
     model = built.model.to(accelerator.device)
@@ -124,13 +125,13 @@ def _check_writable(place: Path) -> None:
         raise UserError(f"cannot write to {place}: {error.strerror}", hint=ELSEWHERE) from error
 
 
-def _check_trained(path: str, built: models.Built, task: str) -> None:
+def _check_trained(model: Model, built: models.Built, task: str) -> None:
     """That no weight of the model is new: a figure of random weights says nothing of the model."""
     new = built.new & {name for name, _ in built.model.named_parameters()}
-    if new and not hub.adapter(path):
+    if new and not hub.adapter(model.path, model.revision):
         raise UserError(
-            f"{path} was not trained for the task {task}: it has no weights for {models.tops(new)}",
-            hint=f"measure a model that was, or train it: hftune finetune --task {task} --model {path} --train FILE",
+            f"{model.path} was not trained for the task {task}: it has no weights for {models.tops(new)}",
+            hint=f"measure a model that was, or train it: hftune finetune --task {task} --model {model.path} --train FILE",
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from . import hub
 from .arrays import fitting, width
 from .errors import UserError
+from .folder import is_run
 from .models import Built, positions
 from .schema import Peft, Recipe
 from .task import Task
@@ -30,10 +31,11 @@ def check(recipe: Recipe, task: Task, options: Any, config: Any) -> None:
         UserError: methods that exclude each other, or one that model or task do not allow.
     """
     train, peft, model = recipe.train, recipe.peft, recipe.model
-    if hub.adapter(model.path):
+    if hub.adapter(model.path, model.revision):
+        by = f"hftune merge {model.path} --output DIR" if is_run(Path(model.path or "")) else "peft's merge_and_unload"
         raise UserError(
             f"{model.path} is an adapter, not a model that could be trained further",
-            hint=f"make it one: hftune merge {model.path} --output DIR, and give DIR",
+            hint=f"make one of it and its base by {by}, and give that folder",
             where="model.path",
         )
     if train.gradient_checkpointing and not recomputes(config, task.head):

@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from . import hub, weights
@@ -218,20 +217,18 @@ def load(
 
     from . import sinusoids
 
-    place, local = hub.locate(path, where)
-    if Path(place).is_dir():
-        weights.shapes(Path(place), where)
+    place = hub.locate(path, recipe.revision, where, weights.WHOLE)
+    weights.shapes(place, where)
     arguments = {} if recipe.attention == "auto" else {"attn_implementation": recipe.attention}
     sinusoids.hasten(config)
 
     def read(names: dict[str, str] | None = None) -> tuple[Any, dict[str, Any]]:
         with _quiet():
             found: tuple[Any, dict[str, Any]] = getattr(transformers, head).from_pretrained(
-                place,
+                str(place),
                 config=config,
-                revision=recipe.revision,
                 trust_remote_code=trust_remote_code,
-                local_files_only=local,
+                local_files_only=True,
                 use_safetensors=True,  # a pickle could run code
                 dtype=torch.float32,  # the checkpoint's own may be bf16, in which small updates vanish
                 output_loading_info=True,

@@ -5,7 +5,6 @@ task's own encode and collate.
 """
 
 import tempfile
-from pathlib import Path
 from typing import Any
 
 from . import configs, consistency, hub, liger, models, optim, prepare, store, weights
@@ -89,12 +88,14 @@ def preflight(
 
 
 def _held(recipe: Recipe, key: str) -> dict[str, weights.Shapes]:
-    """Shapes of the tensors of a local folder; an adapter's base stands in its place."""
+    """Shapes of the tensors that are on this machine; an adapter's base stands in its place."""
     path, where = getattr(recipe.model, key), f"model.{key}"
-    if not path or not Path(path).expanduser().is_dir():
+    folder = hub.named(path, where) if path else None
+    if path and folder is None and not hub.answers():  # else what is missing can be fetched
+        folder = hub.locate(path, recipe.model.revision, where)
+    if folder is None:
         return {}
-    folder = Path(path).expanduser()
-    if hub.adapter(path):
+    if (folder / hub.ADAPTER).is_file():
         weights.shapes(folder, where, adapter=True)
         return {}
     return {key: weights.shapes(folder, where)}
@@ -194,14 +195,14 @@ def _check_model(
         config = models.configuration(source, trust_remote_code, **settings)
     model = models.shell(config, task.head, source)
     own = weights.as_named(held["path"], model) if "path" in held else None
-    folder = Path(source.path or "").expanduser()
-    if source.path and (folder / "generation_config.json").is_file() and hasattr(model, "generation_config"):
+    folder = hub.locate(source.path, source.revision, "model.path") if source.path else None
+    if folder and (folder / "generation_config.json").is_file() and hasattr(model, "generation_config"):
         from transformers import GenerationConfig
 
         try:
             model.generation_config = GenerationConfig.from_pretrained(folder)
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise hub.failure("the generation settings of", source.path, error, "model.path") from None
+            raise hub.failure("the generation settings of", str(source.path), error, "model.path") from None
     models.dry_run_save(model)
     _check_save(config)
     if recipe.peft and recipe.peft.modules_to_save:

@@ -119,7 +119,10 @@ def load_tokenizer(
         found = tokenizer.load(str(folder))
     elif block.path or recipe.model.path or recipe.model.encoder:
         path = block.path or recipe.model.path or recipe.model.encoder or ""
-        found = tokenizer.load(path, block.revision or recipe.model.revision, trust_remote_code)
+        revision = block.revision or (
+            None if block.path else recipe.model.revision
+        )  # one repository's says nothing of another's
+        found = tokenizer.load(path, revision, trust_remote_code)
     else:
         raise UserError(
             "a model from new weights needs a tokenizer",
@@ -388,8 +391,8 @@ def build_model(prepared: Prepared, *, trust_remote_code: bool = False, training
         built.model.generation_config = decode.settings_of(built.model, prepared.tokenizer, options)
     if task.tokens(options, prepared.tokenizer):
         built = models.grow(built, prepared.tokenizer)
-    if hub.adapter(source.path):
+    if hub.adapter(source.path, source.revision):
         from . import adapters
 
-        built = adapters.restore(built, source.path or "")
+        built = adapters.restore(built, source.path or "", source.revision)
     return task.network(built, source, options, build) if task.network else built

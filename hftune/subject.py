@@ -88,14 +88,15 @@ class Subject:
         Raises:
             UserError: a run without a model yet.
         """
-        adapted, said = bool(hub.adapter(self.path)), self.recipe.model
+        said = self.recipe.model
+        revision = said.revision if self.plain else None
+        adapted = bool(hub.adapter(self.path, revision))
         if not self.plain and not adapted and not (Path(self.path) / "config.json").exists():
             raise UserError(
                 f"{self.path} is not finished: it has no model yet",
                 hint="start its command again: it resumes where it stopped",
             )
         config = said.config if adapted and not self.plain else {}  # the base model's, which the run had changed
-        revision = said.revision if self.plain else None
         model = Model(path=self.path, revision=revision, attention=said.attention, config=config)
         spoken = Tokenizer(chat_template=self.recipe.tokenizer.chat_template if self.plain else None)
         return self.recipe.model_copy(update={"model": model, "tokenizer": spoken})
@@ -196,7 +197,7 @@ def find(
         )
     if by is not None and task is not None:
         raise UserError("--recipe and --task were both given", hint="a recipe names its task")
-    hub.locate(name, "model.path")
+    hub.named(name, "model.path")
     model = f"model.path={json.dumps(name)}"
     if by is not None:
         made = recipe.load(shipped.locate(by), [*overrides, model])
@@ -209,10 +210,9 @@ def find(
     return Subject(name, made, plain=True, output=_place(output, Path(name)), named=named, asked=split)
 
 
-OWN = ("model.init", "model.path", "model.encoder", "model.decoder", "model.config", "tokenizer", "peft", "output")
-
-
-TEMPLATE = "tokenizer.chat_template"  # how rows are put to a plain model that has none of its own
+ORIGIN = ("model.init", "model.path", "model.encoder", "model.decoder")
+OWN = (*ORIGIN, "model.config", "model.revision", "tokenizer", "peft", "output")
+OPEN = ("tokenizer.chat_template", "model.revision")  # of a plain model: how rows are put to it, and which one is meant
 
 
 def check_settings(overrides: Sequence[str], plain: bool = False) -> None:
@@ -227,7 +227,7 @@ def check_settings(overrides: Sequence[str], plain: bool = False) -> None:
     """
     for text in overrides:
         key = text.partition("=")[0]
-        if plain and key == TEMPLATE:
+        if plain and key in OPEN:
             continue
         if any(key == name or key.startswith(f"{name}.") for name in OWN):
             hint = "name another run; hftune eval FOLDER_OR_ID measures any model, --output DIR keeps results elsewhere"

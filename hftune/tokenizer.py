@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from . import hub
 from .architectures import architecture
 from .encoding import encode_batch, encode_offsets, no_words
 from .errors import UserError
-from .hub import Unreachable, answers
 from .vocabulary import train
 
 __all__ = ["check", "encode_batch", "encode_offsets", "fingerprint", "load", "save", "train", "unknown_text"]
@@ -42,33 +42,24 @@ def load(path: str, revision: str | None = None, trust_remote_code: bool = False
     """
     from transformers import AutoTokenizer
 
-    local = Path(path).expanduser()
-    if local.exists():
-        _check_folder(local)
-        path = str(local)
-    elif path.startswith(("/", ".", "~")) or path.count("/") > 1:
-        raise UserError(
-            f"no such folder: {path}", hint="give a folder, or a Hub id such as name/model", where="tokenizer"
-        )
-    offline = local.exists() or not answers()
+    folder = hub.locate(path, revision, "tokenizer")
+    _check_folder(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=revision, trust_remote_code=trust_remote_code, local_files_only=offline
+            str(folder), trust_remote_code=trust_remote_code, local_files_only=True
         )
     except Exception as error:  # the libraries below raise whatever they like for a bad file
-        raise _cannot_load(path, error, offline and not local.exists()) from error
+        raise hub.failure("the tokenizer", path, error, "tokenizer") from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError(
             f"the tokenizer in {path} holds only special tokens", hint="its vocabulary file is missing or empty"
         )
-    tokenizer.model_max_length = _usable_length(tokenizer.model_max_length, _config(path, revision, offline))
+    tokenizer.model_max_length = _usable_length(tokenizer.model_max_length, _config(folder))
     return tokenizer
 
 
 def _check_folder(folder: Path) -> None:
     """AutoTokenizer makes an empty tokenizer of a folder that holds none."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is a file", hint="give the folder that holds it", where="tokenizer")
     if any((folder / name).exists() for name in VOCABULARIES):
         return
     try:
@@ -84,34 +75,13 @@ def _check_folder(folder: Path) -> None:
     )
 
 
-def _cannot_load(path: str, error: Exception, unreachable: bool) -> UserError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-    if unreachable:
-        message = f"{path} is no folder here and not in the local cache, and the Hub cannot be reached"
-        hint = "give a local folder, or download it where there is a network and set HF_HUB_OFFLINE=1 here"
-        return Unreachable(message, hint=hint, where="tokenizer")
-    if "trust_remote_code" in str(error):
-        message, hint = (
-            f"the tokenizer {path} comes with code of its own",
-            "read it, then allow it with --trust-remote-code",
-        )
-        return UserError(message, hint=hint, where="tokenizer")
-    return UserError(
-        f"cannot load the tokenizer {path}: {reason}", hint="check the files, name and revision", where="tokenizer"
-    )
-
-
-def _config(path: str, revision: str | None, offline: bool) -> dict[str, Any]:
+def _config(folder: Path) -> dict[str, Any]:
     """The model's configuration as it is written, {} without one."""
-    from transformers import PreTrainedConfig
-
     try:
-        settings: dict[str, Any] = PreTrainedConfig.get_config_dict(path, revision=revision, local_files_only=offline)[
-            0
-        ]
+        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return settings
+    return settings if isinstance(settings, dict) else {}
 
 
 def _usable_length(length: float, config: dict[str, Any]) -> int:

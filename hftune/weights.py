@@ -4,6 +4,7 @@ import json
 import re
 import struct
 from collections.abc import Collection, Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,20 @@ def _files(folder: Path, where: str, adapter: bool) -> Iterable[Path]:
         return [folder / WHOLE]
     if not adapter and (folder / INDEX).is_file():
         return _shards(folder, where)
-    pickles = sorted({p.name for pattern in PICKLES for p in folder.glob(pattern)} - NO_WEIGHTS)
+    raise nothing(str(folder), ADAPTER if adapter else WHOLE, [p.name for p in folder.iterdir()], where)
+
+
+def nothing(path: str, wanted: str, names: Iterable[str], where: str) -> UserError:
+    """The fault that a folder or a Hub id of these files has no such file of weights."""
+    pickles = sorted(n for n in names if n not in NO_WEIGHTS and any(fnmatch(n, pattern) for pattern in PICKLES))
     if pickles:
-        raise UserError(
-            f"{folder} holds its weights as a pickle ({pickles[0]}), which could run code",
+        return UserError(
+            f"{path} holds its weights as a pickle ({pickles[0]}), which could run code",
             hint="where you trust it, load it with transformers and save_pretrained it: that writes safetensors",
             where=where,
         )
-    raise UserError(
-        f"{folder} holds no weights (no {ADAPTER if adapter else WHOLE})",
+    return UserError(
+        f"{path} holds no weights (no {wanted})",
         hint="give a folder that save_pretrained wrote, or a finished run; was the download or the run cut short?",
         where=where,
     )

@@ -335,9 +335,11 @@ def hub_cache(folder, tmp_path, monkeypatch):
     (home / "refs").mkdir()
     (home / "refs" / "main").write_text("0" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    hub.answers.cache_clear()
+    for kept in (hub.answers, hub._snapshot):
+        kept.cache_clear()
     yield tmp_path
-    hub.answers.cache_clear()
+    for kept in (hub.answers, hub._snapshot):
+        kept.cache_clear()
 
 
 def test_a_hub_id_is_taken_from_the_local_cache(folder, hub_cache):

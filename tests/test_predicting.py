@@ -236,7 +236,7 @@ def test_predictions_never_cost_a_file_that_was_there(tokenizer_folder, tmp_path
         assert len((tmp_path / target).read_text().splitlines()) == 2
     with pytest.raises(UserError, match="is the file to be predicted"):
         commands.predict(folder, str(tmp_path / "away" / "new.jsonl"), [], str(link), None, False)
-    for change in ("model.path=other", "tokenizer.path=other"):
+    for change in ("model.path=other", "model.revision=v2", "tokenizer.path=other"):
         with pytest.raises(UserError, match=f"{change}: .* is the model's own"):
             commands.predict(folder, str(rows), [change], None, None, False)
 

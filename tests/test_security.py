@@ -13,7 +13,7 @@ import children
 import pytest
 import tiny
 
-from hftune import card, checking, cli, data, errors, models, recipe, tokenizer
+from hftune import card, checking, cli, data, errors, models, recipe
 from hftune.errors import Faults, UserError
 from hftune.report import Reporter
 from hftune.safety import clean, markdown, without_tokens
@@ -263,7 +263,6 @@ def test_only_a_hub_id_reaches_for_the_network(tmp_path, monkeypatch):
     from hftune import hub
 
     monkeypatch.setattr(hub, "answers", lambda: pytest.fail("the Hub was asked"))
-    monkeypatch.setattr(tokenizer, "answers", lambda: pytest.fail("the Hub was asked"))
     checking.check(recipe.from_dict(broken.classify(tmp_path)))
 
 
