@@ -275,8 +275,10 @@ def check_columns(
         for name in wanted:
             if name not in found:
                 listed = ", ".join(map(shown, found[:20])) + (", …" if len(found) > 20 else "")
-                near = difflib.get_close_matches(name, found, 1, 0.4) or [c for c in found if c not in wanted] or found
-                mapped = f"map it: data.columns: {{{name}: {safe(near[0])[:60]}}}" if near else "the first row is empty"
+                free = [column for column in found if column not in wanted]
+                near = difflib.get_close_matches(name, free, 1, 0.4) or free
+                need = f"each row needs {shown(name)}" if found else "the first row is empty"
+                mapped = f"map it: data.columns: {{{name}: {safe(near[0])[:60]}}}" if near else need
                 fitting = [f"set {change}" for change, columns in otherwise.items() if {*columns} <= {*found}]
                 hint = separated(found) or ", or ".join(fitting) or mapped
                 raise UserError(f"no column {shown(name)}; there are {listed or 'none'}", hint=hint, where=source.path)

@@ -188,6 +188,8 @@ def test_missing_columns_are_listed_with_the_nearest(tmp_path):
     assert found.message == "no column 'text'; there are 'texts', 'label'"
     assert found.hint == "map it: data.columns: {text: texts}"
     assert found.where == path
+    labels = opened(train=write(tmp_path / "f.jsonl", [{"text": "a"}]))
+    assert fault(lambda: data.check_columns(labels, ["text", "label"])).hint == "each row needs 'label'"
     ways = {"task.kind: prompt": ["texts", "prompt"], "task.kind: label": ["texts", "label"]}
     assert fault(lambda: data.check_columns(reader, ["text"], ways)).hint == "set task.kind: label"
     odd = opened(train=write(tmp_path / "c.jsonl", [{"text\0": 1}]))
