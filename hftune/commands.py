@@ -126,7 +126,10 @@ def evaluate(
     found = subject.find(name, [*overrides, *changes], **asked)
     if how := _task_settings(decoding):
         if "num_beams" not in type(found.recipe.task.options).model_fields:
-            raise UserError(f"the task {found.recipe.task.name} writes no text, so nothing is decoded")
+            raise UserError(
+                f"the task {found.recipe.task.name} writes no text, so nothing is decoded",
+                hint="leave out --num-beams and --max-new-tokens",
+            )
         found = subject.find(name, [*overrides, *changes, *how], **asked)
     found.rows()
     _launch(processes)

@@ -133,14 +133,14 @@ class Reader:
 
         return why_not
 
-    def columns(self, source: int = 0) -> list[str]:
-        """Names in the first whole row of a source, after the mapping.
+    def first(self, source: int = 0) -> dict[str, Any]:
+        """The first whole row of a source, after the mapping.
 
         Raises:
             UserError: the source has no row, or the mapping names a column that it does not have.
         """
         for where, row in self.origins[source](self._rejects()):
-            return list(mapped(row, self.mappings[source], where, self.optional))
+            return mapped(row, self.mappings[source], where, self.optional)
         raise UserError("no whole row", hint="see data.max_errors", where=self.sources[source].path)
 
     def fingerprint(self) -> str:
@@ -274,15 +274,26 @@ def check_columns(
             the nearest.
     """
     for index, source in enumerate(reader.sources):
-        found = reader.columns(index)
+        first = reader.first(index)
+        found = list(first)
         for name in wanted:
             if name not in found:
                 listed = ", ".join(map(shown, found[:20])) + (", …" if len(found) > 20 else "")
-                near = difflib.get_close_matches(name, found, 1, 0.4) or [c for c in found if c not in wanted] or found
-                mapping = f"map it: data.columns.{name}={safe(near[0])[:60]}" if near else "the first row is empty"
+                free = [column for column in found if column not in wanted]
+                near = difflib.get_close_matches(name, free, 1, 0.4) or free
+                need = f"each row needs {shown(name)}" if found else "the first row is empty"
+                nearest = _mapping(name, near[0], first[near[0]]) if near else need
                 fitting = [f"set {change}" for change, columns in otherwise.items() if {*columns} <= {*found}]
-                hint = separated(found) or ", or ".join(fitting) or mapping
+                hint = separated(found) or ", or ".join(fitting) or nearest
                 raise UserError(f"no column {shown(name)}; there are {listed or 'none'}", hint=hint, where=source.path)
+
+
+def _mapping(name: str, column: str, value: Any) -> str:
+    """How a column of the file is called by the task's name; of an object, one of its keys."""
+    if not isinstance(value, dict) or not value:
+        return f"map it: data.columns.{name}={safe(column)[:60]}"
+    keys = ", ".join(safe(key)[:30] for key in list(value)[:12])
+    return f"map it: data.columns.{name}={safe(column)[:60]}.KEY, where KEY is one of {keys}"
 
 
 def mapped(row: dict[str, Any], mapping: dict[str, str], where: str, optional: Container[str]) -> dict[str, Any]:

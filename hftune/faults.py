@@ -238,9 +238,9 @@ def word(errors: Iterable[Any], root: Node, schema: Schema) -> list[UserError]:
                 f"{key} is {given(node)}, wanted {wanted(inner)}", hint=_repair(node, inner), where=node.where
             )
         found.setdefault(key, fault)
-    # of a union's complaints those that looked into a list say most
-    lists = {key[: bracket.start()] for key in found for bracket in re.finditer(r"\[", key)}
-    return [fault for key, fault in found.items() if key not in lists]
+    # of a union's complaints those that looked into a list or a block say most
+    outer = {key[: mark.start()] for key in found for mark in re.finditer(r"[\[.]", key)}
+    return [fault for key, fault in found.items() if key not in outer]
 
 
 def _blamed(block: Node, said: str) -> Node:
@@ -255,7 +255,7 @@ def _locate(root: Node, schema: Schema, location: tuple[str | int, ...]) -> tupl
     key, node = "", root
     for step in location:
         inner = child(schema, step)
-        if inner is None:
+        if inner is None or not (_named(schema, step) or _holds(node, step)):
             continue
         schema = inner
         if isinstance(step, str):
@@ -264,6 +264,16 @@ def _locate(root: Node, schema: Schema, location: tuple[str | int, ...]) -> tupl
         elif isinstance(node.value, list):  # a single source may stand without its list
             key, node = f"{key}[{step}]", node.value[step]
     return key, node, schema
+
+
+def _named(schema: Schema, step: str | int) -> bool:
+    """Whether a schema names the key, which a block of any keys does not."""
+    return any(step in branch.get("properties", {}) for branch in branches(schema))
+
+
+def _holds(node: Node, step: str | int) -> bool:
+    """Whether a node has the key, or is at the list that the number counts in."""
+    return isinstance(step, int) or (isinstance(node.value, dict) and step in node.value)
 
 
 def nearest(value: str, choices: list[str]) -> str | None:
@@ -278,6 +288,8 @@ def _repair(node: Node, schema: Schema) -> str | None:
     choices = [str(value) for branch in branches(schema) for value in branch.get("enum", [])]
     value = node.value
     if isinstance(value, str):
+        if types == {"array"} and node.value:
+            return f"write [{node.value}]"
         if hint := nearest(value, choices):
             return hint
         if "boolean" in types and value.lower() in ("yes", "on", "y", "no", "off", "n", "true", "false"):

@@ -63,8 +63,8 @@ def check(tokenizer: Any) -> None:
     if tokenizer.mask_token_id is None:
         raise UserError(
             "the tokenizer has no mask token",
-            hint="masked language modelling needs a model such as BERT",
-            where="task.name",
+            hint="use that of a masked language model such as BERT, or train one for it (tokenizer.train)",
+            where="tokenizer",
         )
 
 

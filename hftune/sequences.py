@@ -164,7 +164,9 @@ def set_languages(tokenizer: Any, options: SequenceOptions) -> None:
                 else "the tokenizer is of many languages, and none is named",
                 hint=f"did you mean {' or '.join(near)}?"
                 if near
-                else f"its codes: {', '.join(codes[:8]) or 'none'} ...",
+                else f"its codes: {', '.join(codes[:8])} ..."
+                if codes
+                else f"leave task.{key} out: it has no codes of languages; task.prefix says in words what is to be done",
                 where=f"task.{key}",
             )
         setattr(tokenizer, attribute, code)

@@ -80,6 +80,27 @@ def test_a_weight_without_a_label_is_a_fault():
         classify.ClassifyOptions(kind="regression", class_weights="balanced")
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("{rare:3}", "task.class_weights.rare:3 is empty (null), wanted a positive number"),  # a space is missing
+        ("{rare: -1}", "task.class_weights.rare is -1, wanted a positive number"),
+        ("balance", "task.class_weights is 'balance', wanted balanced or a block of keys"),
+    ],
+)
+def test_what_is_no_weight_is_one_fault_at_its_key(said, told):
+    made = {
+        "task": {"name": "classify"},
+        "model": {"init": "bert"},
+        "data": {"train": "a.csv"},
+        "output": {"dir": "run"},
+    }
+    with pytest.raises(UserError) as fault:
+        recipe.from_dict(made, [f"task.class_weights={said}"])
+    (only,) = fault.value.faults
+    assert only.message == told
+
+
 def test_a_recipe_may_say_so(tmp_path):
     for said in ("balanced", {"rare": 3.0}):
         made = recipe.from_dict(

@@ -164,7 +164,7 @@ def test_columns_are_mapped(tmp_path):
     path = write(tmp_path / "a.jsonl", rows)
     plain = opened(train=path)
     assert next(iter(plain)) == rows[0]
-    assert plain.columns() == list(rows[0])
+    assert list(plain.first()) == list(rows[0])
     mapping = {"text": "review", "source": "translation.en", "target": "translation.fr", "n": "a.b"}
     block = {
         "train": [{"path": path, "columns": {"n": "a.b", "text": "review"}}],
@@ -175,7 +175,7 @@ def test_columns_are_mapped(tmp_path):
         "text": "r", "source": "e", "target": "f", "n": 1,
         "translation": rows[0]["translation"], "tokens": ["a"], "a": {"b": 2},
     }  # fmt: skip
-    assert set(opened(**block).columns()) == set(row)
+    assert set(opened(**block).first()) == set(row)
     twice = next(iter(opened(train=path, columns={"source": "review", "target": "review"}, texts=())))
     assert (twice["source"], twice["target"], "review" in twice) == ("r", "r", False)
 
@@ -188,6 +188,11 @@ def test_missing_columns_are_listed_with_the_nearest(tmp_path):
     assert found.message == "no column 'text'; there are 'texts', 'label'"
     assert found.hint == "map it: data.columns.text=texts"
     assert found.where == path
+    labels = opened(train=write(tmp_path / "f.jsonl", [{"text": "a"}]))
+    assert fault(lambda: data.check_columns(labels, ["text", "label"])).hint == "each row needs 'label'"
+    pairs = opened(train=write(tmp_path / "g.jsonl", [{"translation": {"en": "a", "de": "b"}}]), texts=())
+    hint = "map it: data.columns.source=translation.KEY, where KEY is one of en, de"
+    assert fault(lambda: data.check_columns(pairs, ["source", "target"])).hint == hint
     ways = {"task.kind: prompt": ["texts", "prompt"], "task.kind: label": ["texts", "label"]}
     assert fault(lambda: data.check_columns(reader, ["text"], ways)).hint == "set task.kind: label"
     odd = opened(train=write(tmp_path / "c.jsonl", [{"text\0": 1}]))
@@ -258,7 +263,7 @@ def test_only_what_is_asked_for_is_read(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b"}\nbroken\n')
     assert len(list(opened(train=[{"path": str(path), "limit": 2}]))) == 2
-    assert opened(train=str(path)).columns() == ["text"]
+    assert list(opened(train=str(path)).first()) == ["text"]
 
 
 def test_which_splits_there_are(tmp_path):

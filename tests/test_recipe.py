@@ -228,6 +228,7 @@ CASES: list[tuple[str, list[str], str, str, str]] = [
     (SMALL + "tokenizer: {path: a, train: bpe}", [], "5:1", "tokenizer: give path or train, not both", ""),
     (SMALL + "peft: {r: 8}", [], "5:1", "peft.method is missing", "the PEFT method"),
     (SMALL + "peft: {method: lora, target_modules: [q, 3]}", [], "5:42", "target_modules[1] is 3, wanted text", ""),
+    (SMALL + "eval: {metrics: bleu}", [], "5:8", "eval.metrics is 'bleu', wanted a list of texts", "write [bleu]"),
     (SMALL.replace("dir: runs/x", ""), [], "4:1", "output.dir is missing", "run folder"),
     (SMALL.replace("runs/x", "123"), [], "4:10", "output.dir is 123, wanted text", 'write "123"'),
     (SMALL.replace("runs/x", "''"), [], "4:10", "output.dir is empty text", ""),

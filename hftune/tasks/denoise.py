@@ -44,7 +44,9 @@ def encode(rows: list[Any], tokenizer: Any, options: DenoiseOptions) -> dict[str
     """
     if tokenizer.mask_token_id is None:
         raise UserError(
-            "the tokenizer has no mask token", hint="denoising needs a model such as BART", where="task.name"
+            "the tokenizer has no mask token",
+            hint="use that of a denoising model such as BART, or train one for it (tokenizer.train)",
+            where="tokenizer",
         )
     texts = data.prefixed(rows, "text")
     columns = chunk(texts, tokenizer, options.max_length)

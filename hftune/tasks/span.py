@@ -137,8 +137,8 @@ def row_lengths(tokenizer: Any, options: SpanOptions) -> tuple[int, int]:
         return bisect_left(range(1, 4 * options.max_length), True, key=fails)  # longer text makes longer rows
 
     if tokenizer.eos_token_id is None:
-        hint = "span corruption needs a model such as T5"
-        raise UserError("the tokenizer has no end-of-sequence token", hint=hint, where="task.name")
+        hint = "use that of a model such as T5, or train one for it (tokenizer.train)"
+        raise UserError("the tokenizer has no end-of-sequence token", hint=hint, where="tokenizer")
     most, least = longest(False), longest(True)
     if least < 2:
         hint = "raise task.max_length or shorten the prefix"

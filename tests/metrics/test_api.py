@@ -211,6 +211,7 @@ def test_what_a_metric_needs_is_asked_for_before_the_model_is(name, hint, tmp_pa
     (fault,) = consistency.measuring(made, tasks.load("clm").under(made.task.options))
     assert fault.where == "eval.metrics"
     assert hint in fault.hint
+    assert "None" not in fault.message
 
 
 @pytest.mark.parametrize(("kind", "refused"), [("single", []), ("multi", ["calibration_error", "brier", "matthews"])])

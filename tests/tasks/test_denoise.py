@@ -131,8 +131,9 @@ def test_rows_of_a_document_begin_where_they_were_cut():
 
 
 def test_a_tokenizer_without_mask_is_a_fault():
-    with pytest.raises(UserError, match="no mask token"):
+    with pytest.raises(UserError, match="no mask token") as fault:
         denoise.encode([{"text": "w1"}], toys.tokenizer("t5", 9), OPTIONS)
+    assert fault.value.where == "tokenizer"
 
 
 def test_gradients_are_the_same_at_every_split():

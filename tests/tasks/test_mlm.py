@@ -204,8 +204,9 @@ def test_shares_beyond_one_are_refused():
 
 
 def test_a_tokenizer_without_mask_token_is_refused():
-    with pytest.raises(UserError, match="no mask token"):
+    with pytest.raises(UserError, match="no mask token") as fault:
         mlm.encode(fine.rows([{"text": "a"}]), fine.tok("gpt2"), mlm.MlmOptions())
+    assert fault.value.where == "tokenizer", "the model may be the right one"
 
 
 # ---------------------------------------------------------------- pairs of segments

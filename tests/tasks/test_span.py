@@ -175,8 +175,9 @@ def test_faults_say_what_to_do():
     assert caught.value.where == "tokenizer"
     with pytest.raises(UserError, match=r"need 28 sentinels .*, the tokenizer has 20"):
         encode(toys.tokenizer("t5", 20), max_length=512)
-    with pytest.raises(UserError, match="no end-of-sequence"):
+    with pytest.raises(UserError, match="no end-of-sequence") as caught:
         encode(toys.tokenizer("xlnet"))
+    assert caught.value.where == "tokenizer"
     with pytest.raises(UserError, match="prefix of a denoiser leaves no room"):
         encode(TOKENIZER, max_length=8, denoisers=[{"prefix": "w1 w2 w3 w4 w5 w6 w7"}])
 

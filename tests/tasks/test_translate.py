@@ -131,8 +131,9 @@ def test_languages_must_be_named_and_known(many):
 
 
 def test_a_tokenizer_of_one_language_takes_no_code():
-    with pytest.raises(UserError, match="no language 'de'"):
+    with pytest.raises(UserError, match="no language 'de'") as fault:
         translate.TASK.encode(fine.rows([PAIR]), fine.tok("t5"), translate.TranslateOptions(target_lang="de"))
+    assert fault.value.hint.startswith("leave task.target_lang out")
 
 
 @pytest.mark.parametrize("form", ["encoder-decoder", "decoder-only"])

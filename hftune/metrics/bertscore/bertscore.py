@@ -34,6 +34,8 @@ class Bertscore(base.Means, base.Module):
 
     def ready(self) -> None:
         """See Scorer: the model's folder."""
+        if self.settings["model"] is None:
+            raise UserError("bertscore needs a model", hint="name the folder of one: bertscore:model=FOLDER")
         path = Path(str(self.settings["model"]))
         if not (path / "config.json").is_file() or not list(path.glob("tokenizer*")):
             raise UserError(
