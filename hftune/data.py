@@ -43,6 +43,7 @@ class Reader:
     Attributes:
         sources: the recipe's sources, which `Row.source` counts.
         remote: whether any of them is on the Hub.
+        heard: called for each row, with how many were read.
         reject_path: with on_error: skip, the file for what is passed over: objects with where, why, text; None: none.
         report: counts of the last iteration: rows `read`, `broken` and passed over (on_error: skip), `short` and
             `duplicate` and dropped, `held_out` for the other side of validation_fraction, and given (`rows`);
@@ -63,6 +64,7 @@ class Reader:
         self.data, self.split, self.side, self.texts = data, split, side, tuple(texts)
         self.optional, self.filled = frozenset(optional), tuple(filled)
         self.required = tuple(dict.fromkeys([*columns, *texts]))
+        self.heard: Callable[[int], None] = lambda rows: None
         self.reject_path: str | os.PathLike[str] | None = None
         named = split if side is None else "train"
         self.sources: list[Source] = getattr(data, named)
@@ -82,6 +84,7 @@ class Reader:
         for index, source in enumerate(self.sources):
             for where, raw in islice(self.origins[index](rejects), source.limit):
                 report["read"] += 1
+                self.heard(report["read"])
                 try:
                     row = Row(mapped(raw, self.mappings[index], where, self.optional))
                     row.where, row.source, row.prefix = where, index, source.prefix
