@@ -6,8 +6,9 @@ all that decided it, so that to check it again takes no longer than to read its 
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,18 @@ from .folder import STATE, RunFolder, versions
 from .leaks import seen_in_training, text_columns
 from .look import Look, look
 from .recipe import Recipe
+from .report import Reporter
 
 SPLITS = ("validation", "test", "train")  # training last: the others are looked for in it
 COMMON = 0.1  # share of a split's texts that may occur in training before it is worth a warning
 
 
 def check(
-    recipe: Recipe, trust_remote_code: bool = False, fresh: bool = False, allow: Sequence[str] = ()
+    recipe: Recipe,
+    trust_remote_code: bool = False,
+    fresh: bool = False,
+    allow: Sequence[str] = (),
+    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Look at all of a recipe: its settings, places, data, model, tokenizer and method.
 
@@ -35,6 +41,7 @@ def check(
         trust_remote_code: whether code that comes with a model may run.
         fresh: a run that is there already is to be started over.
         allow: settings in which it may differ.
+        reporter: told how far the reading is.
 
     Returns:
         What the recipe comes to, for a person to read; under `warnings` a list of what works and is hardly meant.
@@ -49,6 +56,8 @@ def check(
     with findings.collect():
         _check_folder(Path(recipe.output.dir), recipe, findings, fresh, allow)
     readers = _readers(recipe, task, findings)
+    for split, reader in readers.items():
+        reader.heard = _heard(reporter, split)
     kept = None if findings.faults else _kept(recipe, readers, trust_remote_code)
     known = read_json(kept) if kept is not None else {}
     if {"facts", "warnings"} <= known.keys():
@@ -164,7 +173,11 @@ def _stamps(path: Path) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]
 
 
-def leaks(recipe: Recipe) -> dict[str, str]:
+def _heard(reporter: Reporter | None, split: str) -> Callable[[int], None]:
+    return partial((reporter or Reporter(silent=True)).going, f"reading {split}")
+
+
+def leaks(recipe: Recipe, reporter: Reporter | None = None) -> dict[str, str]:
     """How many rows of the other splits occur in the training rows: in words, by split.
 
     Raises:
@@ -173,6 +186,6 @@ def leaks(recipe: Recipe) -> dict[str, str]:
     found, columns = {}, text_columns(recipe)
     for split in ("validation", "test"):
         reader = data.open_split(recipe.data, split, text_columns=columns)
-        if reader is not None and (told := seen_in_training(recipe, reader, None)):
+        if reader is not None and (told := seen_in_training(recipe, reader, None, _heard(reporter, "train"))):
             found[f"{split} rows that occur in training"] = told
     return found

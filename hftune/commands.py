@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -356,7 +357,8 @@ def report_check(
     """Everything that can be known before weights are loaded; whatever is wrong is raised together, the rest is told."""
     from . import checking
 
-    found = checking.check(recipe, trust_remote_code, fresh, allow) | (checking.leaks(recipe) if overlap else {})
+    found = checking.check(recipe, trust_remote_code, fresh, allow, reporter)
+    found |= checking.leaks(recipe, reporter) if overlap else {}
     warnings = found.pop("warnings", [])
     reporter.json({"ok": True, **found, "warnings": warnings})
     reporter.table("no faults found", [(key, str(value)) for key, value in found.items()])
@@ -403,6 +405,7 @@ def train_tokenizer(
     if reader is None:
         raise UserError("there is nothing to train on", hint="name files of text", where="data.train")
     data.check_columns(reader, ["text"])
+    reader.heard = partial(Reporter().going, "reading")
     with as_given("tokenizer.vocab_size", "--vocab-size"):
         made = tokenizer.train(
             (row["text"] for row in reader),

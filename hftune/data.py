@@ -46,6 +46,7 @@ class Reader:
         remote: whether any of them is on the Hub.
         formats: of the local files.
         mappings: for each source `column of a row -> column of its files`.
+        heard: called for each row, with how many were read.
         reject_path: with on_error: skip, the file for what is passed over: objects with where, why, text; None: none.
         report: counts of the last iteration: rows `read`, `broken` and passed over (on_error: skip), `short` and
             `duplicate` and dropped, on the other side of validation_fraction (`held_out`, or of a validation split
@@ -68,6 +69,7 @@ class Reader:
         self.optional, self.filled = frozenset(optional), tuple(filled)
         self.other_side = "for_training" if side else "held_out"
         self.required = tuple(dict.fromkeys([*columns, *texts]))
+        self.heard: Callable[[int], None] = lambda rows: None
         self.reject_path: str | os.PathLike[str] | None = None
         named = split if side is None else "train"
         self.sources: list[Source] = getattr(data, named)
@@ -88,6 +90,7 @@ class Reader:
         for index, source in enumerate(self.sources):
             for where, raw in islice(self.origins[index](rejects), source.limit):
                 report["read"] += 1
+                self.heard(report["read"])
                 try:
                     row = Row(mapped(raw, self.mappings[index], where, self.optional))
                     row.where, row.source, row.prefix = where, index, source.prefix

@@ -24,7 +24,8 @@ Array = npt.NDArray[Any]
 
 BLOCK_CHARS = 8_000_000  # text worked on at once: bounds the memory
 FEW_CHARS = 20_000  # below this the plain way is as fast
-MOST_PIECES = 1 << 19  # pieces remembered a tokenizer, about 100 MB
+MOST_PIECES = 1 << 19  # pieces remembered a tokenizer, about 100 MB; in scripts without spaces they are long, and fewer
+MOST_BYTES = 1 << 24  # of text in them
 
 
 @overload
@@ -192,6 +193,7 @@ class _Memo:
     def forget(self) -> None:
         self.index: dict[bytes, int] = {}
         self.tokens = _ragged([])
+        self.bytes = 0
 
     def encode(self, texts: list[str]) -> Ragged:
         """The texts' tokens: by pieces where the text holds no added token (and, for words, nothing odd), else plainly."""
@@ -227,9 +229,10 @@ class _Memo:
         if new := [key for key in keys if key not in self.index]:
             self.index.update(zip(new, range(len(self.index), len(self.index) + len(new)), strict=True))
             self.tokens = _join([self.tokens, self.plain([key.decode() for key in new])])
+            self.bytes += sum(map(len, new))
         known = np.fromiter(map(self.index.__getitem__, keys), np.int64, len(keys))
         found = _gather(self.tokens, known[arrow.view(distinct.indices)])
-        if len(self.index) > MOST_PIECES:
+        if len(self.index) > MOST_PIECES or self.bytes > MOST_BYTES:
             self.forget()
         return Ragged(found.values, found.offsets[rows])
 

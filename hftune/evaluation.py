@@ -150,7 +150,7 @@ def evaluate(
             language.write(predictions, tables, rows)
     if answers:
         names = of_answers(settings.metrics if settings.metrics is not None else rows.task.metrics(rows.options))
-        columns = read_columns(answers)
+        columns = read_columns(answers, names)
         figures.update(score(columns, names, settings, intervals))
         if intervals and accelerator.is_main_process:
             byrow.add(answers, columns, names)
@@ -200,15 +200,19 @@ def of_answers(names: Iterable[str]) -> list[str]:
     return [name for name in names if "nll" not in metrics.describe(name)["inputs"]]
 
 
-def read_columns(path: Path) -> Columns | None:
-    """What is scored of a predictions file, and nothing else of it; None: it has nothing to score."""
+def read_columns(path: Path, names: Iterable[str]) -> Columns | None:
+    """What these metrics read of a predictions file, and nothing else of it; None: it has nothing to score.
+
+    Scores are as many as there are classes in each row: in memory they take some hundred bytes each.
+    """
+    scored = any("scores" in metrics.describe(name)["inputs"] for name in names)
     predictions, references, scores = [], [], []
     for line in read_lines(path):
         if "reference" not in line:
             return None
         predictions.append(line["prediction"])
         references.append(line["reference"])
-        if "scores" in line:
+        if scored and "scores" in line:
             scores.append(line["scores"])
     return (predictions, references, scores or None) if predictions else None
 
@@ -242,7 +246,7 @@ def add_baseline(
     names = [name for name in names if metrics.describe(name)["inputs"] != ("scores",)]
     if not names:
         return
-    columns = read_columns(path)
+    columns = read_columns(path, names)
     for name, figure in score(columns and (answers, columns[1], None), names, settings, True).items():
         if name in figures:
             figures[name]["baseline"] = {key: figure[key] for key in ("value", "low", "high")}

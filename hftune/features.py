@@ -5,6 +5,7 @@ and architecture they belong to. Rows whose inputs change from epoch to epoch (m
 """
 
 import math
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -19,6 +20,9 @@ from transformers.utils import ModelOutput
 
 from . import optim
 from .errors import UserError
+from .files import mebibytes
+
+ROOM = 0.5  # share of the free disk that features may take; the rest is for checkpoints, and for others
 
 
 def trainable(model: Any, new: Iterable[str]) -> list[str]:
@@ -85,7 +89,7 @@ class Memory:
         stacks = optim.layers(model)
         holders = [m for m in _frozen(model) if all(any(s is part for part in m.modules()) for s in stacks)]
         self.module: nn.Module | None = holders[0] if stacks and holders else None
-        self.rows = self.bytes = 0
+        self.rows = self.bytes = self._positions = 0
         self._folder, self._kept = folder, np.zeros(0, np.uint8)
         self._file: Any = None
         self._where: dict[bytes, int] = {}
@@ -99,22 +103,32 @@ class Memory:
     def _see(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._inputs = {name: value for name, value in sorted(kwargs.items()) if isinstance(value, Tensor)}
 
-    def fill(self, compute: Callable[..., Any], batches: Iterable[dict[str, Any]]) -> str:
+    def fill(self, compute: Callable[..., Any], batches: Iterable[dict[str, Any]], tokens: int = 0) -> str:
         """Keep the features of batches, of which `compute(**batch)` calls the model; the file is gone when the process is.
 
-        Where something below is trained they change with it, and none are kept.
+        Where something below is trained they change with it, and none are kept; nor where those of so many `tokens`, all that
+        the batches hold, would fill the disk.
         """
+        free, needed = shutil.disk_usage(self._folder).free, 0
         with tempfile.TemporaryFile(dir=self._folder) as file:
             self._file = file
             for batch in batches:
                 compute(**batch)  # not without gradients, by which `_forward` knows
                 if not self._where:
                     break
+                needed = file.tell() * tokens // max(1, self._positions)
+                if needed > ROOM * free:
+                    self._where.clear()
+                    file.truncate(0)
+                    break
             self._file = None
             file.flush()
-            self.rows, self.bytes = len(self._where), file.tell()
+            self.rows, self.bytes = len(self._where), file.tell() if self._where else 0
             if self.bytes:
                 self._kept = np.memmap(file, np.uint8, mode="c")
+        if needed and not self.rows:
+            room = f"would take {mebibytes(needed)} of the {mebibytes(free)} that are free on the disk"
+            return f"the features of the frozen body {room}: they are computed in each step"
         if not self.rows:
             return "the features of the frozen body are computed in each step: none of them can be kept"
         return f"features of {self.rows:,} different rows computed once ({self.bytes / 2**20:,.1f} MiB on disk)"
@@ -158,6 +172,7 @@ class Memory:
         for row, (mask, key) in enumerate(zip(masks, keys, strict=True)):
             if key not in self._where:
                 self._where[key] = self._file.tell()
+                self._positions += int(mask.sum())
                 for name, value in fields.items():
                     part = value[row][mask] if along[name] else value[row]
                     self._file.write(part.reshape(-1).view(torch.uint8).numpy().tobytes())

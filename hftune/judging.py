@@ -1,6 +1,6 @@
 """Figures without a model: of two files of text, of several runs on the same rows, and the list of metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from .task import OF_TEXT
 NLL = "nll"  # a line that has it is of a document, see language.write
 # what a line of predictions holds of its model, and not of its row
 SAID = ("prediction", "predictions", "scores", "score", "truncated", "null_score", "n_best")
+UNREAD = ("predictions", "n_best")  # what of that no metric reads
 TEXT_METRICS = ["bleu", "chrf", "rouge"]
 
 
@@ -64,7 +65,7 @@ def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, report
         raise UserError("a comparison needs two runs or more", hint="hftune compare runs/A runs/B")
     if twice := next((run for run in runs if list(runs).count(run) > 1), None):
         raise UserError(f"{twice} is given twice", hint="hftune compare runs/A runs/B")
-    lines: dict[str, list[dict[str, Any]]] = {}
+    files: dict[str, Path] = {}
     for run in runs:
         file = Path(run) / "predictions" / f"{split}.jsonl"
         if not (Path(run) / RECIPE).is_file():
@@ -76,7 +77,11 @@ def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, report
                 ways.append(f"hftune eval {run} --split {split}")
             ways.append("for other rows, and for train, hftune eval --output DIR, and compare such folders")
             raise UserError(f"{run} was not scored on {split}", hint="; or ".join(ways), where=str(file))
-        lines[run] = list(read_lines(file))
+        files[run] = file
+    chosen, of_losses = _chosen(names, runs[0], files[runs[0]])
+    scored = any("scores" in metrics.describe(name)["inputs"] for name in chosen)
+    left = UNREAD if scored else {*UNREAD, "scores"}
+    lines = {run: [_without(line, left) for line in read_lines(file)] for run, file in files.items()}
     first = lines[runs[0]]
     for run, rows in lines.items():
         if [_row(line) for line in rows] != [_row(line) for line in first]:
@@ -85,12 +90,6 @@ def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, report
                 hint="evaluate both on the same data: hftune eval RUN data.test=FILE",
                 where=str(Path(run) / "predictions" / f"{split}.jsonl"),
             )
-    made = recipe.load(Path(runs[0]) / RECIPE)
-    from . import task as tasks
-
-    task = tasks.load(made.task.name).under(made.task.options)
-    of_losses, own = bool(first and NLL in first[0]), task.metrics(made.task.options)
-    chosen = list(names or _ordered(made.eval.metrics or own, of_losses) or _ordered(own, of_losses))
     scores = {run: [line["scores"] for line in rows] for run, rows in lines.items() if rows and "scores" in rows[0]}
     found: dict[str, Any]
     if of_losses:
@@ -104,6 +103,20 @@ def compare(runs: Sequence[str], names: Sequence[str] | None, split: str, report
         )
     _tables(found, runs, split, reporter)
     return found
+
+
+def _chosen(names: Sequence[str] | None, run: str, file: Path) -> tuple[list[str], bool]:
+    """The metrics asked for, or else those of a run's recipe; and whether its lines are of losses."""
+    from . import task as tasks
+
+    made = recipe.load(Path(run) / RECIPE)
+    own = tasks.load(made.task.name).under(made.task.options).metrics(made.task.options)
+    of_losses = NLL in next(read_lines(file), {})
+    return list(names or _ordered(made.eval.metrics or own, of_losses) or _ordered(own, of_losses)), of_losses
+
+
+def _without(line: dict[str, Any], names: Container[str]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if key not in names}
 
 
 def _ordered(names: Sequence[str], of_losses: bool) -> list[str]:
@@ -121,7 +134,7 @@ def _row(line: dict[str, Any]) -> dict[str, Any]:
     own = [*SAID, *(["prompt"] if "reference" in line else [])]
     if NLL in line:
         own = ["start", NLL, "tokens", f"pseudo_{NLL}", "pseudo_tokens", "score"]
-    return {key: value for key, value in line.items() if key not in own}
+    return _without(line, own)
 
 
 def _documents(names: Sequence[str], lines: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """How many rows to be measured on occur in training, in words: a bounded look beside every evaluation."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from . import data
@@ -12,13 +12,19 @@ LOOK = 100_000_000  # characters of training text that are looked through: about
 MOST = 4_000_000  # characters of text looked for: the memory that it takes
 
 
-def seen_in_training(recipe: Recipe, rows: Iterable[Any], look: int | None = LOOK) -> str | None:
+def seen_in_training(
+    recipe: Recipe,
+    rows: Iterable[Any],
+    look: int | None = LOOK,
+    heard: Callable[[int], None] = lambda rows: None,
+) -> str | None:
     """How many of some rows occur in the recipe's training rows, in words; None where it names none.
 
     Args:
         recipe: the recipe.
         rows: not encoded.
         look: most characters to look through; so the first rows are looked for among the first training rows. None: all.
+        heard: called for each training row, with how many were read.
 
     Raises:
         UserError: a row cannot be read.
@@ -27,6 +33,7 @@ def seen_in_training(recipe: Recipe, rows: Iterable[Any], look: int | None = LOO
     train = data.open_split(recipe.data, "train", text_columns=columns)
     if train is None:
         return None
+    train.heard = heard
     among, given = _First(train, columns, look), _First(rows, columns, look and MOST)
     counts = overlap(among, given, columns)
     told = f"{counts['exact']} of {counts['rows']} exactly, {counts['ngram13']} share {N} words in a row"

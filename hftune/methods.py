@@ -111,8 +111,8 @@ class Method:
             there.
         state: tensors that a resumed run needs besides weights and moments.
         resume: takes them back.
-        fill: where features can be kept: given what calls the model with a batch, and the batches, it keeps theirs, and says
-            so in one line.
+        fill: where features can be kept: given what calls the model with a batch, the batches and the number of their tokens,
+            it keeps theirs, and says so in one line.
     """
 
     model: Any
@@ -121,7 +121,7 @@ class Method:
     after: "Callable[[int, Optimizer], None]" = _nothing
     state: Callable[[], "dict[str, Tensor]"] = dict
     resume: "Callable[[dict[str, Tensor]], None]" = _nothing
-    fill: Callable[[Any, Iterable[dict[str, Any]]], str] | None = None
+    fill: Callable[[Any, Iterable[dict[str, Any]], int], str] | None = None
 
 
 def apply(built: Built, recipe: Recipe, head: str, steps: int, accelerator: Any, folder: Path) -> Method:

@@ -52,6 +52,7 @@ def predict_rows(
             for i, answer in zip(chosen, given, strict=True):
                 answers[i] = answer
         total += len(batch)
+        reporter.going("predicting", total)
         yield from answers
         batch = next(batches, [])
     if cut:

@@ -112,6 +112,7 @@ def load_tokenizer(
                 where="data.train",
             )
         length = getattr(options, "max_length", 512)
+        reader.heard = partial(reporter.going, "reading train")
         folder = trained_folder(recipe, reader, model_type, length)
         if _damaged(folder):
             texts = (text for row in reader for name in task.text_columns(options) for text in strings(row[name]))
@@ -238,7 +239,7 @@ def encode_split(
     if not (folder / key / "done.json").exists():
         reporter.say(f"encoding {split}")
     rejects, own = folder / key / "rejects.jsonl", folder / key / f".rejects.{os.getpid()}"
-    reader.reject_path = own
+    reader.reject_path, reader.heard = own, partial(reporter.going, f"encoding {split}")
     try:
         (folder / key).mkdir(parents=True, exist_ok=True)
         found = store.encode(reader, by_source(task, tok, options), key, folder)
@@ -330,6 +331,9 @@ def prepare(
     config = models.configuration(recipe.model, trust_remote_code)
     model_type = str(config.model_type)
     readers = {split: open_split(recipe, task, recipe.task.options, split) for split in ("train", *splits)}
+    for split, reader in readers.items():
+        if reader is not None:
+            reader.heard = partial(reporter.going, f"reading {split}")
     options = complete_options(task, recipe.task.options, config, readers["train"])
     recipe = recipe.model_copy(update={"task": recipe.task.model_copy(update={"options": options})})
     task = task.under(options)
@@ -363,6 +367,7 @@ def prepare(
         prepared.rows[split] = encode_split(
             recipe, task, own, prepared.tokenizer, reader, reporter, split, fingerprint, begun if first else None
         )
+        reader.heard = partial(reporter.going, f"reading {split}")
         if first:
             found = prepared.rows[split].data
             reporter.say(_told(split, found))

@@ -255,7 +255,8 @@ class Run:
             heads.losses(self.core, batch, task, options, way)
 
         with self.accelerator.autocast():
-            self.reporter.say(self.method.fill(compute, batches()))  # type: ignore[misc]
+            tokens = sum(int(rows.data.lengths.sum()) for rows in self.prepared.rows.values())
+            self.reporter.say(self.method.fill(compute, batches(), tokens))  # type: ignore[misc]
 
     def _resume(self) -> None:
         if self.folder.main:

@@ -96,6 +96,25 @@ def test_recipes_are_found_by_name_and_laid_out(tmp_path):
         shipped.find("brt")
 
 
+def test_whatever_reads_rows_for_long_says_how_far_it_is(tmp_path, tokenizer_folder, monkeypatch):
+    """Gigabytes were looked at, tokenized and predicted without a word."""
+    monkeypatch.setattr("hftune.report.QUIET", 0)
+    source = tiny.classify(tmp_path, str(tokenizer_folder), max_steps=1)
+    (tmp_path / "mine.yaml").write_text(json.dumps(source))
+    commands = {
+        "check mine.yaml": ["reading validation: 20 rows", "reading train: 40 rows"],
+        "check mine.yaml --overlap": ["reading train: 40 rows"],
+        "finetune mine.yaml": ["reading train: 40 rows", "encoding train: 40 rows", "encoding validation: 20 rows"],
+        "predict run held.jsonl --output out.jsonl": ["predicting: 20 rows"],
+        "tokenizer train tweets.jsonl --output made --vocab-size 400": ["reading: 40 rows"],
+    }
+    monkeypatch.chdir(tmp_path)
+    for command, lines in commands.items():
+        done = CliRunner().invoke(cli.app, command.split(), catch_exceptions=False)
+        assert not done.exit_code, done.output
+        assert set(lines) <= set(done.output.splitlines()), command
+
+
 def test_every_task_has_a_summary_and_documented_options():
     for name in task.names():
         assert task.summary(name).endswith("."), name

@@ -197,6 +197,18 @@ def test_text_met_before_is_not_tokenized_again(name, monkeypatch):
     assert sum(map(len, seen)) <= 0.01 * sum(map(len, real()))  # those that hold an added token
 
 
+def test_what_is_remembered_is_bounded_in_scripts_without_spaces():
+    """A text without spaces is one piece: half a million of them, with their ids, took gigabytes."""
+    tokenizer = make("wordpiece bert")
+    for text in range(1000):
+        encode_batch(tokenizer, [f"{text} " + "字" * 20_000])
+        held = sum(map(len, encoding._memos[tokenizer][False][1].index))
+        assert held <= encoding.MOST_BYTES + 100_000
+        if held < text * 60_000:
+            return  # it has forgotten
+    raise AssertionError("nothing was ever forgotten")
+
+
 def test_memo_forgets_when_the_tokenizer_changes():
     tokenizer = pipeline_of("bpe gpt2")
     before = rows(encode_batch(tokenizer, ["the Frobnicate"]))

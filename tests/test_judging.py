@@ -7,7 +7,7 @@ import children
 import pytest
 import tiny
 
-from hftune import checking, judging, metrics, recipe
+from hftune import checking, evaluation, judging, metrics, recipe
 from hftune.errors import UserError
 from hftune.report import Reporter
 
@@ -159,6 +159,28 @@ def test_of_a_recipes_metrics_those_are_compared_that_can_be(tmp_path):
         made = recipe.load(Path(run) / "recipe.yaml", ["eval.metrics=[perplexity, exact_match]"])
         (Path(run) / "recipe.yaml").write_text(recipe.dump(made), encoding="utf-8")
     assert set(judging.compare(runs, None, "test", SILENT)) == {"exact_match"}
+
+
+def test_scores_of_all_classes_are_held_for_a_metric_that_reads_them_alone(tmp_path, monkeypatch):
+    """Of 300 labels they took 31 KB a row, for an accuracy."""
+    runs = [labelled(tmp_path / name, answers) for name, answers in (("a", "abab"), ("b", "aaab"))]
+    for run in runs:
+        path = Path(run) / "predictions" / "test.jsonl"
+        rows = [
+            json.loads(line) | {"scores": {"a": 0.5, "b": 0.5}, "n_best": [{}]}
+            for line in path.read_text().splitlines()
+        ]
+        tiny.write_rows(path, rows)
+    held, real = [], judging._without
+    monkeypatch.setattr(judging, "_without", lambda *given: held.append(found := real(*given)) or found)
+    for metric, kept in (("accuracy", False), ("brier", True)):
+        held.clear()
+        assert set(judging.compare(runs, [metric], "test", SILENT)) == {metric}
+        assert {"scores" in line for line in held[:8]} == {kept}
+        assert not any("n_best" in line for line in held)
+        columns = evaluation.read_columns(path, [metric])
+        assert columns is not None
+        assert (columns[2] is not None) == kept
 
 
 def test_small_figures_and_differences_are_shown_with_their_digits(tmp_path, capsys):

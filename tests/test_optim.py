@@ -4,7 +4,7 @@ import itertools
 import json
 import signal
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import get_args
 
 import children
@@ -162,6 +162,27 @@ def test_rows_that_were_not_kept_are_computed(tmp_path):
     assert torch.equal(zoo.outputs(model, other, zoo.TAG), wanted)
     assert memory.rows == 4
     assert not list(tmp_path.iterdir()), "nothing is left on disk"
+
+
+def test_features_that_would_fill_the_disk_are_not_kept(tmp_path, monkeypatch):
+    """A token takes some kilobytes of a real body: those of a large corpus filled the disk, and the run ended."""
+    model, batch = built("bert", zoo.TAG).eval(), zoo.batch("bert", zoo.TAG)
+    real = batch["attention_mask"].bool()
+    wanted = zoo.outputs(model, batch, zoo.TAG)[real]
+    features.freeze(model, ())
+    inputs, size = zoo.inputs(model, batch, zoo.TAG), 4 * zoo.SIZE["hidden_size"]  # bytes of a token
+    tokens, computed = int(inputs["attention_mask"].sum()), []
+    for free, rows in ((2 * size * tokens, 4), (2 * size * tokens - 2, 0)):
+        monkeypatch.setattr("shutil.disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        memory = features.Memory(model, tmp_path)
+        told = memory.fill(lambda **given: computed.append(1) or model(**given), [inputs] * 3, tokens)
+        assert (memory.rows, memory.bytes) == (rows, rows and size * tokens)
+        assert told.startswith(
+            "features of 4" if rows else "the features of the frozen body would take 0.0 MiB of the "
+        )
+        torch.testing.assert_close(zoo.outputs(model, batch, zoo.TAG)[real], wanted)
+        memory.module.forward = memory._compute
+    assert len(computed) == 3 + 1, "it is seen by the first batch"
 
 
 def test_a_new_part_of_the_body_is_trained_with_the_head(tmp_path):

@@ -38,13 +38,18 @@ def _chunks(rows: int, number: int) -> Iterator[int]:
 
 
 def sampled(draw: Callable[[np.ndarray], Figures], counts: Iterator[np.ndarray]) -> Figures:
-    """Figures [R, ...] of all chunks of counts."""
-    parts = [draw(chunk) for chunk in counts]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    """Figures [R] of all chunks of counts, held as one table a chunk: there may be thousands of classes, and many chunks."""
+    names: list[str] = []
+    tables = []
+    for chunk in counts:
+        figures = draw(chunk)
+        names = list(figures)
+        tables.append(np.stack([figures[name] for name in names]))
+    return dict(zip(names, np.concatenate(tables, axis=1), strict=True))
 
 
 def percentiles(samples: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval (Efron 1979) of samples [R, ...], of those in which the figure is defined."""
+    """Percentile interval (Efron 1979) of samples [R], of those in which the figure is defined."""
     tail = (1 - confidence) / 2
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # no resample defines it: NaN is the answer

@@ -126,7 +126,7 @@ def _wanted(figures: Figures, only: str | None, among: Any = None) -> Figures:
 
 
 def _resampled(metric: Scorer, statistics: Any, wanted: Figures, number: int, seed: int) -> Figures:
-    """Samples [R, ...] of the figures that have a value and an interval; none for a single row."""
+    """Samples [R] of the figures that have a value and an interval; none for a single row."""
     names = [n for n, value in wanted.items() if "no_interval" not in metric.report(n) and plain(value) is not None]
     if not names or number == 0 or statistics.shape[0] == 1:
         return {}

@@ -142,11 +142,11 @@ def _target(row: Any, options: ClassifyOptions, index: dict[str, int]) -> Any:
                 hint="correct the row, or list all labels in task.label_names",
                 where=row.where,
             )
-    return (
-        [float(i in {index[n] for n in names}) for i in range(len(index))]
-        if options.kind == "multi"
-        else index[names[0]]
-    )
+    if options.kind != "multi":
+        return index[names[0]]
+    flags = np.zeros(len(index), np.int8)
+    flags[[index[name] for name in names]] = 1
+    return flags
 
 
 def _number(row: Any) -> float:

@@ -107,6 +107,23 @@ def test_memory_does_not_grow_with_the_rows():
     assert peak(400_000) < 1.5 * peak(40_000)
 
 
+def test_memory_of_thousands_of_classes_is_that_of_their_samples():
+    """A small array was kept for each class and chunk of resamples: more chunks, as of more rows, took more memory."""
+    names = [f"f1[{label}]" for label in range(300)]
+
+    def draw(counts):
+        figures = np.ones((len(counts), len(names)))
+        return {name: figures[:, i] for i, name in enumerate(names)}
+
+    tracemalloc.start()
+    found = intervals.sampled(draw, (np.ones((1, 1)) for _ in range(600)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.keys() == set(names)
+    assert {len(samples) for samples in found.values()} == {600}
+    assert peak < 4 * 8 * 600 * len(names)
+
+
 def test_intervals_are_the_percentiles_of_resampled_figures():
     predictions, references = noisy.translations(limit=80)
     found = metrics.score("bleu", predictions, references, resamples=300, confidence=0.8, seed=1)["bleu"]
