@@ -25,6 +25,7 @@ from .recipe import Recipe
 from .safety import without_tokens
 
 STATE, RECIPE, LOG, METRICS, CHECKPOINTS = "run.json", "recipe.yaml", "log.jsonl", "metrics.json", "checkpoints"
+PAGE = "report.html"
 MODEL = "model"  # what is being written of it lies in .model, then beside the rest
 MERGED = "merged"  # the plain model that an adapter and its base make
 
@@ -195,7 +196,7 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Remove what a killed process was writing; the state comes first, so that without one there is nothing else of a run."""
-        names = [f".{name}*" for name in (STATE, RECIPE, LOG, METRICS, MODEL)]
+        names = [f".{name}*" for name in (STATE, RECIPE, LOG, METRICS, MODEL, PAGE)]
         patterns = [*names, "predictions/.*"] if (self.path / STATE).exists() else names[:1]
         for left in [left for pattern in patterns for left in self.path.glob(pattern)]:
             shutil.rmtree(left) if left.is_dir() else left.unlink()

@@ -123,6 +123,7 @@ class Progress:
     worse: int = 0  # evaluations since the best
     skipped: int = 0  # steps whose loss or gradient was not finite
     scaler: dict[str, float] | None = None  # state of fp16's gradient scaler
+    window: dict[str, Any] = field(default_factory=dict)  # what the next line of the log will be of, see Window
 
     def is_best(self) -> bool:
         """Whether no evaluation was better than that of this step."""
@@ -308,10 +309,11 @@ def _deaf(worker: int) -> None:
 class Window:
     """Sums since the last line of the log, and the steps of which it is not known yet whether they were finite."""
 
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    counts: dict[str, Tensor] = field(default_factory=dict)
-    tokens: int = 0
-    padding: list[float] = field(default_factory=list)
+    sums: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+    steps: int = 0
+    padding: float = 0.0  # of all steps together
+    tokens: int = 0  # since this start, as is the time
     started: float = field(default_factory=lambda: time.perf_counter())
     unknown: list[tuple[Step, Found]] = field(default_factory=list)
 
@@ -336,8 +338,18 @@ class Window:
         for name in sums:
             self.sums[name] = self.sums.get(name, 0) + sums[name].double()
             self.counts[name] = self.counts.get(name, 0) + counts[name]
+        self.steps += 1
+        self.padding += step.padding
         self.tokens += step.tokens
-        self.padding.append(step.padding)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs so that its next line is of the same steps."""
+        return {
+            "sums": {name: float(value) for name, value in self.sums.items()},
+            "counts": {name: int(value) for name, value in self.counts.items()},
+            "steps": self.steps,
+            "padding": self.padding,
+        }
 
     def entry(self, task: Task) -> dict[str, Any]:
         """The losses since the last line, and the speed."""
@@ -346,7 +358,7 @@ class Window:
         if len(means) > 1:
             found.update({f"{name}_loss": value for name, value in means.items()})
         seconds = max(1e-9, time.perf_counter() - self.started)
-        return {**found, "tokens_per_second": self.tokens / seconds, "padding_fraction": float(np.mean(self.padding))}
+        return {**found, "tokens_per_second": self.tokens / seconds, "padding_fraction": self.padding / self.steps}
 
 
 def train(job: Job, progress: Progress) -> str:
@@ -361,7 +373,7 @@ def train(job: Job, progress: Progress) -> str:
     if progress.step >= job.total:
         return "finished"
     job.model.train()
-    window = Window()
+    window = Window(**progress.window)
     source = job.batches(progress.step)
     while progress.step < job.total:
         begin = time.perf_counter()
@@ -399,6 +411,7 @@ def train(job: Job, progress: Progress) -> str:
         due = job.save_every and progress.step % job.save_every == 0
         if reason or enough or last or due or (job.keep_best and progress.is_best()):
             job.settle(window, progress)
+            progress.window = window.state()
             with window.paused():
                 job.save(progress)
         if reason:

@@ -14,10 +14,9 @@ from typing import Any
 import jinja2
 
 from .files import read_json
-from .folder import LOG, METRICS, RECIPE, STATE
+from .folder import LOG, METRICS, PAGE, RECIPE, STATE
 from .report import duration
 
-PAGE = "report.html"
 POINTS = 300  # most points of a line: more cannot be seen
 ROWS = 12  # rows of predictions shown
 CHARS = 400  # of each text in them
@@ -50,16 +49,17 @@ class Chart:
     high: str
 
 
-def write(path: Path) -> Path:
+def write(path: Path, ended: dict[str, Any] | None = None) -> Path:
     """Write report.html from what the run folder holds; the folder may be of a run that is still at work.
 
     Args:
         path: the run folder.
+        ended: what run.json will say; default: what it says.
 
     Returns:
         The page.
     """
-    state, figures = read_json(path / STATE), read_json(path / METRICS)
+    state, figures = ended or read_json(path / STATE), read_json(path / METRICS)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

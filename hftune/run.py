@@ -472,9 +472,8 @@ class Run:
                 write_json(self.folder.path / METRICS, figures)
                 ended = {**self.folder.state, **facts, "state": "finished"}
                 card.write(self.folder.path, self.recipe, self.prepared.model_type, ended)
-            self.folder.set("finished", **facts)
-            if self.folder.main:
-                page.write(self.folder.path)
+                page.write(self.folder.path, ended)
+            self.folder.set("finished", **facts)  # last of all: nothing is written after it
             self.accelerator.wait_for_everyone()
         self.reporter.figures(f"{self.folder.path}, validation", figures)
         speed = self.progress.tokens / max(1e-9, spent)

@@ -88,6 +88,7 @@ def assert_same(straight, killed):
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (straight, killed)]
     first, second = [[(e["step"], e["loss"]) for e in log if "loss" in e] for log in logs]
     assert first == second, "each step is logged once, with the same loss"
+    assert "finished after" in (killed / "report.html").read_text()
     left = [path for path in killed.rglob(".*") if path.name != ".lock"]
     assert not left, "what the kills left was swept"
 
@@ -102,6 +103,7 @@ def test_a_few_kills(make, home, tmp_path):
         kills.Point("half", r"optimizer\.safetensors", 2),
         kills.Point("step", nth=2),
         kills.Point("to", r"metrics\.json$"),
+        kills.Point("to", r"report\.html$"),
     ]
     assert_same(*both(make, home, tmp_path, points, 1, max_steps=4))
 

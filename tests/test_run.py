@@ -56,6 +56,22 @@ def test_a_killed_run_goes_on_to_the_same_bits(straight, tmp_path, half):
     assert steps == list(range(1, 12)), "each step is logged once"
 
 
+def test_a_killed_run_logs_the_lines_of_one_that_was_not(tokenizer_folder, tmp_path):
+    """A line is of all steps since the one before, though the run went on from a step between."""
+    logs = []
+    for name in ("straight", "killed"):
+        (tmp_path / name).mkdir()
+        source = tiny.mlm(tmp_path / name, max_steps=8, save_steps=2, logging_steps=3)
+        source["tokenizer"] = {"path": str(tokenizer_folder)}
+        if name == "killed":
+            assert children.child(children.train_and_die, source, 6) == -signal.SIGKILL
+        assert children.child(children.train, source) == 0
+        lines = (tmp_path / name / "run" / "log.jsonl").read_text().splitlines()
+        logs.append([{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines])
+    assert [entry["step"] for entry in logs[0] if "loss" in entry] == [3, 6, 8]
+    assert logs[0] == logs[1]
+
+
 def test_evaluating_in_between_changes_nothing(straight, tmp_path):
     path, source = straight
     often = {**source, "output": {"dir": str(tmp_path / "run")}, "train": {**source["train"], "eval_steps": 2}}
