@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from . import unpadding
-from .heads import Criterion, before, losses, unwrap
+from .heads import Criterion, before, losses, unwrap, vocabulary
 from .labelled import places
 from .optim import layers
 from .task import IGNORE, Task
@@ -68,11 +69,14 @@ def _head(model: nn.Module, batch: dict[str, Tensor], task: Task, options: Any) 
     modes = ["full", "fused", "kept"] if type(decoder) is nn.Linear else ["full", "kept"]
     if not len(places(batch[task.terms[0].labels])):
         return "full"  # a loss of nothing is the same by any way
+    learned: list[bool] = []
     slack = 2e-2 if torch.is_autocast_enabled(next(core.parameters()).device.type) else 1e-5
     whole = 0.0
     for mode in modes:
+        if mode == "fused" and any(learned):
+            continue
         try:
-            with before(decoder, lambda hidden: hidden * PROBE):
+            with before(decoder, lambda hidden: hidden * PROBE), _watched(core, decoder, learned):
                 value = _loss(model, batch, task, options, mode)
         except (RuntimeError, IndexError, AttributeError, TypeError, ValueError):
             if mode == "full":
@@ -83,6 +87,29 @@ def _head(model: nn.Module, batch: dict[str, Tensor], task: Task, options: Any) 
         elif abs(value - whole) <= slack * max(1.0, abs(whole)):
             return mode
     return "full"
+
+
+@contextmanager
+def _watched(core: nn.Module, decoder: nn.Module, learned: list[bool]) -> Iterator[None]:
+    """Within, without gradients, it is noted of each call whether parameters that are trained change what the decoder gave.
+
+    As long as they are zero, as those of a new bias are, no loss tells.
+    """
+
+    def begin(*_: Any) -> None:
+        torch.set_grad_enabled(True)
+
+    def end(_: nn.Module, __: Any, outputs: Any) -> None:
+        torch.set_grad_enabled(False)
+        learned.append(vocabulary(outputs).requires_grad)
+
+    owner = next(m for m in core.modules() if isinstance(m, PreTrainedModel) and m.get_output_embeddings() is decoder)
+    handles = [decoder.register_forward_hook(begin), owner.register_forward_hook(end)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 import transformers
 import zoo
 
-from hftune import checking, configs, heads, hub, models, recipe, task, tokenizer
+from hftune import checking, configs, heads, hub, models, recipe, shortcuts, task, tokenizer
 from hftune.errors import UserError
 from hftune.schema import Model
 
@@ -446,3 +446,16 @@ def test_the_end_of_text_is_learned_where_it_is_the_padding_too(origin, tmp_path
     assert float(weight.grad[tok.eos_token_id].abs().sum()) > 0
     assert 0.5 < float(weight.data[tok.eos_token_id].std() / weight.data.std()) < 2
     assert zoo.build("llama", zoo.CLM).model.get_input_embeddings().padding_idx == zoo.tok("llama").pad_token_id
+
+
+@pytest.mark.parametrize(("name", "head"), [("bert", "fused"), ("esm", "kept")])
+def test_a_new_bias_behind_the_head_is_learned(name, head):
+    """ESM's stands beside its decoder, and is zero at first, so that no loss tells it from none."""
+    model = zoo.build("bert", zoo.MLM, init=name, config=zoo.SIZE).model
+    batch, task = zoo.batch("bert", zoo.MLM), zoo.task(zoo.MLM)
+    batch = {key: value for key, value in batch.items() if key != "token_type_ids"}
+    ways = shortcuts.choose(model, batch, task, None)
+    assert ways.head == head
+    heads.losses(model, batch, task, None, heads.Criterion(head=ways.head))["loss"].total.backward()
+    bias = next(p for n, p in model.named_parameters() if p.shape == (model.config.vocab_size,))
+    assert float(bias.grad.abs().sum()) > 0
