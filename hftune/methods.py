@@ -38,6 +38,7 @@ def check(recipe: Recipe, task: Task, options: Any, config: Any) -> None:
             hint=f"make one of it and its base by {by}, and give that folder",
             where="model.path",
         )
+    _check_model(options, config)
     if train.gradient_checkpointing and not recomputes(config, task.head):
         message = f"transformers cannot recompute the activations of {config.model_type}"
         raise UserError(message, hint="set train.gradient_checkpointing: false", where="train.gradient_checkpointing")
@@ -66,6 +67,22 @@ def check(recipe: Recipe, task: Task, options: Any, config: Any) -> None:
         raise UserError(message, hint="set train.gradient_checkpointing: false", where="train.gradient_checkpointing")
     if peft.method in adapters.PROMPTS:
         _check_room(peft, options, config)
+
+
+def _check_model(options: Any, config: Any) -> None:
+    """Refuse settings of a model under which its gradients would be others, or depend on how the rows of a step are cut."""
+    if any(getattr(part, "output_router_logits", False) for part in (config, config.get_text_config())):
+        message = f"{config.model_type} is to balance its experts by a loss of its own, which only whole batches have"
+        hint = "set model.config.output_router_logits: false; its router is then trained by the task's loss alone"
+        raise UserError(message, hint=hint, where="model.config.output_router_logits")
+    if getattr(config, "attention_type", None) == "block_sparse":
+        bound = (5 + 2 * config.num_random_blocks) * config.block_size
+        if width(options.max_length) > bound:
+            raise UserError(
+                f"{config.model_type} attends in blocks until a batch has {bound} positions or fewer, and to all from then on",
+                hint=f"set model.config.attention_type: original_full, or task.max_length to {fitting(bound)} or less",
+                where="model.config.attention_type",
+            )
 
 
 def recomputes(config: Any, head: str) -> bool:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import pickle
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 import transformers
 import zoo
 
-from hftune import checking, configs, heads, hub, models, recipe, shortcuts, task, tokenizer
+from hftune import checking, configs, heads, hub, methods, models, recipe, shortcuts, task, tokenizer
 from hftune.errors import UserError
 from hftune.schema import Model
 
@@ -459,3 +460,28 @@ def test_a_new_bias_behind_the_head_is_learned(name, head):
     heads.losses(model, batch, task, None, heads.Criterion(head=ways.head))["loss"].total.backward()
     bias = next(p for n, p in model.named_parameters() if p.shape == (model.config.vocab_size,))
     assert float(bias.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "length", "told"),
+    [
+        ("mixtral", {"output_router_logits": True}, 512, "a loss of its own"),
+        ("mixtral", {}, 512, None),
+        ("big_bird", {}, 1024, "attends in blocks until a batch has 704 positions"),
+        ("big_bird", {}, 704, None),
+        ("big_bird", {"attention_type": "original_full"}, 1024, None),
+    ],
+)
+def test_what_would_make_gradients_depend_on_the_cut_is_refused(name, config, length, told):
+    kind = "clm" if name == "mixtral" else "mlm"
+    made = recipe.from_dict(
+        {
+            "task": {"name": kind, "max_length": length},
+            "model": {"init": name, "config": config},
+            "data": {"train": "rows.jsonl"},
+            "output": {"dir": "run"},
+        }
+    )
+    plain = task.load(kind)
+    with pytest.raises(UserError, match=told) if told else nullcontext():
+        methods.check(made, plain, made.task.options, configs.configuration(made.model))
