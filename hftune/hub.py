@@ -84,7 +84,9 @@ def locate(path: str, revision: str | None, where: str, weights: str | None = No
             elif not (place / weights).is_file():
                 listed = _names(path, place.name)
     except Exception as error:  # the Hub's client lets through whatever its transport raises
-        raise refusal(path, error, where, revision=revision) from error
+        refused = refusal(path, error, where, revision=revision)
+        message = f"cannot fetch {path}: {first_line(error)}"
+        raise refused or UserError(message, hint="try again", where=where) from error
     if weights and listed is not None:
         raise files.nothing(path, weights, listed, where)
     return place
@@ -101,7 +103,7 @@ def _fetch(path: str, revision: str | None, names: list[str], but: list[str] | N
     from huggingface_hub import snapshot_download
 
     local = not answers()
-    with quiet():
+    with quiet("huggingface_hub"):
         return Path(
             snapshot_download(
                 path, revision=revision, allow_patterns=[] if local else names, ignore_patterns=but, local_files_only=local
@@ -117,15 +119,16 @@ def _names(path: str, revision: str) -> list[str]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """The Hub's client says each of its attempts on a line."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet(*libraries: str) -> Iterator[None]:
+    """The Hub's client says each of its attempts on a line, and datasets what it took from its cache."""
+    levels = {logging.getLogger(name): logging.getLogger(name).level for name in libraries}
+    for logger in levels:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 def _parts(index: Path) -> list[str]:
@@ -153,8 +156,10 @@ def adapter(path: str | None, revision: str | None = None) -> dict[str, Any] | N
     return found
 
 
-def refusal(name: str, error: Exception, where: str, kind: str = "model", revision: str | None = None) -> UserError:
-    """Why the Hub did not give something, in one line.
+def refusal(
+    name: str, error: Exception, where: str, kind: str = "model", revision: str | None = None
+) -> UserError | None:
+    """Why the Hub did not give something, in one line; None where it is not known.
 
     Args:
         name: what was asked for.
@@ -199,7 +204,7 @@ def refusal(name: str, error: Exception, where: str, kind: str = "model", revisi
         )
     if isinstance(error, errors.HFValidationError):
         return UserError(f"{name} is no folder here and no name on the Hub", hint="correct it: owner/name", where=where)
-    return UserError(f"cannot fetch {name}: {first_line(error)}", hint="try again", where=where)
+    return None
 
 
 def failure(what: str, path: str, error: Exception, where: str) -> UserError:

@@ -1,13 +1,13 @@
 """Where rows come from: local files, or the Hub through `datasets`, which keeps a copy and needs no network then."""
 
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
-from . import readers
+from . import hub, readers
 from .errors import UserError
 from .lines import Rejects
 from .paths import File, find, is_local, safe, shown
@@ -113,32 +113,79 @@ def origin(source: Source, split: str, encoding: str) -> Origin:
 def _load(source: Source, split: str, where: str) -> Any:
     import datasets
 
-    quiet = logging.getLogger("huggingface_hub")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)  # it says each of its attempts on a line
-    name = shown(source.path, 200)
+    name, online = shown(source.path, 200), hub.answers()
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = not online  # else it tries for most of a minute before it looks into its cache
     try:
-        return datasets.load_dataset(source.path, source.name, split=split, revision=source.revision)
-    except datasets.exceptions.DatasetNotFoundError:
-        message = f"no data set {name} on the Hub, and no file or folder of that name here"
-        raise UserError(message, hint="correct the name; a private data set needs HF_TOKEN", where=where) from None
+        with hub.quiet("huggingface_hub", "datasets"):
+            rows = datasets.load_dataset(source.path, source.name, split=split, revision=source.revision)
+    except datasets.exceptions.DatasetNotFoundError as error:
+        told = hub.first_line(error)
+        if source.revision and told.startswith("Revision"):
+            message, hint = (
+                f"{name} has no revision {safe(source.revision)}",
+                "give one of its branches, tags or commits",
+            )
+        elif "gated" in told:
+            message = f"{name} is gated: the Hub gives it only to whom its owners let in"
+            hint = "ask for access on its page; then log in (hf auth login) or set HF_TOKEN"
+        else:
+            message = f"no data set {name} on the Hub, and no file or folder of that name here"
+            hint = "correct the name; a private data set needs HF_TOKEN"
+        raise UserError(message, hint=hint, where=where) from None
     except ConnectionError:
         message = f"the Hub cannot be reached, and {name} is neither in its local cache nor a file or folder here"
         raise UserError(message, hint="connect to the network, or give a local path", where=where) from None
     except Exception as error:  # its faults have no common class
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        message = f"{name} cannot be loaded: {safe(line)}"[:300]
+        if refused := hub.refusal(source.path, error, where, kind="data set", revision=source.revision):
+            raise refused from None
+        said = " ".join(str(error).split()) or type(error).__name__
+        message = f"{name} cannot be loaded: {safe(said)}"[:300]
         raise UserError(message, hint="set name, split or revision of the source", where=where) from None
     finally:
-        quiet.setLevel(level)
+        datasets.config.HF_HUB_OFFLINE = before
+    if source.revision and not online:
+        _check_commit(rows, source.path, source.revision, where)
+    return rows
+
+
+def _check_commit(rows: Any, path: str, revision: str, where: str) -> None:
+    """That rows from the local cache are of the revision: datasets takes what was kept last, of whichever.
+
+    Raises:
+        UserError: they are of another, or nothing here says of which commit the revision is.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    reference = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=path, repo_type="dataset"), "refs", revision)
+    wanted = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    kept = {Path(file["filename"]).parent.name for file in rows.cache_files}
+    if kept and kept != {wanted}:
+        message = f"the Hub cannot be reached, and what the local cache gives of {shown(path, 200)} is not revision {safe(revision)}"
+        hint = "connect to the network, or remove revision to take what was loaded last"
+        raise UserError(message, hint=hint, where=where)
 
 
 def _undecoded(rows: Any) -> Any:
     """Sounds and pictures beside the text stay as they are kept: to decode them costs time, and packages that may not be there."""
-    for column, feature in rows.features.items():
-        if getattr(feature, "decode", False):
-            rows = rows.cast_column(column, replace(feature, decode=False))
-    return rows
+    import datasets
+
+    features = datasets.Features({column: _as_kept(feature) for column, feature in rows.features.items()})
+    if features == rows.features:
+        return rows
+    info = rows.info.copy()
+    info.features = features
+    return datasets.Dataset(rows.data, info=info, split=rows.split)
+
+
+def _as_kept(feature: Any) -> Any:
+    if isinstance(feature, dict):
+        return {name: _as_kept(part) for name, part in feature.items()}
+    if hasattr(feature, "feature"):
+        return replace(feature, feature=_as_kept(feature.feature))
+    media = getattr(feature, "decode", False) and type(feature).__name__ != "Json"  # which is text, kept as JSON
+    return replace(feature, decode=False) if media else feature
 
 
 def _namer(feature: Any) -> Callable[[Any], Any] | None:

@@ -418,6 +418,23 @@ def test_sounds_beside_the_text_are_not_decoded(monkeypatch):
     assert reader.fingerprint() == opened(train="owner/name").fingerprint()
 
 
+def test_what_lies_deeper_is_not_decoded_either_and_json_is(monkeypatch):
+    """A picture in a list of parts needs no Pillow; an object that datasets keeps as JSON stays an object."""
+    datasets, pa = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
+    part = {"image": datasets.Image(), "text": datasets.Value("string")}
+    kinds = {"text": datasets.Value("string"), "parts": datasets.List(part), "tools": datasets.Json()}
+    features = datasets.Features(kinds)
+    parts = [[{"image": {"bytes": b"no picture", "path": "a"}, "text": "x"}]]
+    table = pa.table(
+        {"text": ["a"], "parts": pa.array(parts, features.arrow_schema.field("parts").type), "tools": ['{"k": [1]}']}
+    )
+    table = table.cast(features.arrow_schema)
+    rows = datasets.Dataset(datasets.table.InMemoryTable(table), info=datasets.DatasetInfo(features=features))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: rows)
+    assert [dict(row) for row in opened(train="owner/name")] == [{"text": "a", "parts": parts[0], "tools": {"k": [1]}}]
+    assert opened(train="owner/name").fingerprint() == opened(train="owner/name").fingerprint()
+
+
 def test_the_fingerprint_of_hub_rows_follows_their_content(hub):
     _, columns = hub
     before = opened(train="owner/name").fingerprint()
@@ -439,6 +456,11 @@ def test_the_hub_out_of_reach_is_one_line():
     ("error", "says"),
     [
         (lambda d: d.exceptions.DatasetNotFoundError("gone"), "no data set 'owner/name' on the Hub, and no file"),
+        (lambda d: d.exceptions.DatasetNotFoundError("'owner/name' is a gated dataset on the Hub."), "name' is gated"),
+        (lambda d: d.exceptions.DatasetNotFoundError("Revision 'v9' doesn't exist for"), "name' has no revision v9"),
+        (lambda d: refused(403), "the Hub does not give owner/name: it answers 403"),
+        (lambda d: refused(500), "the Hub does not give owner/name: it answers 500"),
+        (lambda d: ValueError("Config name is missing.\nPlease pick one: ['a', 'b']"), "pick one: ['a', 'b']"),
         (lambda d: ConnectionError("no route"), "the Hub cannot be reached"),
         (
             lambda d: ValueError("Unknown split \"x\".\nShould be one of ['train']"),
@@ -455,10 +477,68 @@ def test_faults_of_the_hub_are_one_line(monkeypatch, error, says):
         raise error(datasets)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    found = fault(lambda: opened(train="owner/name").fingerprint())
+    found = fault(lambda: opened(train={"path": "owner/name", "revision": "v9"}).fingerprint())
     assert says in found.message
     assert found.message.isprintable()
     assert found.hint
+
+
+def refused(status):
+    """As datasets raises where the Hub's client met that status: the words are of a file that is not there."""
+    import httpx2
+    from huggingface_hub import errors
+
+    error = FileNotFoundError("Couldn't find any data file at /here/owner/name.")
+    error.__context__ = errors.LocalEntryNotFoundError("in the local cache")
+    response = httpx2.Response(status, request=httpx2.Request("GET", "http://h"))
+    error.__context__.__cause__ = errors.HfHubHTTPError(str(status), response=response)
+    return error
+
+
+@pytest.fixture
+def loaded_before(tmp_path, monkeypatch):
+    """A data set that was loaded once, of commit 1…: offline datasets gives what was kept last, whichever was asked for."""
+    datasets = pytest.importorskip("datasets")
+    home, seen = tmp_path / "owner___name" / "default" / "0.0.0" / ("1" * 40), []
+    home.mkdir(parents=True)
+    with datasets.arrow_writer.ArrowWriter(path=str(home / "name-train.arrow")) as writer:
+        writer.write({"text": "a"})
+        writer.finalize()
+
+    def load(*_, **__):
+        seen.append(datasets.config.HF_HUB_OFFLINE)
+        return datasets.Dataset.from_file(str(home / "name-train.arrow"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    refs = tmp_path / "datasets--owner--name" / "refs"
+    refs.mkdir(parents=True)
+    for name, commit in (("v1", "1"), ("v2", "2")):
+        (refs / name).write_text(commit * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("revision", "same"), [("v1", True), ("1" * 40, True), ("v2", False), ("2" * 40, False), ("v3", False)]
+)
+def test_rows_of_another_revision_are_not_taken_for_those_asked_for(loaded_before, revision, same):
+    reader = opened(train=[{"path": "owner/name", "revision": revision}])
+    if same:
+        assert [row["text"] for row in reader] == ["a"]
+    else:
+        found = fault(lambda: list(reader))
+        assert f"what the local cache gives of 'owner/name' is not revision {revision}" in found.message
+        assert found.where == "data.train"
+
+
+def test_where_the_hub_does_not_answer_datasets_looks_into_its_cache_at_once(loaded_before):
+    """Else it tries for most of a minute, for every split."""
+    import datasets
+
+    assert [row["text"] for row in opened(train="owner/name")] == ["a"]
+    assert set(loaded_before) == {True}
+    assert datasets.config.HF_HUB_OFFLINE is False, "as it was"
 
 
 def test_bundled_data_is_read_whole_and_test_rows_are_not_in_training():
