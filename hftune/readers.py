@@ -154,7 +154,8 @@ def _parquet(file: File) -> Placed:
 
     number = 0
     try:
-        with pq.ParquetFile(file.path) as table:
+        # else a group of rows is read whole, which may be all of the file
+        with pq.ParquetFile(file.path, buffer_size=1 << 20, pre_buffer=False) as table:
             _unique(table.schema_arrow.names, file.name)
             groups = (table.metadata.row_group(i) for i in range(table.num_row_groups))
             width = sum(group.total_byte_size for group in groups) // max(1, table.metadata.num_rows)

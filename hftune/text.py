@@ -12,7 +12,10 @@ from .arrays import Ragged, inputs
 from .encoding import encode_batch, encode_offsets, unknown_id
 
 PROBE = "a"
-SENTENCE_END = re.compile(r"""[.!?…।॥؟۔։።]+["'”’»)\]]*\s+|[。！？｡]+[」』”’）]*\s*|\s*\n\s*""")
+# Each run of marks or white space is tried where it begins alone: of a hundred thousand dots each would look at all others
+SENTENCE_END = re.compile(
+    r"""(?<![.!?…।॥؟۔։።])[.!?…।॥؟۔։።]++["'”’»)\]]*+\s++|[。！？｡]+[」』”’）]*\s*|(?<!\s)\s*\n\s*"""
+)
 
 
 def frame(tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -8,6 +8,7 @@ import json
 import lzma
 import tracemalloc
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -520,3 +521,16 @@ def test_a_file_that_is_separated_otherwise_is_told_how_to_be_read(mark, written
         "text": f"one{more}",
         "label": "1",
     }
+
+
+def test_of_a_parquet_file_some_pages_are_held_however_large_its_groups_of_rows_are(tmp_path):
+    """A group of rows, which may be all of the file, was read whole: for its first row too."""
+    noise = np.random.default_rng(0).integers(32, 127, (20_000, 1000), np.uint8)
+    table = pa.table({"text": [bytes(row).decode() for row in noise]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=20_000, use_dictionary=False)
+    assert (size := (tmp_path / "a.parquet").stat().st_size) > 16_000_000
+    before = pa.total_allocated_bytes()
+    rows = iter(rows_of(tmp_path / "a.parquet"))
+    for number in range(3):
+        assert next(rows)["text"] == table["text"][number].as_py()
+        assert pa.total_allocated_bytes() - before < size / 2

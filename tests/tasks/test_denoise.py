@@ -94,6 +94,14 @@ def test_sentences_change_places_whole():
     assert len(orders) == 6
 
 
+@pytest.mark.parametrize("run", [".", "!?", " ", "\t"])
+def test_a_long_run_of_marks_or_spaces_costs_no_more_than_its_length(run):
+    """A line of a hundred thousand dots took minutes, of a million hours: each looked at all behind it."""
+    long = run * 300_000
+    assert sentences(f"One. Two{long}three. Four") == ["One.", f" Two{long}three.", " Four"]
+    assert sentences(f"One{long}\nTwo") == [f"One{long}".rstrip(), f"{long}\nTwo" if run.isspace() else "\nTwo"]
+
+
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "wordpiece"])
 def test_sentences_are_found_in_the_text_by_any_tokenizer(kind):
     import tiny
