@@ -47,8 +47,8 @@ def width(longest: int) -> int:
 
 
 def fitting(bound: int) -> int:
-    """The longest row whose padded length is at most `bound`."""
-    return next(longest for longest in range(bound, 0, -1) if width(longest) <= bound)
+    """The longest row whose padded length is at most `bound`; 1 where no row's is."""
+    return next((longest for longest in range(bound, 0, -1) if width(longest) <= bound), 1)
 
 
 def pad(rows: Sequence[Any], fill: float, side: str = "right", dtype: Any = np.int64) -> npt.NDArray[Any]:

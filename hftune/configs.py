@@ -267,7 +267,9 @@ def check_lengths(config: Any, options: Any) -> None:
             faults.append(
                 UserError(
                     f"rows of {longest} tokens, padded to {width(longest)}, but the model has {bound} positions",
-                    hint=f"set {' + '.join(keys)} to {fitting(bound)} or less",
+                    hint=f"set {' + '.join(keys)} to {fitting(bound)} or less"
+                    if width(1) <= bound
+                    else "no row fits: give it more of them (model.config), or take another model",
                     where=keys[-1],
                 )
             )

@@ -107,8 +107,10 @@ def _check_room(peft: Peft, options: Any, config: Any) -> None:
         keys = [f"task.{name}" for name in names]
         raise UserError(
             f"rows of {longest} tokens behind {number} virtual ones, but the model has {bound} positions",
-            hint=f"set {' + '.join(keys)} to {fitting(bound - number)} or less" if number < bound else "lower it",
-            where=keys[-1] if number < bound else "peft.num_virtual_tokens",
+            hint=f"set {' + '.join(keys)} to {fitting(bound - number)} or less"
+            if width(1) <= bound - number
+            else "lower it",
+            where=keys[-1] if width(1) <= bound - number else "peft.num_virtual_tokens",
         )
 
 

@@ -243,10 +243,14 @@ def load(
         if _bodiless(model, info) and (names := weights.renaming(info["unexpected_keys"], model)):
             model, info = read(names)
             model._weight_conversions = None  # it would be saved by the names of the files, and not be found by its own
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        if isinstance(error, ImportError) or "attn_implementation" in str(error):
+    except (torch.cuda.OutOfMemoryError, MemoryError):
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        if "attn_implementation" in str(error):
             raise unbuildable(config, error) from error
         raise hub.failure("the weights of", path, error, where) from error
+    except Exception as error:  # as where a model is made anew
+        raise unbuildable(config, error) from error
     body = weights.body(model)
     if misfit := [(name, *sizes) for name, *sizes in sorted(info["mismatched_keys"]) if name.startswith(body)]:
         raise weights.misfit_error(path, *misfit[0])

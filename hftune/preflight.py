@@ -221,7 +221,7 @@ def _check_frozen(model: Any, tokenizer: Any, held: weights.Shapes | None) -> No
     from .features import trainable
 
     embedding, prefix = model.get_input_embeddings().weight, f"{model.base_model_prefix}."
-    saved = {name.removeprefix(prefix) for name in held or ()}
+    saved = {name.removeprefix(prefix) for name in (*held, *model._keys_to_ignore_on_save)} if held else set()
     trainable(
         model,
         [

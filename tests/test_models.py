@@ -119,6 +119,14 @@ def test_heads_are_grouped_only_where_asked_for():
     assert asked.model.config.num_key_value_heads == 1
 
 
+def test_positions_for_no_row_at_all_are_told():
+    config = configs.configuration(Model(init="llama", config={**zoo.SIZE, "max_position_embeddings": 3}))
+    options = task.load("clm").options()
+    options = options.model_copy(update=models.fitting_lengths(config, options))
+    with pytest.raises(UserError, match=r"3 positions\n.*no row fits"):
+        models.check_lengths(config, options)
+
+
 @pytest.mark.parametrize("name", ["mpnet", "xmod", "xlm-roberta-xl", "data2vec-text"])
 def test_positions_counted_from_the_padding_are_fewer(name):
     """Held against the model itself: the longest row can be computed, one more token cannot."""
@@ -179,6 +187,11 @@ def folder(tmp_path_factory):
     zoo.build("bert", zoo.MLM).model.save_pretrained(path)
     zoo.tok("bert").save_pretrained(path)
     return path
+
+
+def test_a_setting_that_a_checkpoint_cannot_be_built_with_is_one_line(folder):
+    with pytest.raises(UserError, match=r"model\.config: bert cannot be built so: 'foo'"):
+        zoo.build("bert", zoo.CLASSIFY, path=str(folder), config={"hidden_act": "foo"})
 
 
 @pytest.mark.parametrize("name", configs.ELSEWHERE)

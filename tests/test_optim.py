@@ -263,6 +263,23 @@ def test_check_refuses_such_a_head_before_weights_are_loaded(added, tmp_path, mo
         checking.check(recipe.from_dict(wanted))
 
 
+def test_check_knows_that_positions_are_computed_and_not_saved(tmp_path):
+    """Those of Marian are in no file, and none of them is trained."""
+    path = tmp_path / "marian"
+    built("marian", zoo.S2S).save_pretrained(path)
+    tokenizer.save(zoo.tok("marian"), path)
+    rows = [{"source": text, "target": text} for text in ("one", "two", "three")]
+    wanted = {
+        **tiny.mlm(tmp_path, freeze="body"),
+        "task": {"name": "translate", "max_length": 16, "max_target_length": 16, "max_new_tokens": 4},
+        "data": {"train": str(tiny.write_rows(tmp_path / "pairs.jsonl", rows))},
+        "model": {"path": str(path)},
+        "tokenizer": {},
+    }
+    with pytest.raises(UserError, match="marian has nothing to train"):
+        checking.check(recipe.from_dict(wanted))
+
+
 # ------------------------------------------------------------------ whole runs
 
 
