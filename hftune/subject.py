@@ -198,13 +198,12 @@ def find(
 
 
 OWN = ("model.init", "model.path", "model.encoder", "model.decoder", "model.config", "tokenizer", "peft", "output")
-
-
+COMPUTING = ("train.precision", "train.matmul")  # how it is computed, in training and after it
 TEMPLATE = "tokenizer.chat_template"  # how rows are put to a plain model that has none of its own
 
 
 def check_settings(overrides: Sequence[str], plain: bool = False) -> None:
-    """That the settings are of rows and of what is done with them, and not of the model.
+    """That the settings are of rows and of what is done with them, and not of the model or its training.
 
     Args:
         overrides: KEY=VALUE settings.
@@ -217,6 +216,9 @@ def check_settings(overrides: Sequence[str], plain: bool = False) -> None:
         key = text.partition("=")[0]
         if plain and key == TEMPLATE:
             continue
+        if key.partition(".")[0] == "train" and key not in COMPUTING:
+            hint = f"leave it out; of train only {' and '.join(COMPUTING)} count here"
+            raise UserError(f"{key} is for training, and changes nothing here", hint=hint, where=text)
         if any(key == name or key.startswith(f"{name}.") for name in OWN):
             hint = "name another run; hftune eval FOLDER_OR_ID measures any model, --output DIR keeps results elsewhere"
             raise UserError(f"{key} is the model's own, which is used as it is", hint=hint, where=text)
