@@ -199,15 +199,19 @@ def find(
 
 OWN = ("model.init", "model.path", "model.encoder", "model.decoder", "model.config", "tokenizer", "peft", "output")
 COMPUTING = ("train.precision", "train.matmul")  # how it is computed, in training and after it
+DROPPING = (
+    "data.on_error", "data.max_errors", "data.clean.min_chars", "data.clean.deduplicate", "data.validation_fraction",
+)  # fmt: skip
 TEMPLATE = "tokenizer.chat_template"  # how rows are put to a plain model that has none of its own
 
 
-def check_settings(overrides: Sequence[str], plain: bool = False) -> None:
+def check_settings(overrides: Sequence[str], plain: bool = False, whole: bool = False) -> None:
     """That the settings are of rows and of what is done with them, and not of the model or its training.
 
     Args:
         overrides: KEY=VALUE settings.
         plain: whether the model is no run.
+        whole: whether each row is answered, so that none may be dropped.
 
     Raises:
         UserError: one is, which would change nothing.
@@ -216,6 +220,11 @@ def check_settings(overrides: Sequence[str], plain: bool = False) -> None:
         key = text.partition("=")[0]
         if plain and key == TEMPLATE:
             continue
+        if whole and key in DROPPING:
+            hint = "correct such rows in the file, or take them out of it"
+            raise UserError(
+                f"{key} drops rows, and each row that is to be predicted is answered", hint=hint, where=text
+            )
         if key.partition(".")[0] == "train" and key not in COMPUTING:
             hint = f"leave it out; of train only {' and '.join(COMPUTING)} count here"
             raise UserError(f"{key} is for training, and changes nothing here", hint=hint, where=text)
