@@ -343,7 +343,7 @@ def push(
 def generate(
     run: Annotated[str, typer.Argument(help="run folder")],
     prompt: Annotated[str, typer.Argument(help="the prompt; - or nothing: standard input", show_default=False)] = "-",
-    overrides: Overrides = None,
+    overrides: Annotated[list[str] | None, _overrides("task.no_repeat_ngram_size=3")] = None,
     number: Annotated[
         int | None, typer.Option("--num-return-sequences", "-n", help="number of texts", show_default=False)
     ] = None,

@@ -195,7 +195,7 @@ def predict(
     path = _run(name)
     from . import subject
 
-    subject.check_settings(overrides)
+    subject.check_settings(overrides, whole=True)
     given = recipes.source(source, subject.SOURCE).path
     if output is not None and all(map(os.path.exists, (output, given))) and os.path.samefile(output, given):
         raise UserError(f"{output} is the file to be predicted", hint="choose another one", where="--output")

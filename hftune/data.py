@@ -179,7 +179,9 @@ class _Check:
             kind = KINDS.get(type(value)) or type(value).__name__
             empty = name in self.filled and kind == "text" and not value.strip()
             if value is None or empty or (isinstance(value, float) and not math.isfinite(value)):
-                hint = "fill in the value, or drop the row (data.on_error: skip)"
+                hint = (
+                    "fill in the value, or drop the row; training and eval pass over such rows with data.on_error: skip"
+                )
                 raise UserError(f"{shown(name)} is {'empty' if empty else _word(value)}", hint=hint, where=row.where)
             if name in self.texts and kind not in ("text", "a list", "an object"):
                 hint = f"write it as text, in JSON in quotes, or map a column of text: data.columns.{name}"

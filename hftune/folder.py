@@ -178,13 +178,16 @@ class RunFolder:
 
     def _same_recipe(self, wanted: Recipe, allow: Sequence[str]) -> None:
         before = recipe.load(self.path / RECIPE)
-        changed = [d for d in recipe.differences(before, wanted) if d[0] not in allow and not _harmless(*d, wanted)]
-        if changed:
+        options = type(wanted.task.options)
+        found = [d for d in recipe.differences(before, wanted) if not _harmless(*d, wanted)]
+        fixed = [key for key, _, _ in found if recipe.mark(key, options) == "fixed"]
+        if changed := [d for d in found if d[0] not in allow or d[0] in fixed]:
             told = "; ".join(f"{key}: {old!r} -> {new!r}" for key, old, new in changed[:6])
             more = f" and {len(changed) - 6} more" if len(changed) > 6 else ""
             hint = "choose another output.dir, or start over with --fresh"
-            options = type(wanted.task.options)
-            if not any(recipe.mark(key, options) == "fixed" for key, _, _ in changed):
+            if fixed:
+                hint = f"nothing that was trained could be kept with another {', '.join(fixed[:6])}: {hint}"
+            else:
                 hint += ", or accept the change with " + " ".join(f"--allow {key}" for key, _, _ in changed[:6])
             raise UserError(
                 f"{self.path} holds a run of a different recipe ({told}{more})", hint=hint, where="output.dir"

@@ -91,7 +91,7 @@ def _noted(lines: Iterable[str], last: list[str]) -> Iterator[str]:
 
 def separated(header: Sequence[str]) -> str | None:
     """What to do about a header of one column whose name holds what separates columns elsewhere."""
-    marks = [mark for mark in ";\t|" if mark in header[0]] if len(header) == 1 else []
+    marks = [mark for mark in ";\t|," if mark in header[0]] if len(header) == 1 else []
     return _give(marks[0]) if marks else None
 
 

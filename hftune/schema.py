@@ -113,17 +113,25 @@ class Tokenizer(Block):
     path: str | None = Field(
         None,
         description="tokenizer folder or Hub id; default: the model's own",
-        json_schema_extra=PATH | replaces("train", "revision"),
+        json_schema_extra=PATH | FIXED | replaces("train", "revision"),
     )
-    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub", json_schema_extra=FIXED)
     train: Literal["wordpiece", "bpe", "unigram"] | None = Field(
         None,
         description="kind to train from the training text",
-        json_schema_extra=replaces("path", "revision"),
+        json_schema_extra=FIXED | replaces("path", "revision"),
     )
-    vocab_size: Positive = Field(8000, description="size of a trained vocabulary, special tokens included")
-    lowercase: bool = Field(False, description="lowercase when training (and strip accents, as BERT's uncased does)")
-    min_frequency: Positive = Field(2, description="minimum count of a pair to be merged when training")
+    vocab_size: Positive = Field(
+        8000, description="size of a trained vocabulary, special tokens included", json_schema_extra=FIXED
+    )
+    lowercase: bool = Field(
+        False,
+        description="lowercase when training (and strip accents, as BERT's uncased does)",
+        json_schema_extra=FIXED,
+    )
+    min_frequency: Positive = Field(
+        2, description="minimum count of a pair to be merged when training", json_schema_extra=FIXED
+    )
     chat_template: str | None = Field(None, description="Jinja template for chat rows, or a file that holds it")
 
     @model_validator(mode="after")

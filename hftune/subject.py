@@ -213,14 +213,19 @@ def find(
 ORIGIN = ("model.init", "model.path", "model.encoder", "model.decoder")
 OWN = (*ORIGIN, "model.config", "model.revision", "tokenizer", "peft", "output")
 OPEN = ("tokenizer.chat_template", "model.revision")  # of a plain model: how rows are put to it, and which one is meant
+COMPUTING = ("train.precision", "train.matmul")  # how it is computed, in training and after it
+DROPPING = (
+    "data.on_error", "data.max_errors", "data.clean.min_chars", "data.clean.deduplicate", "data.validation_fraction",
+)  # fmt: skip
 
 
-def check_settings(overrides: Sequence[str], plain: bool = False) -> None:
-    """That the settings are of rows and of what is done with them, and not of the model.
+def check_settings(overrides: Sequence[str], plain: bool = False, whole: bool = False) -> None:
+    """That the settings are of rows and of what is done with them, and not of the model or its training.
 
     Args:
         overrides: KEY=VALUE settings.
         plain: whether the model is no run.
+        whole: whether each row is answered, so that none may be dropped.
 
     Raises:
         UserError: one is, which would change nothing.
@@ -229,6 +234,14 @@ def check_settings(overrides: Sequence[str], plain: bool = False) -> None:
         key = text.partition("=")[0]
         if plain and key in OPEN:
             continue
+        if whole and key in DROPPING:
+            hint = "correct such rows in the file, or take them out of it"
+            raise UserError(
+                f"{key} drops rows, and each row that is to be predicted is answered", hint=hint, where=text
+            )
+        if key.partition(".")[0] == "train" and key not in COMPUTING:
+            hint = f"leave it out; of train only {' and '.join(COMPUTING)} count here"
+            raise UserError(f"{key} is for training, and changes nothing here", hint=hint, where=text)
         if any(key == name or key.startswith(f"{name}.") for name in OWN):
             hint = "name another run; hftune eval FOLDER_OR_ID measures any model, --output DIR keeps results elsewhere"
             raise UserError(f"{key} is the model's own, which is used as it is", hint=hint, where=text)

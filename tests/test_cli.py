@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -224,6 +225,16 @@ def test_a_dry_run_warns_of_no_change_that_its_words_accept(tmp_path, capsys):
     for fresh, allow, told in ((False, [], True), (True, [], False), (False, [key], False)):
         commands.train(source, [f"{key}=0.5"], None, 1, 0, fresh, allow, True, False, False)
         assert ("a different recipe" in capsys.readouterr().out) == told
+
+
+def test_an_example_of_a_setting_is_one_that_the_command_takes():
+    from hftune import subject
+
+    for command in ("eval", "predict", "generate"):
+        shown = " ".join(CliRunner().invoke(cli.app, [command, "--help"]).output.split())
+        examples = re.findall(r"\b(?:task|data|train|eval|model)\.[a-z_.]+=[^ ]+", shown)
+        assert examples
+        subject.check_settings(examples)
 
 
 def test_help_says_that_lowercase_takes_marks_away_too():

@@ -403,6 +403,7 @@ WRONG = [
     (("{r}", "--metric", "acuracy"), "did you mean"),
     (("{r}", "--num-beams", "2"), "writes no text"),
     (("{r}", "model.path={p}/gpt"), "model's own"),
+    (("{r}", "train.learning_rate=1e-3"), "changes nothing here"),
     (("{r}", "--output", "{p}/gpt"), "holds no results"),
     (("{r}", "--output", "/proc/none"), "cannot write"),
     (("--predictions", "{p}/a.jsonl"), "go together"),

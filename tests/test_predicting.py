@@ -216,6 +216,8 @@ def test_predictions_never_cost_a_file_that_was_there(tokenizer_folder, tmp_path
     before = rows.read_text()
     with pytest.raises(UserError, match="is the file to be predicted"):
         commands.predict(folder, str(rows), [], str(rows), None, False)
+    with pytest.raises(UserError, match="each row that is to be predicted is answered"):
+        commands.predict(folder, str(rows), ["data.on_error=skip"], None, None, False)
     assert rows.read_text() == before
     kept.write_text("good\n")
     broken = tmp_path / "broken.jsonl"

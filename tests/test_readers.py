@@ -516,6 +516,11 @@ def test_a_file_that_is_separated_otherwise_is_told_how_to_be_read(mark, written
     with pytest.raises(UserError) as fault:
         list(reader) if more else data.check_columns(reader, ["text", "label"])
     assert f"delimiter: {written}" in fault.value.hint
+    commas = tmp_path / "rows.tsv"
+    commas.write_text("text,label\none,1\n")
+    with pytest.raises(UserError) as fault:
+        data.check_columns(data.open_split(Data(train=str(commas)), "train", ["text"], ["label"]), ["text", "label"])
+    assert 'delimiter: ","' in fault.value.hint
     block = Data.model_validate({"train": [{"path": str(file), "delimiter": mark}]})
     assert dict(next(iter(data.open_split(block, "train", ["text"], ["label"])))) == {
         "text": f"one{more}",

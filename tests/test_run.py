@@ -288,6 +288,18 @@ def test_no_change_is_offered_that_no_resumed_run_can_take(tmp_path, task, chang
         folder.RunFolder.claim(recipe.from_dict({**made, "task": task | change}))
 
 
+@pytest.mark.parametrize("change", [{"vocab_size": 300}, {"lowercase": True}, {"path": "elsewhere", "train": None}])
+def test_a_run_keeps_its_tokenizer_whatever_is_allowed(tmp_path, change):
+    """It went on with its own, while its recipe named the other."""
+    made = {**tiny.mlm(tmp_path), "tokenizer": {"train": "wordpiece", "vocab_size": 200}}
+    held = folder.RunFolder.claim(recipe.from_dict(made))
+    held.set("finished")
+    del held
+    other = recipe.from_dict({**made, "tokenizer": made["tokenizer"] | change})
+    with pytest.raises(UserError, match=r"with another tokenizer\.(.|\n)*start over with --fresh\Z"):
+        folder.RunFolder.claim(other, allow=[f"tokenizer.{name}" for name in change])
+
+
 @pytest.fixture
 def four(straight, tmp_path):
     """A finished run of four steps."""
@@ -316,9 +328,9 @@ def test_what_the_user_lets_change_takes_effect(four, tmp_path):
 @pytest.mark.parametrize(
     ("train", "words"),
     [
-        ({"optim": "sgd"}, r"train\.optim: .* another optimizer"),
-        ({"optim": "adafactor"}, r"train\.optim: .* another optimizer"),
-        ({"layerwise_lr_decay": 0.9}, "other groups of trained parameters"),
+        ({"optim": "sgd"}, r"train\.optim: 'adamw' -> 'sgd'"),
+        ({"optim": "adafactor"}, r"train\.optim: 'adamw' -> 'adafactor'"),
+        ({"layerwise_lr_decay": 0.9}, r"train\.layerwise_lr_decay: 1\.0 -> 0\.9"),
     ],
 )
 def test_moments_are_not_taken_for_those_of_another_optimizer(four, train, words):
@@ -329,6 +341,17 @@ def test_moments_are_not_taken_for_those_of_another_optimizer(four, train, words
             children.train(source, allow=allow)
 
     assert children.child(work) == 0
+
+
+def test_moments_do_not_fit_another_optimizer_or_other_groups():
+    weight = torch.zeros(1, requires_grad=True)
+    adam, other = torch.optim.AdamW([weight]), torch.optim.AdamW([weight, torch.zeros(1)])
+    sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    saved, more, others = (made.state_dict()["param_groups"] for made in (adam, other, sgd))
+    with pytest.raises(UserError, match="another optimizer"):
+        checkpoint._same_groups(saved, others)
+    with pytest.raises(UserError, match="other groups of trained parameters"):
+        checkpoint._same_groups(saved, more)
 
 
 @pytest.mark.parametrize("saved", [{"bias": torch.zeros(1)}, {"weight": torch.zeros(4, 4), "other": torch.zeros(1)}])
