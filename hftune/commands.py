@@ -258,13 +258,12 @@ def _run(name: str) -> Path:
 
 
 def _task_settings(given: dict[str, Any], drawn: dict[str, Any] | None = None, sample: bool = False) -> list[str]:
-    """Options of decoding as overrides; those that the recipe had set for another way of decoding are set back."""
+    """Options of decoding as overrides, which unset what the recipe had set for another way of decoding."""
     given, drawn = ({k: v for k, v in options.items() if v is not None} for options in (given, drawn or {}))
     if sample or drawn:
-        given |= {"do_sample": True, "num_beams": 1, "length_penalty": 1.0, "early_stopping": False, **given, **drawn}
+        given |= {"do_sample": True, **drawn}
     elif "num_beams" in given:
-        given |= {"do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 0}
-        given |= {"length_penalty": 1.0, "early_stopping": False} if given["num_beams"] == 1 else {}
+        given |= {"do_sample": False}
     return [f"task.{key}={json.dumps(value)}" for key, value in given.items()]
 
 
