@@ -128,6 +128,7 @@ def evaluate(
         if "num_beams" not in type(found.recipe.task.options).model_fields:
             raise UserError(f"the task {found.recipe.task.name} writes no text, so nothing is decoded")
         found = subject.find(name, [*overrides, *changes, *how], **asked)
+    subject.check_writing([*overrides, *how], found.recipe)
     found.rows()
     _launch(processes)
     from . import breakdown, measure
@@ -191,7 +192,7 @@ def predict(
     path = _run(name)
     from . import subject
 
-    subject.check_settings(overrides)
+    subject.check_settings(overrides, subject.ANSWERING)
     given = recipes.source(source, subject.SOURCE).path
     if output is not None and all(map(os.path.exists, (output, given))) and os.path.samefile(output, given):
         raise UserError(f"{output} is the file to be predicted", hint="choose another one", where="--output")
@@ -218,7 +219,7 @@ def generate(
     path = _run(name)
     from . import generation, subject
 
-    subject.check_settings(overrides)
+    subject.check_settings(overrides, subject.ANSWERING)
     recipe = recipes.load(path / RECIPE, overrides)
     generation.check(path, recipe)
     recipe = recipes.load(path / RECIPE, [*overrides, *_task_settings(given, drawn, sample)])

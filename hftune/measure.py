@@ -47,6 +47,7 @@ from .subject import Subject
 from .task import Options, Task
 
 SILENT = Reporter(silent=True)
+WHOLE = "figures of its whole test or validation set, by its own settings"
 ELSEWHERE = "--output DIR keeps these results elsewhere"
 BATCH = 512  # rows that `predict` reads ahead, to sort them by length
 
@@ -112,7 +113,7 @@ def evaluate(
         accelerator.wait_for_everyone()
     if subject.place is None:
         if not subject.plain:
-            reporter.say(f"not kept: {subject.path} holds figures of its whole test or validation set; {ELSEWHERE}")
+            reporter.say(f"not kept: {subject.path} holds {WHOLE}; {ELSEWHERE}")
     elif accelerator.is_main_process:
         _keep(subject, subject.place, figures, first)
     return figures
