@@ -11,7 +11,7 @@ from . import checkpoint, hub, weights
 from .architectures import architecture
 from .errors import UserError
 from .models import Built
-from .schema import Peft
+from .schema import MERGEABLE, PROMPTS, Peft
 
 TASK_TYPES = {  # peft's name of what a head does; a head without one takes no virtual tokens
     "AutoModelForSequenceClassification": "SEQ_CLS",
@@ -22,8 +22,6 @@ TASK_TYPES = {  # peft's name of what a head does; a head without one takes no v
 }
 # peft trains these whole by itself
 HEADS = {"SEQ_CLS": {"classifier", "score"}, "TOKEN_CLS": {"classifier", "score"}, "QUESTION_ANS": {"qa_outputs"}}
-MERGEABLE = ("lora", "rslora", "dora", "adalora", "ia3")  # these change weights
-PROMPTS = ("prompt", "p-tuning", "prefix")  # these put virtual tokens before the text
 
 
 def check(peft: Peft, head: str, config: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from .effect import only
 from .errors import UserError
 from .task import Options
 
@@ -20,9 +21,12 @@ class Weighted(Options):
         None,
         description="factor on the training loss of each label, e.g. {rare: 3.0} (the others: 1); balanced: in inverse "
         "proportion to how often it occurs, 1 on average over the targets. Evaluation counts all alike",
+        json_schema_extra=only(kind=["single"]),
     )
     label_counts: tuple[int, ...] | None = Field(
-        None, description="targets of each label, for class_weights: balanced; default: counted in the training rows"
+        None,
+        description="targets of each label, for class_weights: balanced; default: counted in the training rows",
+        json_schema_extra=only(class_weights=["balanced"]),
     )
 
     @model_validator(mode="after")

@@ -205,7 +205,8 @@ def evaluate(
         typer.Option(
             "--output",
             "-o",
-            help="folder of the results; default: the run's own for its whole test or validation set, else none",
+            help="folder of the results; default: the run's own for its whole test or validation set by its own settings, "
+            "else none",
             show_default=False,
         ),
     ] = None,
@@ -216,8 +217,8 @@ def evaluate(
     """Evaluate a run, model or predictions, with intervals.
 
     A run is evaluated on its test rows; a plain model needs --task with --data, or --recipe; a file of
-    predictions (--predictions) needs --references. Figures of other rows (--limit, --split train, --data) do not replace
-    those in the run folder, which are shared.
+    predictions (--predictions) needs --references. Figures of other rows (--limit, --split train, --data) or by other
+    settings (--num-beams, --metric without those of the run) do not replace those in the run folder, which are shared.
     """
     from . import commands
 

@@ -132,6 +132,7 @@ def evaluate(
                 hint="leave out --num-beams and --max-new-tokens",
             )
         found = subject.find(name, [*overrides, *changes, *how], **asked)
+    subject.check_writing([*overrides, *how], found.recipe)
     found.rows()
     _launch(processes)
     from . import breakdown, measure
@@ -195,7 +196,7 @@ def predict(
     path = _run(name)
     from . import subject
 
-    subject.check_settings(overrides, whole=True)
+    subject.check_settings(overrides, subject.ANSWERING, whole=True)
     given = recipes.source(source, subject.SOURCE).path
     if output is not None and all(map(os.path.exists, (output, given))) and os.path.samefile(output, given):
         raise UserError(f"{output} is the file to be predicted", hint="choose another one", where="--output")
@@ -222,7 +223,7 @@ def generate(
     path = _run(name)
     from . import generation, subject
 
-    subject.check_settings(overrides)
+    subject.check_settings(overrides, subject.ANSWERING)
     recipe = recipes.load(path / RECIPE, overrides)
     generation.check(path, recipe)
     recipe = recipes.load(path / RECIPE, [*overrides, *_task_settings(given, drawn, sample)])
@@ -262,13 +263,12 @@ def _run(name: str) -> Path:
 
 
 def _task_settings(given: dict[str, Any], drawn: dict[str, Any] | None = None, sample: bool = False) -> list[str]:
-    """Options of decoding as overrides; those that the recipe had set for another way of decoding are set back."""
+    """Options of decoding as overrides, which unset what the recipe had set for another way of decoding."""
     given, drawn = ({k: v for k, v in options.items() if v is not None} for options in (given, drawn or {}))
     if sample or drawn:
-        given |= {"do_sample": True, "num_beams": 1, "length_penalty": 1.0, "early_stopping": False, **given, **drawn}
+        given |= {"do_sample": True, **drawn}
     elif "num_beams" in given:
-        given |= {"do_sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 0}
-        given |= {"length_penalty": 1.0, "early_stopping": False} if given["num_beams"] == 1 else {}
+        given |= {"do_sample": False}
     return [f"task.{key}={json.dumps(value)}" for key, value in given.items()]
 
 

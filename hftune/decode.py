@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from . import batching, search
+from .effect import above, only
 from .errors import UserError
 from .schema import FREE
 from .search import Watch
@@ -23,6 +24,7 @@ SEARCHED = {
     "num_beams": 1, "num_return_sequences": 1, "length_penalty": None, "early_stopping": None, "cache_implementation": None,
 }  # fmt: skip
 
+SAMPLING = FREE | only(do_sample=[True])
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Batch = dict[str, Any]
@@ -41,18 +43,20 @@ class Decoding(Options):
         json_schema_extra=FREE,
     )
     num_beams: Positive = Field(
-        1, description="number of beams; 1: greedy decoding, or sampling", json_schema_extra=FREE
+        1,
+        description="number of beams; 1: greedy decoding, or sampling",
+        json_schema_extra=FREE | only(do_sample=[False]),
     )
     length_penalty: float = Field(
         1.0,
         description="beam search: a text's log-probability is divided by its length to this power",
-        json_schema_extra=FREE,
+        json_schema_extra=FREE | only(num_beams=above(1)),
     )
     early_stopping: bool | Literal["never"] = Field(
         False,
         description="beam search: true stops at num_beams finished texts; false when a better one is unlikely; "
         "never when none is possible",
-        json_schema_extra=FREE,
+        json_schema_extra=FREE | only(num_beams=above(1)),
     )
     no_repeat_ngram_size: Count = Field(
         0, description="no n-gram of this many tokens occurs twice; 0: no limit", json_schema_extra=FREE
@@ -64,19 +68,23 @@ class Decoding(Options):
         False, description="sample each token instead of taking the most likely", json_schema_extra=FREE
     )
     temperature: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="sampling: below 1 sharper, above 1 flatter distribution", json_schema_extra=FREE
+        1.0, description="sampling: below 1 sharper, above 1 flatter distribution", json_schema_extra=SAMPLING
     )
-    top_k: Count = Field(0, description="sampling: only this many most likely tokens; 0: all", json_schema_extra=FREE)
+    top_k: Count = Field(
+        0, description="sampling: only this many most likely tokens; 0: all", json_schema_extra=SAMPLING
+    )
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="sampling: only the smallest set of tokens with this total probability", json_schema_extra=FREE
+        1.0,
+        description="sampling: only the smallest set of tokens with this total probability",
+        json_schema_extra=SAMPLING,
     )
     min_p: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
         description="sampling: only tokens at least this likely relative to the most likely one",
-        json_schema_extra=FREE,
+        json_schema_extra=SAMPLING,
     )
     num_return_sequences: Positive = Field(1, description="number of texts for each row", json_schema_extra=FREE)
-    seed: Count = Field(0, description="sampling: random seed", json_schema_extra=FREE)
+    seed: Count = Field(0, description="sampling: random seed", json_schema_extra=SAMPLING)
 
     @property
     def written(self) -> int:
@@ -88,20 +96,9 @@ class Decoding(Options):
         return {}
 
     @model_validator(mode="after")
-    def _no_option_without_effect(self) -> "Decoding":
-        def refuse(names: Sequence[str], needed: str) -> None:
-            for name in names:
-                if getattr(self, name) != Decoding.model_fields[name].default:
-                    raise ValueError(f"{name} has an effect only with {needed}")
-
-        if self.num_beams > 1 and self.do_sample:
-            raise ValueError("num_beams and do_sample exclude each other")
-        if self.num_beams == 1:
-            refuse(("length_penalty", "early_stopping"), "num_beams above 1")
-        if not self.do_sample:
-            refuse(("temperature", "top_k", "top_p", "min_p", "seed"), "do_sample: true")
-            if self.num_return_sequences > self.num_beams:
-                raise ValueError("num_return_sequences above num_beams needs do_sample: true")
+    def _as_many_texts_as_beams(self) -> "Decoding":
+        if not self.do_sample and self.num_return_sequences > self.num_beams:
+            raise ValueError("num_return_sequences above num_beams needs do_sample: true")
         return self
 
 

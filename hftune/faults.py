@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from . import task as tasks
+from .effect import NoEffect
 from .errors import UserError
 from .schema import Recipe
 from .yaml import Node, shown
@@ -230,6 +231,12 @@ def word(errors: Iterable[Any], root: Node, schema: Schema) -> list[UserError]:
             fault = UserError(
                 f"{key} is missing", hint=f"{key}: {description}" if description else None, where=node.where
             )
+        elif isinstance(said := error.get("ctx", {}).get("error"), NoEffect):
+            for name, why in said.found.items():
+                place = node.value.get(name, node) if isinstance(node.value, dict) else node
+                of = f"{key}.{name}".lstrip(".")
+                found.setdefault(of, UserError(f"{of} {why}", where=place.where))
+            continue
         elif error["type"] in ("value_error", "assertion_error"):
             said = str(error["ctx"]["error"])
             fault = UserError(f"{key}: {said}".removeprefix(": "), where=_blamed(node, said).where)

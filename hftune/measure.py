@@ -36,6 +36,7 @@ from .report import Reporter
 from .schema import Model
 from .subject import Subject
 
+WHOLE = "figures of its whole test or validation set, by its own settings"
 ELSEWHERE = "--output DIR keeps these results elsewhere"
 
 
@@ -88,7 +89,7 @@ def evaluate(
         accelerator.wait_for_everyone()
     if subject.place is None:
         if not subject.plain:
-            reporter.say(f"not kept: {subject.path} holds figures of its whole test or validation set; {ELSEWHERE}")
+            reporter.say(f"not kept: {subject.path} holds {WHOLE}; {ELSEWHERE}")
     elif accelerator.is_main_process:
         _keep(subject, subject.place, figures, first)
     return figures

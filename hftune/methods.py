@@ -10,7 +10,7 @@ from .arrays import fitting, width
 from .errors import UserError
 from .folder import is_run
 from .models import Built, positions
-from .schema import Peft, Recipe
+from .schema import PROMPTS, Peft, Recipe
 from .task import Task
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def check(recipe: Recipe, task: Task, options: Any, config: Any) -> None:
     if peft.method == "prefix" and train.gradient_checkpointing:
         message = "prefix hands keys and values to the layers, which are not at hand when activations are recomputed"
         raise UserError(message, hint="set train.gradient_checkpointing: false", where="train.gradient_checkpointing")
-    if peft.method in adapters.PROMPTS:
+    if peft.method in PROMPTS:
         _check_room(peft, options, config)
 
 

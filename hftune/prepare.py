@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from . import consistency, data, decode, hub, models, store, tokenizer
+from . import consistency, data, decode, effect, hub, models, store, tokenizer
 from . import task as tasks
-from .errors import UserError
+from .errors import UserError, stop_at
 from .loop import Rows
 from .recipe import Recipe
 from .report import Reporter
@@ -61,6 +61,7 @@ def complete_options(task: Task, options: Any, config: Any, reader: Any) -> Any:
     own = {name: v for name, v in models.architecture(config.model_type).options.items() if name in named}
     options = options.model_copy(update=own)
     options = options.model_copy(update=models.fitting_lengths(config, options))
+    stop_at([UserError(f"{name} {why}", where=f"task.{name}") for name, why in effect.idle(options).items()])
     if task.labels is None or reader is None:
         return options
     return task.labels(reader, options, tasks.labels_of(config))

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from . import effect, yaml
 from . import faults as wording
 from . import task as tasks
-from . import yaml
 from .errors import Faults, UserError
 from .safety import without_tokens
 from .schema import Block, Data, Source, TaskBlock
@@ -76,6 +76,9 @@ def source(text: str, where: str) -> Source:
         found = Source.model_validate(node.plain())
     except ValidationError as error:
         faults += wording.word(error.errors(include_url=False), node, wording.shape_of("data", "test", 0))
+    else:
+        if found.weight != 1:
+            faults.append(UserError("weight has an effect only in data.train", hint="leave it out", where=where))
     if faults:
         raise Faults(faults)
     return found
@@ -206,7 +209,7 @@ def _prepared(node: Node, key: str = "") -> Node:
 
 
 def _merge(base: Node, over: Node, key: str = "", rivals: bool = True) -> Node:
-    """One layer on another; with `rivals`, what the upper layer says unsets what excludes it in the lower."""
+    """One layer on another; with `rivals`, what the upper layer says unsets in the lower what excludes it or has no effect with it."""
     if not isinstance(over.value, dict):
         return over
     if isinstance(base.value, str) and key in _marked("path"):  # a source written as its path alone
@@ -216,15 +219,32 @@ def _merge(base: Node, over: Node, key: str = "", rivals: bool = True) -> Node:
     merged = dict(base.value)
     if key == "task" and "name" in over.value and "name" in merged and over.value["name"].value != merged["name"].value:
         merged = {}  # options of another task
-    for name, item in over.value.items():
-        inner = f"{key}.{name}".lstrip(".")
-        if rivals and item.value:
-            for rival in _marked("replaces").get(inner, ()):
-                merged.pop(rival, None)
+    if rivals:
+        gone = [
+            rival
+            for name, item in over.value.items()
+            if item.value
+            for rival in _marked("replaces").get(f"{key}.{name}".lstrip("."), ())
+            if merged.pop(rival, None)
+        ]
+        effect.unset(merged, over.value, gone, _keys(key, over.value.get("name", merged.get("name"))))
     for name, item in over.value.items():
         inner = f"{key}.{name}".lstrip(".")
         merged[name] = _merge(merged[name], item, inner, rivals) if name in merged else item
     return replace(base, value=merged)
+
+
+def _keys(block: str, name: Node | None) -> dict[str, Any]:
+    """JSON schemas of a block's keys, by name; those of the block `task` are of the task that the node names."""
+    options = None
+    if block == "task" and name is not None and name.value in tasks.names():
+        options = tasks.load(name.value).options
+    schema: wording.Schema | None = wording.shape(options)
+    for step in block.split(".") if block else ():
+        schema = wording.child(schema or {}, step)
+    return {
+        key: inner for branch in wording.branches(schema or {}) for key, inner in branch.get("properties", {}).items()
+    }
 
 
 def _overrides(texts: Iterable[str], faults: list[UserError]) -> Node | None:

@@ -20,10 +20,21 @@ from pydantic import (
 )
 from pydantic.config import JsonDict
 
+from . import effect
+from .effect import NoEffect, above, only
+
 FREE: JsonDict = {"free": True}  # does not decide the mathematics: a resumed run may change it
 FIXED: JsonDict = {"fixed": True}  # decides which weights and moments there are: no resumed run can change it
 EXTEND: JsonDict = {"extend": True}  # says how long to train: a resumed run may go on for longer
 PATH: JsonDict = {"path": True}  # may hold ${VARIABLE}
+
+LOW_RANK = ("lora", "rslora", "dora", "adalora")
+MERGEABLE = (*LOW_RANK, "ia3")  # methods that change weights
+PROMPTS = ("prompt", "p-tuning", "prefix")  # methods that put virtual tokens before the text
+TRAINED = ["wordpiece", "bpe", "unigram"]  # kinds of tokenizers
+WARMING = [  # schedules that begin with a warmup
+    "linear", "cosine", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_min_lr", "warmup_stable_decay",
+]  # fmt: skip
 
 
 def replaces(*names: str) -> JsonDict:
@@ -57,6 +68,8 @@ class Block(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    _effect = model_validator(mode="after")(effect.refuse)
 
 
 class TaskBlock(Block):
@@ -93,7 +106,9 @@ class Model(Block):
         description="folder or Hub id that warm-starts its decoder",
         json_schema_extra=PATH | replaces("init", "path"),
     )
-    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
+    revision: str | None = Field(
+        None, description="branch, tag or commit on the Hub", json_schema_extra=only(init=[None])
+    )
     config: Settings = Field({}, description="settings of the model's configuration to override")
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
         "auto", description="attention implementation; auto lets transformers choose"
@@ -115,22 +130,28 @@ class Tokenizer(Block):
         description="tokenizer folder or Hub id; default: the model's own",
         json_schema_extra=PATH | FIXED | replaces("train", "revision"),
     )
-    revision: str | None = Field(None, description="branch, tag or commit on the Hub", json_schema_extra=FIXED)
+    revision: str | None = Field(
+        None, description="branch, tag or commit on the Hub", json_schema_extra=FIXED | only(train=[None])
+    )
     train: Literal["wordpiece", "bpe", "unigram"] | None = Field(
         None,
         description="kind to train from the training text",
         json_schema_extra=FIXED | replaces("path", "revision"),
     )
     vocab_size: Positive = Field(
-        8000, description="size of a trained vocabulary, special tokens included", json_schema_extra=FIXED
+        8000,
+        description="size of a trained vocabulary, special tokens included",
+        json_schema_extra=FIXED | only(train=TRAINED),
     )
     lowercase: bool = Field(
         False,
         description="lowercase when training (and strip accents, as BERT's uncased does)",
-        json_schema_extra=FIXED,
+        json_schema_extra=FIXED | only(train=TRAINED),
     )
     min_frequency: Positive = Field(
-        2, description="minimum count of a pair to be merged when training", json_schema_extra=FIXED
+        2,
+        description="minimum count of a pair to be merged when training wordpiece or bpe",
+        json_schema_extra=FIXED | only(train=["wordpiece", "bpe"]),
     )
     chat_template: str | None = Field(None, description="Jinja template for chat rows, or a file that holds it")
 
@@ -217,7 +238,9 @@ class Data(Block):
         "stop", description="what to do with a broken row, e.g. one without a label"
     )
     max_errors: Count = Field(
-        100, description="with on_error: skip, the most broken rows to pass over; one more stops the reading"
+        100,
+        description="with on_error: skip, the most broken rows to pass over; one more stops the reading",
+        json_schema_extra=only(on_error=["skip"]),
     )
     num_workers: Count = Field(
         0, description="processes that prepare batches beside the training process", json_schema_extra=FREE
@@ -234,6 +257,14 @@ class Data(Block):
             raise ValueError("give validation or validation_fraction, not both")
         return self
 
+    @model_validator(mode="after")
+    def _weights_are_of_training(self) -> "Data":
+        splits = {"validation": self.validation, "test": self.test}
+        weighed = [name for name, sources in splits.items() if any(source.weight != 1 for source in sources or [])]
+        if weighed:
+            raise NoEffect(dict.fromkeys(weighed, "has a weight, which has an effect only with rows of data.train"))
+        return self
+
 
 class Peft(Block):
     """Parameter-efficient fine-tuning with peft."""
@@ -241,24 +272,38 @@ class Peft(Block):
     method: Literal["lora", "rslora", "dora", "ia3", "adalora", "prefix", "prompt", "p-tuning"] = Field(
         description="the PEFT method", json_schema_extra=FIXED
     )
-    r: Positive = Field(8, description="rank, for the LoRA family", json_schema_extra=FIXED)
-    lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="scale, for the LoRA family")
-    lora_dropout: Share = Field(0.0, description="dropout on the adapter's input, for the LoRA family")
+    r: Positive = Field(8, description="rank, for the LoRA family", json_schema_extra=FIXED | only(method=[*LOW_RANK]))
+    lora_alpha: Annotated[float, Field(gt=0)] = Field(
+        16.0, description="scale, for the LoRA family", json_schema_extra=only(method=[*LOW_RANK])
+    )
+    lora_dropout: Share = Field(
+        0.0,
+        description="dropout on the adapter's input, for the LoRA family",
+        json_schema_extra=only(method=[*LOW_RANK]),
+    )
     target_modules: list[str] | str | None = Field(
-        None, description="module names; default: by architecture", json_schema_extra=FIXED
+        None,
+        description="module names, for the LoRA family and ia3; default: by architecture",
+        json_schema_extra=FIXED | only(method=[*MERGEABLE]),
     )
     modules_to_save: list[str] = Field(
         [], description="further modules to train and save whole", json_schema_extra=FIXED
     )
     num_virtual_tokens: Positive = Field(
-        20, description="length of the prompt, for prefix, prompt and p-tuning", json_schema_extra=FIXED
+        20,
+        description="length of the prompt, for prefix, prompt and p-tuning",
+        json_schema_extra=FIXED | only(method=[*PROMPTS]),
     )
 
 
 class Train(Block):
     """The mathematics of training. A batch is global: the rows of one optimizer step over all processes."""
 
-    batch_size: Positive = Field(32, description="rows of one optimizer step, over all processes")
+    batch_size: Positive = Field(
+        32,
+        description="rows of one optimizer step, over all processes",
+        json_schema_extra=only(batch_tokens=[None]) | replaces("batch_tokens"),
+    )
     batch_tokens: Positive | None = Field(None, description="instead of batch_size: tokens of one optimizer step")
     micro_batch_tokens: Positive | None = Field(
         None,
@@ -295,17 +340,31 @@ class Train(Block):
     ] = Field("linear", description="schedule of the learning rate")
     lr_scheduler_kwargs: Settings = Field({}, description="further arguments of the schedule")
     warmup_ratio: Share = Field(
-        0.0, description="fraction of the steps for linear warmup", json_schema_extra=replaces("warmup_steps")
+        0.0,
+        description="fraction of the steps for linear warmup",
+        json_schema_extra=only(warmup_steps=[None], lr_scheduler_type=WARMING) | replaces("warmup_steps"),
     )
-    warmup_steps: Count | None = Field(None, description="number of warmup steps, instead of warmup_ratio")
+    warmup_steps: Count | None = Field(
+        None,
+        description="number of warmup steps, instead of warmup_ratio",
+        json_schema_extra=only(lr_scheduler_type=WARMING),
+    )
     optim: Literal["adamw", "adafactor", "sgd"] = Field("adamw", description="optimizer", json_schema_extra=FIXED)
     weight_decay: Annotated[float, Field(ge=0)] = Field(
         0.01,
         description="weight decay, decoupled from the gradient, but with sgd added to it; biases and norms are exempt",
     )
-    adam_beta1: Decay = Field(0.9, description="Adam's beta1, decay of the first moment; of sgd the momentum")
-    adam_beta2: Decay = Field(0.999, description="Adam's beta2, decay of the second moment")
-    adam_epsilon: Annotated[float, Field(gt=0)] = Field(1e-8, description="Adam's epsilon")
+    adam_beta1: Decay = Field(
+        0.9,
+        description="Adam's beta1, decay of the first moment; of sgd the momentum",
+        json_schema_extra=only(optim=["adamw", "sgd"]),
+    )
+    adam_beta2: Decay = Field(
+        0.999, description="Adam's beta2, decay of the second moment", json_schema_extra=only(optim=["adamw"])
+    )
+    adam_epsilon: Annotated[float, Field(gt=0)] = Field(
+        1e-8, description="Adam's epsilon", json_schema_extra=only(optim=["adamw"])
+    )
     max_grad_norm: Annotated[float, Field(ge=0)] = Field(1.0, description="maximum gradient norm; 0: no clipping")
     label_smoothing_factor: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="label smoothing")
     freeze: Literal["none", "body"] = Field(
@@ -382,7 +441,9 @@ class Eval(Block):
         json_schema_extra=FREE,
     )
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.95, description="confidence level of the bootstrap intervals", json_schema_extra=FREE
+        0.95,
+        description="confidence level of the bootstrap intervals",
+        json_schema_extra=FREE | only(resamples=above(0)),
     )
     resamples: Count = Field(1000, description="bootstrap resamples; 0: no intervals", json_schema_extra=FREE)
 

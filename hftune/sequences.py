@@ -9,6 +9,7 @@ from pydantic import Field
 from . import causal, data, decode
 from .arrays import Ragged, inputs, pad
 from .decode import Decoding
+from .effect import OPEN, only
 from .errors import UserError
 from .schema import FIXED
 from .task import IGNORE
@@ -28,14 +29,20 @@ class SequenceOptions(Decoding):
     form: Literal["encoder-decoder", "decoder-only"] = Field(
         "encoder-decoder",
         description="decoder-only: input and output as prompt and completion; default: by architecture",
-        json_schema_extra=FIXED,
+        json_schema_extra=FIXED | OPEN,
     )
-    separator: str = Field("\n", description="decoder-only: text between input and output")
+    separator: str = Field(
+        "\n", description="decoder-only: text between input and output", json_schema_extra=only(form=["decoder-only"])
+    )
     source_lang: str | None = Field(
-        None, description="code of the input's language, for tokenizers that have such codes"
+        None,
+        description="encoder-decoder: code of the input's language, for tokenizers that have such codes",
+        json_schema_extra=only(form=["encoder-decoder"]),
     )
     target_lang: str | None = Field(
-        None, description="code of the output's language, for tokenizers that have such codes"
+        None,
+        description="encoder-decoder: code of the output's language, for tokenizers that have such codes",
+        json_schema_extra=only(form=["encoder-decoder"]),
     )
 
     @property

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import hub, recipe, shipped
+from . import task as tasks
 from .errors import UserError
 from .folder import METRICS, RECIPE, STATE, is_run, newest
 from .paths import endings
@@ -58,7 +59,7 @@ class Subject:
         output: folder asked for the results.
         named: sets of rows given instead of the recipe's, by name; an empty name stands for the recipe's test rows.
         asked: the split asked for.
-        limit: the `eval.limit` that the run's recipe has, which makes these rows its whole set.
+        ran: the run's recipe as it ran.
     """
 
     path: str
@@ -67,19 +68,34 @@ class Subject:
     output: Path | None = None
     named: tuple[tuple[str, Source], ...] = ()
     asked: str | None = None
-    limit: int | None = None
+    ran: Recipe | None = None
 
     @property
     def place(self) -> Path | None:
         """Folder of the results; None: they are only printed.
 
-        What lies in a run's own folder is shared (see push.py): figures of a whole set of its recipe's rows, and none of
-        rows that it has learned from.
+        What lies in a run's own folder is shared (see push.py): its figures by its recipe, of a whole set of its rows, and
+        none of rows that it has learned from.
         """
         if self.output is not None or self.plain:
             return self.output
-        other = self.named or self.asked == "train" or self.recipe.eval.limit not in (None, self.limit)
+        other = self.named or self.asked == "train" or self._otherwise()
         return None if other else Path(self.path)
+
+    def _otherwise(self) -> bool:
+        """Whether it is measured by other settings than the run's, or less is; the rows and what is free may be others."""
+        ran, options = self.ran or self.recipe, self.recipe.task.options
+        task = tasks.load(self.recipe.task.name).under(options)
+        own, asked = (
+            made.eval.metrics if made.eval.metrics is not None else task.metrics(options) for made in (ran, self.recipe)
+        )
+        changed = {key for key, _, _ in recipe.differences(ran, self.recipe) if not key.startswith("data.")}
+        changed -= {"eval.metrics", "eval.limit"}
+        return (
+            not set(own) <= set(asked)
+            or self.recipe.eval.limit not in (None, ran.eval.limit)
+            or any(key.startswith("task.") or recipe.mark(key, type(options)) != "free" for key in changed)
+        )
 
     @property
     def own(self) -> Recipe:
@@ -177,7 +193,7 @@ def find(
     Raises:
         UserError: words that do not go together, or no such run, model or recipe.
     """
-    check_settings(overrides, plain=by is not None or task is not None)
+    check_settings(overrides, MEASURING, plain=by is not None or task is not None)
     named = _named(data)
     if named and split:
         raise UserError(
@@ -188,8 +204,8 @@ def find(
     if by is None and task is None:
         path = _run(name)
         made = recipe.load(path / RECIPE, overrides)
-        limit = recipe.load(path / RECIPE).eval.limit
-        return Subject(str(path), made, output=_place(output, path), named=named, asked=split, limit=limit)
+        ran = recipe.load(path / RECIPE)
+        return Subject(str(path), made, output=_place(output, path), named=named, asked=split, ran=ran)
     if name is None:
         raise UserError(
             "which model is to be measured?",
@@ -213,17 +229,19 @@ def find(
 ORIGIN = ("model.init", "model.path", "model.encoder", "model.decoder")
 OWN = (*ORIGIN, "model.config", "model.revision", "tokenizer", "peft", "output")
 OPEN = ("tokenizer.chat_template", "model.revision")  # of a plain model: how rows are put to it, and which one is meant
-COMPUTING = ("train.precision", "train.matmul")  # how it is computed, in training and after it
+MEASURING = ("eval", "train.precision", "train.matmul")  # of the blocks `eval` and `train`, what measuring goes by
+ANSWERING = ("eval.batch_tokens", "train.matmul")  # what predicting and writing go by
 DROPPING = (
     "data.on_error", "data.max_errors", "data.clean.min_chars", "data.clean.deduplicate", "data.validation_fraction",
 )  # fmt: skip
 
 
-def check_settings(overrides: Sequence[str], plain: bool = False, whole: bool = False) -> None:
-    """That the settings are of rows and of what is done with them, and not of the model or its training.
+def check_settings(overrides: Sequence[str], used: Sequence[str], plain: bool = False, whole: bool = False) -> None:
+    """That the settings are of rows and of what is done with them, and not of the model or of its training.
 
     Args:
         overrides: KEY=VALUE settings.
+        used: those of the blocks `eval` and `train` that have an effect.
         plain: whether the model is no run.
         whole: whether each row is answered, so that none may be dropped.
 
@@ -239,12 +257,31 @@ def check_settings(overrides: Sequence[str], plain: bool = False, whole: bool = 
             raise UserError(
                 f"{key} drops rows, and each row that is to be predicted is answered", hint=hint, where=text
             )
-        if key.partition(".")[0] == "train" and key not in COMPUTING:
-            hint = f"leave it out; of train only {' and '.join(COMPUTING)} count here"
-            raise UserError(f"{key} is for training, and changes nothing here", hint=hint, where=text)
-        if any(key == name or key.startswith(f"{name}.") for name in OWN):
+        if _within(key, OWN):
             hint = "name another run; hftune eval FOLDER_OR_ID measures any model, --output DIR keeps results elsewhere"
             raise UserError(f"{key} is the model's own, which is used as it is", hint=hint, where=text)
+        if _within(key, ("eval", "train")) and not _within(key, used):
+            hint = f"leave it out; of these blocks {', '.join(used)} have an effect"
+            raise UserError(f"{key} has no effect on what this command does", hint=hint, where=text)
+
+
+def check_writing(overrides: Sequence[str], made: Recipe) -> None:
+    """That text is written where a setting says how.
+
+    Raises:
+        UserError: the task predicts nothing in an evaluation.
+    """
+    options = made.task.options
+    if tasks.load(made.task.name).under(options).predict is not None:
+        return
+    for key in (text.partition("=")[0] for text in overrides):
+        if key.startswith("task.") and recipe.mark(key, type(options)) == "free":  # see decode.Decoding
+            message = f"{key} has no effect here: in an evaluation the task {made.task.name} writes no text"
+            raise UserError(message, hint="leave it out; hftune predict and hftune generate go by it", where=key)
+
+
+def _within(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _named(data: Sequence[str]) -> tuple[tuple[str, Source], ...]:

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from . import effect
 from .errors import UserError
 
 HERE = Path(__file__).parent / "tasks"
@@ -33,6 +34,8 @@ class Options(BaseModel):
     """Base of every task's options: unknown keys are faults, and nothing changes after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    _effect = model_validator(mode="after")(effect.refuse)
 
     @property
     def written(self) -> int:

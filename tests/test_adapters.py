@@ -36,7 +36,12 @@ def works(method, name, head):
 
 
 def block(method, **more):
-    return Peft.model_validate({"method": method, "num_virtual_tokens": 4, "r": 4, **more})
+    return Peft.model_validate({"method": method, **small(method), **more})
+
+
+def small(method):
+    """Few tokens or a low rank, for the methods that have them."""
+    return {"num_virtual_tokens": 4} if method in adapters.PROMPTS else {"r": 4} if method != "ia3" else {}
 
 
 def adapted(method, name, head, path, **more):
@@ -251,7 +256,7 @@ def base(tmp_path_factory, tokenizer_folder):
 def source(base, place, method, **train):
     place.mkdir(exist_ok=True)
     found = tiny.classify(place, str(base), **train)
-    peft = {"method": method, "num_virtual_tokens": 4, "r": 4}
+    peft = {"method": method, **small(method)}
     return {**found, "model": {"path": str(base)}, "tokenizer": {}, "peft": peft}
 
 

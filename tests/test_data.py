@@ -315,7 +315,8 @@ def test_the_fingerprint_follows_content_and_settings(tmp_path):
     assert of() == base
     (tmp_path / "sub").mkdir()
     assert of(write(tmp_path / "sub" / "other.jsonl", [{"text": "one", "b": "two"}])) == base, "a name decides nothing"
-    assert of(source={"weight": 3}.items(), max_errors=3, num_workers=2, cache_dir="x") == base
+    assert of(source={"weight": 3}.items(), num_workers=2, cache_dir="x") == base
+    assert of(on_error="skip", max_errors=3) == of(on_error="skip")
     changes = [
         of(texts=("b",)),
         of(needs=("b",)),

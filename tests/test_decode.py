@@ -332,7 +332,7 @@ def test_more_tokens_than_positions_are_refused():
     [
         ({"temperature": 0.5}, "do_sample"),
         ({"length_penalty": 2.0}, "num_beams"),
-        ({"num_beams": 2, "do_sample": True}, "exclude"),
+        ({"num_beams": 2, "do_sample": True}, "only with do_sample: false"),
         ({"num_return_sequences": 2}, "do_sample"),
         ({"num_return_sequences": 3, "num_beams": 2}, "num_beams"),
         ({"temperature": 0.0, "do_sample": True}, "greater than 0"),

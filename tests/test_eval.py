@@ -16,7 +16,7 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from hftune import byrow, card, cli, evaluation, leaks, metrics, models, recipe, tokenizer
+from hftune import byrow, card, cli, evaluation, leaks, metrics, models, recipe, subject, tokenizer
 from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.report import Reporter
@@ -234,16 +234,30 @@ def test_the_card_names_a_base_model_of_the_hub_alone(path, named, tmp_path, mon
 
 @pytest.mark.parametrize(
     "words",
-    [("--limit", "3"), ("eval.limit=3",), ("--split", "train"), ("--data", "{p}/b.jsonl"), ("--data", "x={p}/b.jsonl")],
+    [
+        ("--limit", "3"), ("eval.limit=3",), ("--split", "train"), ("--data", "{p}/b.jsonl"), ("--data", "x={p}/b.jsonl"),
+        ("--metric", "matthews"), ("--metric", "f1"), ("eval.metrics=[]",), ("task.max_length=24",), ("train.precision=fp32",),
+    ],
     ids=str,
-)
-def test_figures_of_other_rows_do_not_replace_those_that_a_run_shares(words, run, place):
-    """Neither a part, nor rows that it has learned from, nor those of another file."""
+)  # fmt: skip
+def test_figures_of_other_rows_or_settings_do_not_replace_those_that_a_run_shares(words, run, place):
+    """Neither a part, nor rows that it has learned from, nor those of another file, nor some figures alone."""
     figures(run)
     before = content(run)
     shown = told(run, *(word.format(p=place) for word in words))
-    assert f"not kept: {run} holds figures of its whole test or validation set" in shown
+    assert f"not kept: {run} holds figures of its whole test or validation set, by its own settings" in shown
     assert content(run) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--metric", "matthews", "--metric", "f1", "-m", "accuracy"), ("--batch-tokens", 99), ("eval.confidence=0.9",), ("train.matmul=auto",)],
+    ids=str,
+)  # fmt: skip
+def test_further_figures_stand_beside_those_that_a_run_shares(words, run):
+    before = figures(run)
+    assert "not kept" not in told(run, *words)
+    assert json.loads((run / "metrics.json").read_text()).keys() >= before.keys()
 
 
 def test_the_whole_set_of_a_run_that_looks_at_a_part_is_that_part(run, tmp_path):
@@ -403,7 +417,10 @@ WRONG = [
     (("{r}", "--metric", "acuracy"), "did you mean"),
     (("{r}", "--num-beams", "2"), "writes no text"),
     (("{r}", "model.path={p}/gpt"), "model's own"),
-    (("{r}", "train.learning_rate=1e-3"), "changes nothing here"),
+    (("{r}", "train.batch_size=4"), "train.batch_size has no effect on what this command does"),
+    (("{p}/gpt", "--task", "clm", "--data", "{p}/text.jsonl", "--num-beams", "4"), "num_beams has no effect here: in an"),
+    (("{p}/marian", "--task", "denoise", "--data", "{p}/text.jsonl", "task.top_k=4", "task.do_sample=true"), "top_k has no"),
+    (("{r}", "train.learning_rate=1e-3"), "has no effect on what this command does"),
     (("{r}", "--output", "{p}/gpt"), "holds no results"),
     (("{r}", "--output", "/proc/none"), "cannot write"),
     (("--predictions", "{p}/a.jsonl"), "go together"),
@@ -513,3 +530,18 @@ def test_every_loss_has_the_interval_of_its_rows(run):
     without = evaluation.losses(table, rows, Eval(resamples=0), True)["loss"]
     assert (without["low"], without["high"], without["signature"]) == (None, None, told["loss"]["signature"])
     assert "resamples" in without["why"]
+
+
+@pytest.mark.parametrize("used", [subject.MEASURING, subject.ANSWERING])
+def test_settings_of_training_are_refused_where_nothing_is_trained(used):
+    subject.check_settings(
+        ["train.matmul=highest", "eval.batch_tokens=9", "data.encoding=cp1252", "task.top_k=1"], used
+    )
+    for text in (
+        "train.learning_rate=1",
+        "train={}",
+        *([] if "eval" in used else ["eval.metrics=[]", "train.precision=fp32"]),
+    ):
+        with pytest.raises(UserError, match="has no effect on what this command does") as fault:
+            subject.check_settings([text], used)
+        assert fault.value.where == text

@@ -15,10 +15,24 @@ import zoo
 from safetensors.torch import load_file
 from transformers import BertConfig
 
-from hftune import checking, checkpoint, features, heads, liger, machine, methods, models, optim, recipe, run, tokenizer
+from hftune import (
+    checking,
+    checkpoint,
+    effect,
+    features,
+    heads,
+    liger,
+    machine,
+    methods,
+    models,
+    optim,
+    recipe,
+    run,
+    tokenizer,
+)
 from hftune.errors import UserError
 from hftune.report import Reporter
-from hftune.schema import Model, Train
+from hftune.schema import WARMING, Model, Train
 
 
 def built(name, head):
@@ -506,6 +520,23 @@ def test_a_layer_that_gets_its_first_gradient_later_moves_as_one_alone(name):
     assert not torch.equal(late, torch.ones(2, 3))
 
 
+@pytest.mark.parametrize("key", ["weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"])
+@pytest.mark.parametrize("name", get_args(Train.model_fields["optim"].annotation))
+def test_an_optimizer_takes_the_settings_that_move_its_weights(name, key):
+    found = []
+    for block in (Train(optim=name), Train(optim=name).model_copy(update={key: 0.5})):
+        model = torch.nn.Linear(3, 2)
+        torch.nn.init.ones_(model.weight)
+        optimizer = optim.optimizer(optim.groups(model, block), block)
+        for step in range(3):
+            model.weight.grad = torch.arange(1.0, 7).view(2, 3) * (step + 1)
+            optimizer.step()
+        found.append(model.weight.detach())
+    moved = not torch.equal(*found)
+    taken = not effect.idle(Train(optim=name).model_copy(update={key: 0.5}))
+    assert moved == taken
+
+
 def test_what_weight_decay_is_decoupled_from():
     """It leaves the moments alone, but with those optimizers that the field's text names."""
     names, coupled = get_args(Train.model_fields["optim"].annotation), set()
@@ -529,7 +560,8 @@ NEEDED = {"warmup_stable_decay": {"num_decay_steps": 3}, "cosine_with_min_lr": {
 @pytest.mark.parametrize("warmup", [0, 3])
 @pytest.mark.parametrize("name", get_args(Train.model_fields["lr_scheduler_type"].annotation))
 def test_every_schedule_rises_and_does_not_rise_again(name, warmup):
-    block = Train(lr_scheduler_type=name, lr_scheduler_kwargs=NEEDED.get(name, {}), warmup_steps=warmup)
+    block = Train(lr_scheduler_type=name, lr_scheduler_kwargs=NEEDED.get(name, {}))
+    block = block.model_copy(update={"warmup_steps": warmup})  # where it has no effect too
     optim.check(block)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     made, rates = optim.schedule(optimizer, block, 10), []
@@ -537,7 +569,7 @@ def test_every_schedule_rises_and_does_not_rise_again(name, warmup):
         rates.append(made.get_last_lr()[0])
         optimizer.step()
         made.step()
-    first = 0 if name == "constant" else warmup  # the one without warmup
+    first = warmup if name in WARMING else 0
     assert rates[: first + 1] == pytest.approx([i / max(1, first) for i in range(first)] + [1.0])
     assert all(one >= two for one, two in itertools.pairwise(rates[first:]))
 

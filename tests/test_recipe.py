@@ -375,9 +375,8 @@ def block(**fields: Any) -> Any:
 
 
 NAMES = st.dictionaries(TEXT, TEXT, max_size=2)
-SOURCE = st.fixed_dictionaries(
-    {"path": PATHS}, optional={"weight": RATE, "limit": st.none() | POSITIVE, "columns": NAMES, "prefix": TEXT}
-)
+READING = {"limit": st.none() | POSITIVE, "columns": NAMES, "prefix": TEXT}
+SOURCE = st.fixed_dictionaries({"path": PATHS}, optional={"weight": RATE, **READING})
 LABELS = st.none() | st.lists(TEXT, min_size=2, max_size=3)
 RECIPES = st.fixed_dictionaries(
     {
@@ -388,13 +387,14 @@ RECIPES = st.fixed_dictionaries(
         | st.fixed_dictionaries({"init": PATHS}),
         "data": block(
             train=PATHS | SOURCE | st.lists(PATHS | SOURCE, min_size=1, max_size=3),
-            test=st.none() | SOURCE,
+            test=st.none() | st.fixed_dictionaries({"path": PATHS}, optional=READING),
             encoding=TEXT,
         ),
         "output": st.fixed_dictionaries({"dir": PATHS}),
     },
     optional={
-        "tokenizer": block(train=st.sampled_from(["bpe", None]), vocab_size=POSITIVE, chat_template=st.none() | TEXT),
+        "tokenizer": block(chat_template=st.none() | TEXT)
+        | st.fixed_dictionaries({"train": st.just("bpe")}, optional={"vocab_size": POSITIVE}),
         "peft": st.none() | st.just({"method": "lora"}) | st.just({"method": "ia3", "target_modules": ["q", "no"]}),
         "train": block(
             learning_rate=RATE,

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from .. import data
 from ..arrays import inputs
 from ..class_weights import Weighted, varies
+from ..effect import OPEN, only
 from ..errors import UserError
 from ..schema import FIXED
 from ..task import IGNORE, Task, label_names
@@ -27,7 +28,7 @@ class ClassifyOptions(Weighted):
     kind: Literal["single", "multi", "regression"] = Field(
         "single",
         description="one label a row; a list of labels (or a string with separators); or a number",
-        json_schema_extra=FIXED,
+        json_schema_extra=FIXED | OPEN,
     )
     pair: bool = Field(False, description="classify pairs: the columns text and text_pair")
     max_length: Annotated[int, Field(ge=4)] = Field(
@@ -36,15 +37,13 @@ class ClassifyOptions(Weighted):
     label_names: tuple[str, ...] | None = Field(
         None,
         description="label names in order; default: those of the training rows, in the order of a model.path that has the same, else sorted",
-        json_schema_extra=FIXED,
+        json_schema_extra=FIXED | only(kind=["single", "multi"]),
     )
-    separator: str = Field(",", description="between the labels of a row written as one string, for kind: multi")
-
-    @model_validator(mode="after")
-    def _weights_of_classes(self) -> "ClassifyOptions":
-        if self.class_weights is not None and self.kind != "single":
-            raise ValueError("class_weights has an effect only with kind: single")
-        return self
+    separator: str = Field(
+        ",",
+        description="between the labels of a row written as one string, for kind: multi",
+        json_schema_extra=only(kind=["multi"]),
+    )
 
 
 def _names(row: Any, options: ClassifyOptions) -> list[str]:

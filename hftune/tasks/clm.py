@@ -9,23 +9,16 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from .. import causal, chat, data, fim, packing, views
 from ..arrays import Ragged
 from ..decode import Decoding
+from ..effect import above, only
 from ..encoding import encode_batch
 from ..errors import UserError
 from ..task import Fraction, Task
 from ..text import document_sizes, pieces, unknown
-
-ONLY_FOR = {  # options that mean nothing with other kinds of rows
-    "separator": ("prompt",),
-    "truncation_side": ("prompt", "chat"),
-    "on_no_target": ("prompt", "chat"),
-    "fim_rate": ("text",),
-    "fim_spm_rate": ("text",),
-}
 
 
 class ClmOptions(Decoding):
@@ -40,32 +33,33 @@ class ClmOptions(Decoding):
     packing: bool = Field(
         False, description="fill training rows up to max_length with several pieces, none of which sees another"
     )
-    separator: str = Field("\n", description="prompt: text between prompt and completion")
+    separator: str = Field(
+        "\n", description="prompt: text between prompt and completion", json_schema_extra=only(kind=["prompt"])
+    )
     truncation_side: Literal["right", "left"] = Field(
-        "right", description="prompt, chat: the side on which a row that is too long is truncated"
+        "right",
+        description="prompt, chat: the side on which a row that is too long is truncated",
+        json_schema_extra=only(kind=["prompt", "chat"]),
     )
     on_no_target: Literal["stop", "drop"] = Field(
         "stop",
         description="prompt, chat: what to do with a row that has no target left after truncation; dropped rows are counted",
+        json_schema_extra=only(kind=["prompt", "chat"]),
     )
-    fim_rate: Fraction = Field(0.0, description="text: share of the training rows rearranged to fill in the middle")
+    fim_rate: Fraction = Field(
+        0.0,
+        description="text: share of the training rows rearranged to fill in the middle",
+        json_schema_extra=only(kind=["text"]),
+    )
     fim_spm_rate: Fraction = Field(
         0.5,
         description="text: share of these with the suffix before the prefix",
+        json_schema_extra=only(fim_rate=above(0)),
     )
     add_tokens: tuple[str, ...] = Field(
         (),
         description="special tokens that the tokenizer is given where it lacks them, e.g. those of a chat template",
     )
-
-    @model_validator(mode="after")
-    def _kinds(self) -> "ClmOptions":
-        for name, kinds in ONLY_FOR.items():
-            if getattr(self, name) != type(self).model_fields[name].default and self.kind not in kinds:
-                raise ValueError(f"{name} has an effect only with kind: {' or '.join(kinds)}")
-        if self.fim_rate == 0 and self.fim_spm_rate != 0.5:
-            raise ValueError("fim_spm_rate has an effect only with fim_rate above 0")
-        return self
 
     @property
     def continues(self) -> bool:

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from .. import data
 from ..arrays import inputs, pad
+from ..effect import only
 from ..encoding import encode_offsets
 from ..errors import UserError
 from ..task import Options, Task
@@ -41,6 +42,7 @@ class QaOptions(Options):
     null_threshold: float = Field(
         0.0,
         description="with unanswerable: answer nothing where that scores higher than the best answer by more than this",
+        json_schema_extra=only(unanswerable=[True]),
     )
 
     _stride = model_validator(mode="after")(stride_within)

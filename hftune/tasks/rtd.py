@@ -14,6 +14,7 @@ from pydantic import Field
 from .. import data
 from ..architectures import architecture
 from ..arrays import pad
+from ..effect import only
 from ..errors import UserError
 from ..masking import Masking, check, mask_batch
 from ..schema import FIXED, Model
@@ -50,10 +51,12 @@ class RtdOptions(Masking):
     generator_size: PositiveFraction = Field(
         0.25,
         description="width of a new generator (hidden and feed-forward size, heads) as a share of the discriminator's",
-        json_schema_extra=FIXED,
+        json_schema_extra=FIXED | only(generator=[None]),
     )
     generator_layers: PositiveFraction = Field(
-        1.0, description="layers of a new generator as a share of the discriminator's", json_schema_extra=FIXED
+        1.0,
+        description="layers of a new generator as a share of the discriminator's",
+        json_schema_extra=FIXED | only(generator=[None]),
     )
 
     def predicting(self) -> "RtdOptions":

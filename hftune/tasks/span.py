@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from .. import data, decode
 from ..arrays import Ragged, inputs, pad
 from ..decode import Decoding
+from ..effect import only
 from ..encoding import encode_batch
 from ..errors import UserError
 from ..spans import corrupt, noise_counts, noise_spans, ordinary, suffix, suffix_limit
@@ -52,8 +53,12 @@ class SpanOptions(Decoding):
         128,
         description="maximum number of tokens of a corrupted input and of its target; the text of a row may be longer",
     )
-    rate: Rate = Field(0.15, description="share of the tokens to be corrupted")
-    mean_span: Annotated[float, Field(ge=1)] = Field(3.0, description="mean length of a span, in tokens")
+    rate: Rate = Field(
+        0.15, description="share of the tokens to be corrupted", json_schema_extra=only(denoisers=[None])
+    )
+    mean_span: Annotated[float, Field(ge=1)] = Field(
+        3.0, description="mean length of a span, in tokens", json_schema_extra=only(denoisers=[None])
+    )
     denoisers: Literal["ul2", "ul2-plain"] | tuple[Denoiser, ...] | None = Field(
         None,
         description="instead of rate and mean_span: a list of {mean_span, rate, weight, prefix}, one drawn a row; "
@@ -61,13 +66,9 @@ class SpanOptions(Decoding):
     )
 
     @model_validator(mode="after")
-    def _one_way(self) -> "SpanOptions":
-        if self.denoisers is not None:
-            if not self.denoisers:
-                raise ValueError("denoisers is empty; leave it out, or list at least one")
-            plain = {name: type(self).model_fields[name].default for name in ("rate", "mean_span")}
-            if any(getattr(self, name) != value for name, value in plain.items()):
-                raise ValueError("give rate and mean_span, or denoisers with their own, not both")
+    def _some_denoiser(self) -> "SpanOptions":
+        if self.denoisers == ():
+            raise ValueError("denoisers is empty; leave it out, or list at least one")
         return self
 
     def predicting(self) -> "SpanOptions":
