@@ -230,11 +230,12 @@ def test_a_dry_run_warns_of_no_change_that_its_words_accept(tmp_path, capsys):
 def test_an_example_of_a_setting_is_one_that_the_command_takes():
     from hftune import subject
 
-    for command in ("eval", "predict", "generate"):
+    used = {"eval": subject.MEASURING, "predict": subject.ANSWERING, "generate": subject.ANSWERING}
+    for command, names in used.items():
         shown = " ".join(CliRunner().invoke(cli.app, [command, "--help"]).output.split())
         examples = re.findall(r"\b(?:task|data|train|eval|model)\.[a-z_.]+=[^ ]+", shown)
         assert examples
-        subject.check_settings(examples)
+        subject.check_settings(examples, names)
 
 
 def test_help_says_that_lowercase_takes_marks_away_too():
