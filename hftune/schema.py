@@ -106,9 +106,7 @@ class Model(Block):
         description="folder or Hub id that warm-starts its decoder",
         json_schema_extra=PATH | replaces("init", "path"),
     )
-    revision: str | None = Field(
-        None, description="branch, tag or commit on the Hub", json_schema_extra=only(init=[None])
-    )
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub")
     config: Settings = Field({}, description="settings of the model's configuration to override")
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
         "auto", description="attention implementation; auto lets transformers choose"
@@ -130,9 +128,7 @@ class Tokenizer(Block):
         description="tokenizer folder or Hub id; default: the model's own",
         json_schema_extra=PATH | FIXED | replaces("train", "revision"),
     )
-    revision: str | None = Field(
-        None, description="branch, tag or commit on the Hub", json_schema_extra=FIXED | only(train=[None])
-    )
+    revision: str | None = Field(None, description="branch, tag or commit on the Hub", json_schema_extra=FIXED)
     train: Literal["wordpiece", "bpe", "unigram"] | None = Field(
         None,
         description="kind to train from the training text",

@@ -288,7 +288,10 @@ def test_no_change_is_offered_that_no_resumed_run_can_take(tmp_path, task, chang
         folder.RunFolder.claim(recipe.from_dict({**made, "task": task | change}))
 
 
-@pytest.mark.parametrize("change", [{"vocab_size": 300}, {"lowercase": True}, {"path": "elsewhere", "train": None}])
+@pytest.mark.parametrize(
+    "change",
+    [{"vocab_size": 300}, {"lowercase": True}, {"path": "elsewhere", "train": None, "vocab_size": 8000}],
+)
 def test_a_run_keeps_its_tokenizer_whatever_is_allowed(tmp_path, change):
     """It went on with its own, while its recipe named the other."""
     made = {**tiny.mlm(tmp_path), "tokenizer": {"train": "wordpiece", "vocab_size": 200}}
