@@ -25,6 +25,7 @@ from . import (
     machine,
     memory,
     models,
+    padding,
     page,
     prepare,
     shortcuts,
@@ -188,6 +189,8 @@ def _measure(
     sample = {k: v.to(accelerator.device) for k, v in found.sample().items()}
     with accelerator.autocast():
         ways = shortcuts.choose(model, sample, prepared.task, prepared.options)
+    for line in padding.told(model, found, ways):
+        reporter.warn(line)
     figures = evaluation.evaluate(model, found, accelerator, settings, shortcuts=ways, predictions=file)
     if baseline:
         reporter.say(f"baseline: {_baseline(subject, rows, prepared, file, figures, reporter)}")
