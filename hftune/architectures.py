@@ -60,7 +60,7 @@ DEBERTA = {
     "position_biased_input": False,
     "type_vocab_size": 0,
 }
-DECODER = {"form": "decoder-only"}  # tasks from text to text: as prompt and completion
+DECODER = {"form": "decoder-only"}  # options of tasks from text to text: as prompt and completion
 BERT_IA3 = ("key", "value", "output.dense")
 BART_LORA, BART_IA3 = ("q_proj", "v_proj"), ("k_proj", "v_proj", "fc2")
 BART = Architecture(decoder_start="eos", names=BART_NAMES, lora=BART_LORA, ia3=BART_IA3)
@@ -92,8 +92,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         prefix=False,
         prompt=False,
     ),
-    "gpt2": Architecture(names={"intermediate_size": ("n_inner",)}, options=DECODER),
-    **dict.fromkeys(["gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi"], Architecture(options=DECODER)),
+    "gpt2": Architecture(names={"intermediate_size": ("n_inner",)}),
+    **dict.fromkeys(["gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi"], DEFAULT),  # named in hints
     **dict.fromkeys(
         ["t5", "mt5", "umt5", "longt5"],
         Architecture(decoder_start="pad", names=T5_NAMES, lora=("q", "v"), ia3=("k", "v", "wo")),

@@ -10,7 +10,7 @@ from . import decode, packing
 from .arrays import pad
 from .encoding import encode_batch
 from .errors import UserError
-from .task import IGNORE
+from .task import IGNORE, LONGEST
 
 Ids = npt.NDArray[Any]
 
@@ -148,10 +148,23 @@ def reply(
     cut = [room is not None and len(ids) > room for ids in prompts]
     prompts = [ids[-room:] if room else ids for ids in ([*ids] or [start] for ids in prompts)]
     fill = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end
-    inputs = {
-        "input_ids": pad(prompts, fill, "left")[:, -room if room else None :],
-        "attention_mask": pad([np.ones(len(ids)) for ids in prompts], 0, "left")[:, -room if room else None :],
-    }
-    tensors = {name: torch.from_numpy(array).to(model.device) for name, array in inputs.items()}
-    found = decode.answers(model, tensors, tokenizer, decoding, rows)
-    return [{**answer, "truncated": True} if lost else answer for answer, lost in zip(found, cut, strict=True)]
+    answers: dict[int, dict[str, Any]] = {}
+    for chosen, width in _together(prompts, room, model, tokenizer, decoding):
+        given = [prompts[i] for i in chosen]
+        inputs = {
+            "input_ids": pad(given, fill, "left")[:, -width:],
+            "attention_mask": pad([np.ones(len(ids)) for ids in given], 0, "left")[:, -width:],
+        }
+        tensors = {name: torch.from_numpy(array).to(model.device) for name, array in inputs.items()}
+        found = decode.answers(model, tensors, tokenizer, decoding, [rows[i] for i in chosen])
+        answers |= dict(zip(chosen, found, strict=True))
+    return [{**answers[i], "truncated": True} if lost else answers[i] for i, lost in enumerate(cut)]
+
+
+def _together(
+    prompts: list[list[int]], room: int | None, model: Any, tokenizer: Any, decoding: decode.Decoding
+) -> list[tuple[list[int], int]]:
+    """Which prompts are read together, by number, and at most how wide: all of them, or each alone where padding is read."""
+    if not decode.reads_padding(model, tokenizer, decoding):
+        return [(list(range(len(prompts))), room or LONGEST)]
+    return [([number], len(ids)) for number, ids in enumerate(prompts)]

@@ -194,6 +194,13 @@ def check_head(config: Any, head: str) -> None:
     )
 
 
+def decoder_only(config: Any) -> bool:
+    """Whether an architecture writes text behind what it read, and does nothing else with text."""
+    own = getattr(config, "auto_map", None) or {}
+    heads = (f"AutoModelFor{name}" for name in ("CausalLM", "MaskedLM", "Seq2SeqLM"))
+    return [head in own or _has_head(type(config), head) for head in heads] == [True, False, False]
+
+
 def _has_head(kind: type, head: str) -> bool:
     """One class may carry several heads in transformers' tables: what it does is to write text."""
     import transformers

@@ -7,12 +7,12 @@ depends on the batch that its row lands in.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from . import batching, search
+from . import batching, packing, search
 from .effect import above, only
 from .errors import UserError
 from .schema import FREE
@@ -179,6 +179,30 @@ def answers(
         decoded = [tokenizer.decode(ids, skip_special_tokens=True) for ids in texts]
         found.append({"prediction": decoded[0], **({"predictions": decoded} if len(decoded) > 1 else {})})
     return found
+
+
+@lru_cache(maxsize=2)
+def reads_padding(model: Any, tokenizer: Any, decoding: Decoding) -> bool:
+    """Whether the next token of a prompt changes with padding on its left; it is tried.
+
+    It does in some recurrent models, and where virtual tokens stand before the padding, so that it moves the text away.
+    """
+    import torch
+
+    size = model.get_input_embeddings().num_embeddings
+    ids = torch.arange(1, 9, device=model.device)[None] % size
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    padded = {
+        "input_ids": torch.nn.functional.pad(ids, (4, 0), value=int(ids[0, -1])),
+        "attention_mask": torch.nn.functional.pad(given["attention_mask"], (4, 0)),
+    }
+    config, found = _config(model, tokenizer, decoding, {}), []
+    with packing.exactly(model):
+        for inputs in (given, padded):
+            look = search.Look()
+            model.generate(**inputs, generation_config=config, custom_generate=partial(search.run, look))
+            found.append(look.logits)
+    return packing.differ(*found)
 
 
 def settings_of(model: Any, tokenizer: Any, decoding: Decoding) -> Any:

@@ -21,6 +21,7 @@ from . import (
     machine,
     memory,
     models,
+    padding,
     page,
     predicting,
     prepare,
@@ -152,6 +153,8 @@ def _measure(
     sample = {k: v.to(accelerator.device) for k, v in found.sample().items()}
     with accelerator.autocast():
         ways = shortcuts.choose(model, sample, prepared.task, prepared.options)
+    for line in padding.told(model, found, ways):
+        reporter.warn(line)
     moved = partial(reporter.going, f"measuring {rows.name}")
     figures = evaluation.evaluate(model, found, accelerator, settings, shortcuts=ways, predictions=file, moved=moved)
     if baseline:

@@ -18,6 +18,8 @@ import numpy as np
 
 from . import consistency, data, decode, effect, hub, models, store, tokenizer
 from . import task as tasks
+from .architectures import DECODER
+from .configs import decoder_only
 from .errors import UserError, stop_at
 from .loop import Rows
 from .recipe import Recipe
@@ -58,7 +60,8 @@ def open_split(recipe: Recipe, task: Task, options: Any, split: str) -> Any:
 def complete_options(task: Task, options: Any, config: Any, reader: Any) -> Any:
     """The task's options with what the recipe leaves open: the architecture's defaults, the label names found."""
     named = type(options).model_fields.keys() - options.model_fields_set
-    own = {name: v for name, v in models.architecture(config.model_type).options.items() if name in named}
+    suiting = {**(DECODER if decoder_only(config) else {}), **models.architecture(config.model_type).options}
+    own = {name: v for name, v in suiting.items() if name in named}
     options = options.model_copy(update=own)
     options = options.model_copy(update=models.fitting_lengths(config, options))
     stop_at([UserError(f"{name} {why}", where=f"task.{name}") for name, why in effect.idle(options).items()])

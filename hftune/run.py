@@ -31,6 +31,7 @@ from . import (
     methods,
     models,
     optim,
+    padding,
     page,
     prepare,
     shortcuts,
@@ -228,6 +229,8 @@ class Run:
         sample = {name: value.to(self.accelerator.device) for name, value in rows.sample().items()}
         with self.accelerator.autocast():
             self.ways = shortcuts.choose(model, sample, task, options)
+        for line in padding.told(model, rows, self.ways):
+            self.reporter.warn(line)
         self.core = model
         distributed.begin_alike(model, self.accelerator)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)

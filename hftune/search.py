@@ -154,6 +154,25 @@ class Texts:
         return found.clamp(max=scores.shape[1] - 1)
 
 
+class Look:
+    """No search: only the logits of the first token, float32 [N, V]."""
+
+    copies = 1
+    logits: "Tensor"
+
+    @property
+    def found(self) -> list[list[list[int]]]:
+        """No texts."""
+        return []
+
+    def choose(
+        self, ids: "Tensor", logits: "Tensor", process: Process, left: int, leave: bool
+    ) -> tuple["Tensor | None", "Tensor"]:
+        """See Search."""
+        self.logits = logits
+        return None, ids[:0, 0]
+
+
 class Beams:
     """Beam search with transformers' rules, so that each row's texts are those of its `generate`.
 
@@ -270,6 +289,10 @@ def _caches(inputs: dict[str, Any]) -> list[str]:
 
 def _movable(model: Any, inputs: dict[str, Any]) -> bool:
     """Whether what the model keeps of the texts read so far can be dropped, doubled and moved."""
+    from .heads import unwrap
+
+    if hasattr(unwrap(model).base_model, "_setup_cache"):
+        return False  # RecurrentGemma: its recurrent layers keep it to themselves
     caches = _caches(inputs)
     return hasattr(model, "_reorder_cache") or (
         bool(caches) and all(hasattr(inputs[name], "reorder_cache") for name in caches)

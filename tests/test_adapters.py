@@ -13,8 +13,9 @@ import zoo
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from hftune import adapters, checking, finished, heads, methods, models, predicting, recipe, shortcuts
+from hftune import adapters, causal, checking, finished, heads, methods, models, predicting, recipe, shortcuts
 from hftune import task as tasks
+from hftune.decode import Decoding
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.schema import Model, Peft
@@ -612,3 +613,24 @@ def test_a_step_that_is_left_out_says_nothing_of_ranks(optimizer, bad, base, tmp
 
 def test_one_step_is_too_few_to_deal_ranks(base, tmp_path):
     assert children.child(children.train, source(base, tmp_path, "adalora", max_steps=1)) == 0
+
+
+@pytest.mark.parametrize("method", ["prompt", "p-tuning"])
+def test_behind_virtual_tokens_an_answer_is_the_same_in_every_batch(method, tmp_path):
+    """Padding would stand between them and the text, where in training there is none."""
+    base, tok = zoo.build("llama", zoo.CLM), zoo.tok("llama")
+    torch.manual_seed(0)
+    for parameter in base.model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.5)
+    base.model.save_pretrained(tmp_path)
+    chosen = Peft(method=method, num_virtual_tokens=4)
+    model = adapters.attach(base, chosen, zoo.CLM, 1, str(tmp_path), None, 0).model.eval()
+    prompts, decoding = [[5, 6, 7], [8, 9, 10, 11, 12, 13, 40], [14, 15, 16, 17, 18]], Decoding(max_new_tokens=5)
+    found = causal.reply(model, prompts, tok, decoding, range(3))
+    for prompt, answer in zip(prompts, found, strict=True):
+        ids = torch.tensor([prompt])
+        for _ in range(5):
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+            ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
+        assert answer["prediction"] == tok.decode(ids[0, len(prompt) :], skip_special_tokens=True)

@@ -8,7 +8,7 @@ import torch
 import transformers
 from pydantic import ValidationError
 
-from hftune import decode
+from hftune import causal, decode
 from hftune.decode import Decoding
 from hftune.errors import UserError
 
@@ -18,6 +18,7 @@ VOCABULARY = 61
 class Tokenizer:
     pad_token_id = 0
     eos_token_id = 2
+    bos_token_id = cls_token_id = sep_token_id = None
 
     def decode(self, ids, skip_special_tokens=False):
         return " ".join(map(str, ids))
@@ -49,6 +50,15 @@ def model(name):
         ),
         "mamba": lambda: transformers.MambaConfig(
             hidden_size=32, num_hidden_layers=2, state_size=8, initializer_range=0.5, **common
+        ),
+        "recurrent_gemma": lambda: transformers.RecurrentGemmaConfig(
+            block_types=["recurrent", "attention"],
+            lru_width=32,
+            attention_window_size=16,
+            initializer_range=0.5,
+            w_init_variance_scale=4.0,
+            **small,
+            **common,
         ),
         "t5": lambda: transformers.T5Config(
             d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, initializer_factor=4.0, **seq2seq
@@ -341,3 +351,20 @@ def test_more_tokens_than_positions_are_refused():
 def test_options_without_effect_are_faults(given, named):
     with pytest.raises(ValidationError, match=named):
         Decoding(**given)
+
+
+def test_a_model_that_reads_padding_on_the_left_reads_its_prompts_without_any():
+    """Its recurrent layers know of no mask, and what they have read lies where it cannot be moved."""
+    made = model("recurrent_gemma")
+    for name, parameter in made.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    prompts, decoding = [[5, 6, 7], [8, 9, 10, 11, 12, 13], [14, 15, 16, 17, 18]], Decoding(max_new_tokens=6)
+    found = causal.reply(made, prompts, Tokenizer(), decoding, range(3))
+    for ids, answer in zip(prompts, found, strict=True):
+        [wanted] = reference(made, {"input_ids": torch.tensor([ids])}, [2], max_new_tokens=6, do_sample=False)
+        assert answer["prediction"] == Tokenizer().decode(wanted)
+    with pytest.raises(UserError, match="several texts"):
+        causal.reply(made, prompts, Tokenizer(), Decoding(max_new_tokens=6, num_beams=2), range(3))
+    assert not decode.reads_padding(model("mamba"), Tokenizer(), decoding)
+    assert not decode.reads_padding(model("gpt2"), Tokenizer(), decoding)

@@ -341,6 +341,18 @@ def test_check_takes_a_kind_of_which_no_tiny_model_can_be_made_or_called(name):
     assert fits("clm", name)
 
 
+@pytest.mark.parametrize("name", ["bloom", "gemma3_text", "mamba", "mixtral", "olmo2", "phi3", "smollm3"])
+def test_a_decoder_without_a_row_of_its_own_translates_too(name):
+    made = recipe.from_dict(
+        {"task": "translate", "model": {"init": name}, "data": {"train": "rows.jsonl"}, "output": {"dir": "run"}}
+    )
+    options = prepare.complete_options(
+        task.load("translate"), made.task.options, models.configuration(made.model), None
+    )
+    assert options.form == "decoder-only"
+    assert fits("translate", name)
+
+
 @pytest.mark.parametrize("name", task.names())
 def test_options_that_a_run_writes_down_can_be_read_again(name):
     """At the smallest length too, where defaults that go with longer rows are written down beside it."""
