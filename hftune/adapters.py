@@ -130,7 +130,7 @@ def attach(built: Built, peft: Peft, head: str, steps: int, base: str, revision:
         head: transformers auto class of the task.
         steps: optimizer steps of the run.
         base: folder or Hub id of the model, written into the adapter's configuration.
-        revision: its revision on the Hub.
+        revision: its revision on the Hub, of which the adapter's configuration names the commit.
         seed: of the adapter's weights.
 
     Raises:
@@ -140,8 +140,8 @@ def attach(built: Built, peft: Peft, head: str, steps: int, base: str, revision:
     from peft import get_peft_model
 
     torch.manual_seed(seed)
-    place = Path(base).expanduser()
-    built.model.name_or_path = str(place.resolve()) if place.is_dir() else base
+    revision = hub.commit(base, revision)  # what it is trained upon, wherever its branch moves
+    built.model.name_or_path = base if revision else str(Path(base).expanduser().resolve())
     whole = _whole(built, peft, head)
     config = _configuration(built.model, peft, head, steps, whole)
     config.revision = revision

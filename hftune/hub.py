@@ -92,6 +92,17 @@ def locate(path: str, revision: str | None, where: str, weights: str | None = No
     return place
 
 
+def commit(path: str | None, revision: str | None) -> str | None:
+    """The commit that a Hub id was taken at; None for a folder.
+
+    Raises:
+        UserError: the Hub does not give it.
+    """
+    if not path or named(path, "model.path") is not None:
+        return None
+    return locate(path, revision, "model.path").name
+
+
 @cache
 def _snapshot(path: str, revision: str | None) -> Path:
     """The copy of a Hub id, with what is small."""

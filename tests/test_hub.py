@@ -9,13 +9,14 @@ import shutil
 import httpx2
 import huggingface_hub
 import pytest
+import tiny
 import zoo
 from huggingface_hub import errors
 
-from hftune import configs, consistency, hub, methods, models, prepare, recipe, task, tokenizer
+from hftune import adapters, configs, consistency, hub, methods, models, prepare, recipe, run, task, tokenizer
 from hftune.errors import UserError
 from hftune.report import Reporter
-from hftune.schema import Model
+from hftune.schema import Model, Peft
 
 FIRST, SECOND = "1" * 40, "2" * 40
 
@@ -117,6 +118,22 @@ def test_an_adapter_on_the_hub_is_no_model_to_be_trained(kept, tmp_path):
         methods.check(made, task.load("mlm").under(options), options, None)
     assert "hftune merge" not in caught.value.hint, "which is for runs"
     assert configs.base(Model(path="owner/name")).path == "owner/base"
+
+
+def test_an_adapter_is_of_the_commit_that_it_was_trained_upon(kept, tmp_path):
+    """Its base may move on at the Hub; with other weights the two together are another model."""
+    made = adapters.attach(load(), Peft(method="lora"), zoo.MLM, 9, "owner/name", None, 0)
+    made.model.save_pretrained(tmp_path / "run")
+    (kept.parent.parent / "refs" / "main").write_text(SECOND)
+    base = configs.base(Model(path=str(tmp_path / "run")))
+    assert (base.path, base.revision) == ("owner/name", FIRST)
+
+
+def test_a_run_says_which_commit_it_began_with(kept, tmp_path):
+    made = tiny.mlm(tmp_path, max_steps=1) | {"model": {"path": "owner/name"}, "tokenizer": {}}
+    run.train(recipe.from_dict(made), Reporter(silent=True))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["commits"] == {"owner/name": FIRST}
+    assert "\nbase_model: owner/name\n" in (tmp_path / "run" / "README.md").read_text()
 
 
 # --- a Hub that answers --------------------------------------------------------------------------------------------
