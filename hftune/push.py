@@ -9,12 +9,12 @@ from .folder import CHECKPOINTS, MERGED, METRICS, RECIPE
 from .tokenizer import FILES
 
 # What goes; all else that may lie in a run's folder stays: checkpoints, predictions and pages, which show the data, whatever
-# a person put there, and what tells of this machine
+# a person put there, what tells of this machine, results of other rows, and the base's weights that an adapter was merged with
 MODEL = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", hub.ADAPTER, "*.py")
 TOLD = ("README.md", "LICENSE*", "NOTICE*", RECIPE, METRICS)
 NAMES = (*MODEL, *sorted(FILES), "*.spm", "*.model", *TOLD)
-SENT = [*NAMES, *(f"*/{name}" for name in NAMES)]
-KEPT_HERE = [f"{CHECKPOINTS}/*", ".*", "*/.*"]
+SENT = [*NAMES, *(f"*/{name}" for name in NAMES if name not in TOLD)]
+KEPT_HERE = [f"{CHECKPOINTS}/*", f"{MERGED}/*", ".*", "*/.*"]
 
 
 def push(path: Path, name: str, *, public: bool = False) -> str:

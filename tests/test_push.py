@@ -29,6 +29,11 @@ OWN = {
     "rows.csv",
     "cache/0a/part-00000.arrow",
     "news/notes.txt",
+    "news/metrics.json",
+    "news/recipe.yaml",
+    "merged/config.json",
+    "merged/model.safetensors",
+    "merged/tokenizer.json",
 }
 
 
