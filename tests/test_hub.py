@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 
 import httpx2
 import huggingface_hub
@@ -127,6 +128,18 @@ def test_an_adapter_is_of_the_commit_that_it_was_trained_upon(kept, tmp_path):
     (kept.parent.parent / "refs" / "main").write_text(SECOND)
     base = configs.base(Model(path=str(tmp_path / "run")))
     assert (base.path, base.revision) == ("owner/name", FIRST)
+
+
+def test_an_adapter_is_saved_without_asking_the_hub_about_its_base(kept, tmp_path, monkeypatch):
+    """Whether embeddings grew is known; peft would ask, and without a network warn twice."""
+    from peft.utils import save_and_load
+
+    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", lambda *_, **__: pytest.fail("the Hub was asked"))
+    made = adapters.attach(load(), Peft(method="lora"), zoo.MLM, 9, "owner/name", None, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.model.save_pretrained(tmp_path / "run")
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
 
 
 def test_a_run_says_which_commit_it_began_with(kept, tmp_path):
