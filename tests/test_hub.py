@@ -14,7 +14,7 @@ import tiny
 import zoo
 from huggingface_hub import errors
 
-from hftune import adapters, configs, consistency, hub, methods, models, prepare, recipe, run, task, tokenizer
+from hftune import adapters, checking, configs, consistency, hub, methods, models, prepare, recipe, run, task, tokenizer
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.schema import Model, Peft
@@ -239,6 +239,23 @@ def test_why_the_hub_gives_nothing_is_told(online, monkeypatch, case):
         assert caught.value.where == place
         assert "\n" not in caught.value.message
         assert re.search(mend, caught.value.hint)
+
+
+def test_check_says_that_it_did_not_look_at_rows_on_the_hub(tmp_path):
+    """A name that nobody has was among what had no faults."""
+    here = tiny.corpus(tmp_path)
+    data = {
+        "train": [str(here), "owner/rows"],
+        "validation": "owner/rows",
+        "test": str(here),
+        "cache_dir": str(tmp_path / "c"),
+    }
+    found = checking.check(recipe.from_dict(tiny.mlm(tmp_path) | {"data": data}))
+    told = [line for line in found["warnings"] if "not checked" in line]
+    assert told == [
+        f"data.{split}: not checked: the rows of owner/rows, fetched from the Hub by a run"
+        for split in ("validation", "train")
+    ]
 
 
 # --- revisions -----------------------------------------------------------------------------------------------------
