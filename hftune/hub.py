@@ -161,9 +161,12 @@ def adapter(path: str | None, revision: str | None = None) -> dict[str, Any] | N
         return None
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        found["base_model_name_or_path"]
+        if not isinstance(found["base_model_name_or_path"], str):
+            raise TypeError("no name of a base")
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is broken", hint="give another folder", where="model.path") from error
+        raise UserError(
+            f"{file} names no base model", hint="give another folder, or correct it", where="model.path"
+        ) from error
     return found
 
 

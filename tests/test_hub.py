@@ -121,6 +121,14 @@ def test_an_adapter_on_the_hub_is_no_model_to_be_trained(kept, tmp_path):
     assert configs.base(Model(path="owner/name")).path == "owner/base"
 
 
+@pytest.mark.parametrize("said", ["{", "[]", "{}", '{"base_model_name_or_path": null}'])
+def test_an_adapter_without_the_name_of_its_base_is_told(tmp_path, said):
+    """And not taken for one of a Hub id named None."""
+    (tmp_path / "adapter_config.json").write_text(said)
+    with pytest.raises(UserError, match="adapter_config.json names no base model"):
+        configs.base(Model(path=str(tmp_path)))
+
+
 def test_an_adapter_is_of_the_commit_that_it_was_trained_upon(kept, tmp_path):
     """Its base may move on at the Hub; with other weights the two together are another model."""
     made = adapters.attach(load(), Peft(method="lora"), zoo.MLM, 9, "owner/name", None, 0)
