@@ -17,7 +17,9 @@ CONNECT_SECONDS = 5.0
 ADAPTER = "adapter_config.json"
 SMALL = ["*.json", "*.txt", "*.model", "*.spm", "*.codes", "*.tiktoken"]  # what a folder holds beside its weights
 DEEP = ["*.py", "*.jinja"]  # in its folders too
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, *CLOSED}
+AWAY = {502, 503, 504}  # what a gateway says with nobody behind it
 
 
 class Unreachable(UserError):
@@ -32,7 +34,7 @@ def answers() -> bool:
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        return bool(get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS).status_code < 500)
+        return get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS).status_code not in AWAY
     except Exception:
         return False
 
@@ -105,21 +107,29 @@ def commit(path: str | None, revision: str | None) -> str | None:
 
 @cache
 def _snapshot(path: str, revision: str | None) -> Path:
-    """The copy of a Hub id, with what is small."""
-    return _fetch(path, revision, [*SMALL, *DEEP], but=[f"*/{name}" for name in SMALL])
+    """The copy of a Hub id, with what is small; as it is where the cache may only be read, as that of a whole cluster."""
+    try:
+        return _fetch(path, revision, [*SMALL, *DEEP], but=[f"*/{name}" for name in SMALL])
+    except OSError as error:
+        if error.errno not in CLOSED:
+            raise
+        return _copy(path, revision)
+
+
+def _copy(path: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(path, revision=revision, allow_patterns=[], local_files_only=True))
 
 
 def _fetch(path: str, revision: str | None, names: list[str], but: list[str] | None = None) -> Path:
     """Bring files into the copy of a Hub id; where the Hub does not answer it stays as it is."""
     from huggingface_hub import snapshot_download
 
-    local = not answers()
+    if not answers():
+        return _copy(path, revision)
     with quiet("huggingface_hub"):
-        return Path(
-            snapshot_download(
-                path, revision=revision, allow_patterns=[] if local else names, ignore_patterns=but, local_files_only=local
-            )
-        )  # fmt: skip
+        return Path(snapshot_download(path, revision=revision, allow_patterns=names, ignore_patterns=but))
 
 
 def _names(path: str, revision: str) -> list[str]:

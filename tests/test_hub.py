@@ -125,7 +125,7 @@ def test_an_adapter_on_the_hub_is_no_model_to_be_trained(kept, tmp_path):
 def test_an_adapter_without_the_name_of_its_base_is_told(tmp_path, said):
     """And not taken for one of a Hub id named None."""
     (tmp_path / "adapter_config.json").write_text(said)
-    with pytest.raises(UserError, match="adapter_config.json names no base model"):
+    with pytest.raises(UserError, match=r"adapter_config\.json names no base model"):
         configs.base(Model(path=str(tmp_path)))
 
 
@@ -190,6 +190,22 @@ def test_weights_are_fetched_by_name_and_only_when_they_are_wanted(online, kept)
     parts = sorted(file.name for file in kept.glob("model-*"))
     assert len(parts) > 1
     assert online[1:] == [("owner/name", FIRST, ["model.safetensors"]), ("owner/name", FIRST, parts)]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_cache_that_may_only_be_read_serves_what_it_holds(kept, monkeypatch, number):
+    real = huggingface_hub.snapshot_download
+
+    def download(path, **more):
+        if not more.get("local_files_only"):
+            raise OSError(number, "may not be written to", "/cache/.locks")
+        return real(path, **more)
+
+    monkeypatch.setattr(hub, "answers", lambda: True)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert configs.configuration(Model(path="owner/name")).model_type == "bert"
+    with pytest.raises(UserError, match=r"owner/other cannot be kept here: .*/cache/.locks"):
+        configs.configuration(Model(path="owner/other"))
 
 
 def test_a_pickle_on_the_hub_is_refused_and_nobody_is_asked_to_convert_it(online, kept, monkeypatch):
