@@ -4,7 +4,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ SMALL = ["*.json", "*.txt", "*.model", "*.spm", "*.codes", "*.tiktoken"]  # what
 DEEP = ["*.py", "*.jinja"]  # in its folders too
 CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, *CLOSED}
+HELD: dict[str, str] = {}  # Hub id -> commit
 AWAY = {502, 503, 504}  # what a gateway says with nobody behind it
 
 
@@ -77,7 +78,7 @@ def locate(path: str, revision: str | None, where: str, weights: str | None = No
         return folder
     listed: list[str] | None = None
     try:
-        place = _snapshot(path, revision)
+        place = _snapshot(path, revision or HELD.get(path))
         if weights and answers():
             _fetch(path, place.name, [weights])
             index = place / f"{weights}.index.json"
@@ -92,6 +93,17 @@ def locate(path: str, revision: str | None, where: str, weights: str | None = No
     if weights and listed is not None:
         raise files.nothing(path, weights, listed, where)
     return place
+
+
+@contextmanager
+def held(commits: Mapping[str, str]) -> Iterator[None]:
+    """Within, Hub ids without a revision are of these commits, as a run began with them."""
+    HELD.update(commits)
+    try:
+        yield
+    finally:
+        for path in commits:
+            HELD.pop(path, None)
 
 
 def commit(path: str | None, revision: str | None) -> str | None:

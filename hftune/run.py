@@ -80,7 +80,8 @@ def train(
     optim.check(recipe.train)
     accelerator = machine.accelerator(recipe.train)
     folder = RunFolder.claim(recipe, fresh=fresh, allow=allow, main=accelerator.is_main_process)
-    with machine.Signals() as signals, _ends(folder, reporter):
+    begun = folder.state.get("commits", {}) if folder.has_trained() else {}
+    with machine.Signals() as signals, _ends(folder, reporter), hub.held(begun):
         prepared = prepare.prepare(
             recipe, ["train", "validation"], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code,
             begun=folder.path, kept=folder.has_trained(),

@@ -157,6 +157,27 @@ def test_a_run_says_which_commit_it_began_with(kept, tmp_path):
     assert "\nbase_model: owner/name\n" in (tmp_path / "run" / "README.md").read_text()
 
 
+def test_a_run_goes_on_with_the_commit_that_it_began_with(kept, tmp_path):
+    """Another dropout there would give other weights, and other weights under an adapter could not go on at all."""
+    made = tiny.mlm(tmp_path, max_steps=1) | {
+        "model": {"path": "owner/name"},
+        "tokenizer": {},
+        "peft": {"method": "lora"},
+    }
+    run.train(recipe.from_dict(made), Reporter(silent=True))
+    home = kept.parent.parent
+    shutil.copytree(kept, home / "snapshots" / SECOND)
+    other = json.loads((kept / "config.json").read_text()) | {"hidden_dropout_prob": 0.9}
+    (home / "snapshots" / SECOND / "config.json").write_text(json.dumps(other))
+    min((home / "snapshots" / SECOND).glob("model-*")).write_bytes(b"other weights")
+    (home / "refs" / "main").write_text(SECOND)
+    hub._snapshot.cache_clear()
+    run.train(recipe.from_dict(made, ["train.max_steps=2"]), Reporter(silent=True))
+    found = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (found["step"], found["commits"]) == (2, {"owner/name": FIRST})
+    assert not hub.HELD, "only for the time of the run"
+
+
 # --- a Hub that answers --------------------------------------------------------------------------------------------
 
 
