@@ -4,6 +4,7 @@ import contextlib
 import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def attach(built: Built, peft: Peft, head: str, steps: int, base: str, revision:
         head: transformers auto class of the task.
         steps: optimizer steps of the run.
         base: folder or Hub id of the model, written into the adapter's configuration.
-        revision: its revision on the Hub.
+        revision: its revision on the Hub, of which the adapter's configuration names the commit.
         seed: of the adapter's weights.
 
     Raises:
@@ -138,15 +139,22 @@ def attach(built: Built, peft: Peft, head: str, steps: int, base: str, revision:
     from peft import get_peft_model
 
     torch.manual_seed(seed)
-    place = Path(base).expanduser()
-    built.model.name_or_path = str(place.resolve()) if place.is_dir() else base
+    revision = hub.commit(base, revision)  # what it is trained upon, wherever its branch moves
+    built.model.name_or_path = base if revision else str(Path(base).expanduser().resolve())
     whole = _whole(built, peft, head)
+    embedding = built.model.get_input_embeddings().weight
+    grown = any(p is embedding for name, p in built.model.named_parameters() if name in built.new)
     config = _configuration(built.model, peft, head, steps, whole)
     config.revision = revision
     try:
         with _quiet():
             model = align(get_peft_model(built.model, config))
         model.create_or_update_model_card = _nothing  # the run writes its own
+        if peft.target_modules in (
+            None,
+            "all-linear",
+        ):  # no embedding is among them, and peft would ask the Hub if one grew
+            model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=grown)
     except ValueError as error:
         raise UserError(f"peft refuses {peft.method} here: {error}", where="peft") from error
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

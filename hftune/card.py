@@ -23,7 +23,7 @@ def write(path: Path, recipe: Recipe, model_type: str, state: Mapping[str, Any] 
     """
     from huggingface_hub import EvalResult, ModelCardData
 
-    card = path / "README.md"
+    card, title = path / "README.md", path.resolve().name  # also of a folder that is given as "."
     if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
         return
     figures, state = read_json(path / METRICS), read_json(path / STATE) if state is None else state
@@ -43,7 +43,7 @@ def write(path: Path, recipe: Recipe, model_type: str, state: Mapping[str, Any] 
     ]
     adapted = hub.adapter(str(path)) is not None
     metadata = ModelCardData(
-        library_name="peft" if adapted else "transformers", tags=["hftune", recipe.task.name, model_type], base_model=_hub_id(recipe.model.path, state), model_name=path.name,
+        library_name="peft" if adapted else "transformers", tags=["hftune", recipe.task.name, model_type], base_model=_hub_id(recipe.model.path, state), model_name=title,
         eval_results=results or None,
     )  # fmt: skip
     rows = [
@@ -60,7 +60,7 @@ def write(path: Path, recipe: Recipe, model_type: str, state: Mapping[str, Any] 
     text = [
         f"---\n{metadata.to_yaml()}\n---",
         MARK,
-        f"# {markdown(path.name)}",
+        f"# {markdown(title)}",
         f"This {model_type} model was trained by hftune {state.get('versions', {}).get('hftune', '')} for the task {markdown(recipe.task.name)} on {markdown(sources)}.",
         *([ADAPTER] if adapted else []),
         "## Figures",
@@ -96,6 +96,8 @@ def _interval(figure: dict[str, Any]) -> str:
 
 def _hub_id(path: str | None, state: Mapping[str, Any]) -> str | None:
     """A model's name on the Hub; a local path, as it was where the run was started, is nobody else's business."""
-    if not path or path.count("/") != 1 or path.startswith((".", "~", "/")):
+    if not path or path.count("/") > 1 or path.startswith((".", "~", "/")):
         return None
+    if "commits" in state:  # what came from the Hub, whatever lies here by now
+        return path if path in state["commits"] else None
     return None if any((Path(place) / path).exists() for place in ("", state.get("directory", ""))) else path

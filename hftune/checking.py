@@ -22,6 +22,7 @@ from .leaks import seen_in_training, text_columns
 from .look import Look, look
 from .recipe import Recipe
 from .report import Reporter
+from .sources import HubRows
 
 SPLITS = ("validation", "test", "train")  # training last: the others are looked for in it
 COMMON = 0.1  # share of a split's texts that may occur in training before it is worth a warning
@@ -88,6 +89,11 @@ def _readers(recipe: Recipe, task: tasks.Task, findings: Findings) -> dict[str, 
             sources = getattr(recipe.data, split) or []
             findings.facts[split] = ", ".join(s.path for s in sources) or "a share of the training rows"
             if reader.remote:  # the Hub is not asked until it must be
+                findings.warnings += [
+                    f"data.{split}: not checked: the rows of {source.path}, fetched from the Hub by a run"
+                    for source, rows in zip(sources, reader.origins, strict=False)
+                    if isinstance(rows, HubRows)
+                ]
                 continue
             data.check_columns(reader, columns, task.otherwise(recipe.task.options))
             found[split] = reader

@@ -329,7 +329,7 @@ def push(
     name: Annotated[
         str, typer.Argument(help="owner/name on the Hub; created as a private repository if it does not exist")
     ],
-    public: Annotated[bool, typer.Option("--public", help="create the repository as a public one")] = False,
+    public: Annotated[bool, typer.Option("--public", help="for all to see; default: private")] = False,
 ) -> None:
     """Upload a run's model, tokenizer, card and recipe to the Hub.
 

@@ -4,7 +4,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,10 @@ CONNECT_SECONDS = 5.0
 ADAPTER = "adapter_config.json"
 SMALL = ["*.json", "*.txt", "*.model", "*.spm", "*.codes", "*.tiktoken"]  # what a folder holds beside its weights
 DEEP = ["*.py", "*.jinja"]  # in its folders too
-UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, *CLOSED}
+HELD: dict[str, str] = {}  # Hub id -> commit
+AWAY = {502, 503, 504}  # what a gateway says with nobody behind it
 
 
 class Unreachable(UserError):
@@ -32,7 +35,7 @@ def answers() -> bool:
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        return bool(get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS).status_code < 500)
+        return get_session().head(constants.ENDPOINT, timeout=CONNECT_SECONDS).status_code not in AWAY
     except Exception:
         return False
 
@@ -75,7 +78,7 @@ def locate(path: str, revision: str | None, where: str, weights: str | None = No
         return folder
     listed: list[str] | None = None
     try:
-        place = _snapshot(path, revision)
+        place = _snapshot(path, revision or HELD.get(path))
         if weights and answers():
             _fetch(path, place.name, [weights])
             index = place / f"{weights}.index.json"
@@ -92,23 +95,53 @@ def locate(path: str, revision: str | None, where: str, weights: str | None = No
     return place
 
 
+@contextmanager
+def held(commits: Mapping[str, str]) -> Iterator[None]:
+    """Within, Hub ids without a revision are of these commits, as a run began with them."""
+    HELD.update(commits)
+    try:
+        yield
+    finally:
+        for path in commits:
+            HELD.pop(path, None)
+
+
+def commit(path: str | None, revision: str | None) -> str | None:
+    """The commit that a Hub id was taken at; None for a folder.
+
+    Raises:
+        UserError: the Hub does not give it.
+    """
+    if not path or named(path, "model.path") is not None:
+        return None
+    return locate(path, revision, "model.path").name
+
+
 @cache
 def _snapshot(path: str, revision: str | None) -> Path:
-    """The copy of a Hub id, with what is small."""
-    return _fetch(path, revision, [*SMALL, *DEEP], but=[f"*/{name}" for name in SMALL])
+    """The copy of a Hub id, with what is small; as it is where the cache may only be read, as that of a whole cluster."""
+    try:
+        return _fetch(path, revision, [*SMALL, *DEEP], but=[f"*/{name}" for name in SMALL])
+    except OSError as error:
+        if error.errno not in CLOSED:
+            raise
+        return _copy(path, revision)
+
+
+def _copy(path: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(path, revision=revision, allow_patterns=[], local_files_only=True))
 
 
 def _fetch(path: str, revision: str | None, names: list[str], but: list[str] | None = None) -> Path:
     """Bring files into the copy of a Hub id; where the Hub does not answer it stays as it is."""
     from huggingface_hub import snapshot_download
 
-    local = not answers()
+    if not answers():
+        return _copy(path, revision)
     with quiet("huggingface_hub"):
-        return Path(
-            snapshot_download(
-                path, revision=revision, allow_patterns=[] if local else names, ignore_patterns=but, local_files_only=local
-            )
-        )  # fmt: skip
+        return Path(snapshot_download(path, revision=revision, allow_patterns=names, ignore_patterns=but))
 
 
 def _names(path: str, revision: str) -> list[str]:
@@ -150,9 +183,12 @@ def adapter(path: str | None, revision: str | None = None) -> dict[str, Any] | N
         return None
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        found["base_model_name_or_path"]
+        if not isinstance(found["base_model_name_or_path"], str):
+            raise TypeError("no name of a base")
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} is broken", hint="give another folder", where="model.path") from error
+        raise UserError(
+            f"{file} names no base model", hint="give another folder, or correct it", where="model.path"
+        ) from error
     return found
 
 

@@ -9,12 +9,12 @@ from .folder import CHECKPOINTS, MERGED, METRICS, RECIPE
 from .tokenizer import FILES
 
 # What goes; all else that may lie in a run's folder stays: checkpoints, predictions and pages, which show the data, whatever
-# a person put there, and what tells of this machine
+# a person put there, what tells of this machine, results of other rows, and the base's weights that an adapter was merged with
 MODEL = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", hub.ADAPTER, "*.py")
 TOLD = ("README.md", "LICENSE*", "NOTICE*", RECIPE, METRICS)
 NAMES = (*MODEL, *sorted(FILES), "*.spm", "*.model", *TOLD)
-SENT = [*NAMES, *(f"*/{name}" for name in NAMES)]
-KEPT_HERE = [f"{CHECKPOINTS}/*", ".*", "*/.*"]
+SENT = [*NAMES, *(f"*/{name}" for name in NAMES if name not in TOLD)]
+KEPT_HERE = [f"{CHECKPOINTS}/*", f"{MERGED}/*", ".*", "*/.*"]
 
 
 def push(path: Path, name: str, *, public: bool = False) -> str:
@@ -23,14 +23,14 @@ def push(path: Path, name: str, *, public: bool = False) -> str:
     Args:
         path: the run folder.
         name: `owner/name` on the Hub; made where it is not there yet.
-        public: whether a repository that is made can be seen by all.
+        public: whether all may see it.
 
     Returns:
         Address of the commit.
 
     Raises:
-        UserError: the run has no model yet or is an adapter of one that lies here alone, there is no token, or the Hub
-            refuses or cannot be reached.
+        UserError: the run has no model yet or is an adapter of one that lies here alone, there is no token, the repository
+            is there already and seen by others than was asked for, or the Hub refuses or cannot be reached.
     """
     adapter = hub.adapter(str(path))
     if not (path / "config.json").is_file() and not adapter:
@@ -54,10 +54,18 @@ def push(path: Path, name: str, *, public: bool = False) -> str:
     api = HfApi(library_name="hftune")
     try:
         api.create_repo(name, private=not public, exist_ok=True)
+        there = api.repo_info(name)
+        if bool(there.private) == public:
+            raise UserError(
+                f"{name} is there already, and {'private' if public else 'public'}: nothing was sent",
+                hint=f"push with{'out' if public else ''} --public if that is meant, or to another name",
+            )
         made: Any = api.upload_folder(
             repo_id=name, folder_path=path, allow_patterns=SENT, ignore_patterns=KEPT_HERE,
-            commit_message=f"{path.name}, trained by hftune",
+            commit_message=f"{path.resolve().name}, trained by hftune",
         )  # fmt: skip
+    except UserError:
+        raise
     except Exception as error:  # the Hub's client lets through whatever its transport raises
         raise UserError(
             f"the Hub did not take {path} as {name}: {hub.first_line(error)}",

@@ -24,6 +24,7 @@ from . import (
     evaluation,
     floors,
     heads,
+    hub,
     labelled,
     liger,
     loop,
@@ -80,7 +81,8 @@ def train(
     optim.check(recipe.train)
     accelerator = machine.accelerator(recipe.train)
     folder = RunFolder.claim(recipe, fresh=fresh, allow=allow, main=accelerator.is_main_process)
-    with machine.Signals() as signals, _ends(folder, reporter):
+    begun = folder.state.get("commits", {}) if folder.has_trained() else {}
+    with machine.Signals() as signals, _ends(folder, reporter), hub.held(begun):
         prepared = prepare.prepare(
             recipe, ["train", "validation"], reporter, accelerator=accelerator, trust_remote_code=trust_remote_code,
             begun=folder.path, kept=folder.has_trained(),
@@ -167,6 +169,11 @@ class Run:
         model, optimizer = self._ready(self.method.model)
         if frozen := checkpoint.content_of_frozen(self.core, optimizer.optimizer, loaded):
             self.prepared.content["model"] = frozen
+        commits = {
+            path: found
+            for path in (source.path, source.encoder, source.decoder)
+            if (found := hub.commit(path, source.revision))
+        }
         base = {"base": adapters.content_of_base(self.core, own)} if self.recipe.peft else {}
         self._resume()
         schedule = optim.schedule(optimizer.optimizer, train, self.total)
@@ -182,7 +189,7 @@ class Run:
         every = train.eval_steps or per_epoch
         self.folder.begin(
             self.recipe, total_steps=self.total, seed=train.seed, world_size=ranks, data=self.prepared.fingerprints, **asdict(self.ways),
-            micro_batch_tokens=budget, precision=machine.precision(train), **kernels, **base,
+            micro_batch_tokens=budget, precision=machine.precision(train), commits=commits, **kernels, **base,
         )  # fmt: skip
         job = Job(
             self.accelerator, model, optimizer, schedule, steps, train, self.total, shortcuts=self.ways, workers=self.recipe.data.num_workers,

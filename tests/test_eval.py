@@ -232,6 +232,24 @@ def test_the_card_names_a_base_model_of_the_hub_alone(path, named, tmp_path, mon
     assert ModelCard.load(tmp_path / "README.md").data.base_model == named
 
 
+@pytest.mark.parametrize(("commits", "named"), [({"gpt2": "1" * 40}, "gpt2"), ({}, None)])
+def test_the_card_of_the_working_folder_has_a_title_and_the_base_that_the_run_took(
+    commits, named, tmp_path, monkeypatch
+):
+    """Ids of the Hub without an owner too; what was a folder then is none of the Hub's, gone or not."""
+    from huggingface_hub import metadata_load
+
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    made = recipe.from_dict(tiny.mlm(tmp_path) | {"model": {"path": "gpt2"}, "tokenizer": {}})
+    Path("recipe.yaml").write_text(recipe.dump(made), encoding="utf-8")
+    Path("metrics.json").write_text('{"loss": {"value": 1.0, "split": "test"}}', encoding="utf-8")
+    card.write(Path("."), made, "gpt2", {"commits": commits})
+    found = metadata_load("README.md")
+    assert (found["model-index"][0]["name"], found.get("base_model")) == ("mine", named)
+    assert "\n# mine\n" in Path("README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "words",
     [

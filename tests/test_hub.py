@@ -5,17 +5,19 @@ import json
 import os
 import re
 import shutil
+import warnings
 
 import httpx2
 import huggingface_hub
 import pytest
+import tiny
 import zoo
 from huggingface_hub import errors
 
-from hftune import configs, consistency, hub, methods, models, prepare, recipe, task, tokenizer
+from hftune import adapters, checking, configs, consistency, hub, methods, models, prepare, recipe, run, task, tokenizer
 from hftune.errors import UserError
 from hftune.report import Reporter
-from hftune.schema import Model
+from hftune.schema import Model, Peft
 
 FIRST, SECOND = "1" * 40, "2" * 40
 
@@ -119,6 +121,63 @@ def test_an_adapter_on_the_hub_is_no_model_to_be_trained(kept, tmp_path):
     assert configs.base(Model(path="owner/name")).path == "owner/base"
 
 
+@pytest.mark.parametrize("said", ["{", "[]", "{}", '{"base_model_name_or_path": null}'])
+def test_an_adapter_without_the_name_of_its_base_is_told(tmp_path, said):
+    """And not taken for one of a Hub id named None."""
+    (tmp_path / "adapter_config.json").write_text(said)
+    with pytest.raises(UserError, match=r"adapter_config\.json names no base model"):
+        configs.base(Model(path=str(tmp_path)))
+
+
+def test_an_adapter_is_of_the_commit_that_it_was_trained_upon(kept, tmp_path):
+    """Its base may move on at the Hub; with other weights the two together are another model."""
+    made = adapters.attach(load(), Peft(method="lora"), zoo.MLM, 9, "owner/name", None, 0)
+    made.model.save_pretrained(tmp_path / "run")
+    (kept.parent.parent / "refs" / "main").write_text(SECOND)
+    base = configs.base(Model(path=str(tmp_path / "run")))
+    assert (base.path, base.revision) == ("owner/name", FIRST)
+
+
+def test_an_adapter_is_saved_without_asking_the_hub_about_its_base(kept, tmp_path, monkeypatch):
+    """Whether embeddings grew is known; peft would ask, and without a network warn twice."""
+    from peft.utils import save_and_load
+
+    monkeypatch.setattr(save_and_load, "check_file_exists_on_hf_hub", lambda *_, **__: pytest.fail("the Hub was asked"))
+    made = adapters.attach(load(), Peft(method="lora"), zoo.MLM, 9, "owner/name", None, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made.model.save_pretrained(tmp_path / "run")
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+
+
+def test_a_run_says_which_commit_it_began_with(kept, tmp_path):
+    made = tiny.mlm(tmp_path, max_steps=1) | {"model": {"path": "owner/name"}, "tokenizer": {}}
+    run.train(recipe.from_dict(made), Reporter(silent=True))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["commits"] == {"owner/name": FIRST}
+    assert "\nbase_model: owner/name\n" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_run_goes_on_with_the_commit_that_it_began_with(kept, tmp_path):
+    """Another dropout there would give other weights, and other weights under an adapter could not go on at all."""
+    made = tiny.mlm(tmp_path, max_steps=1) | {
+        "model": {"path": "owner/name"},
+        "tokenizer": {},
+        "peft": {"method": "lora"},
+    }
+    run.train(recipe.from_dict(made), Reporter(silent=True))
+    home = kept.parent.parent
+    shutil.copytree(kept, home / "snapshots" / SECOND)
+    other = json.loads((kept / "config.json").read_text()) | {"hidden_dropout_prob": 0.9}
+    (home / "snapshots" / SECOND / "config.json").write_text(json.dumps(other))
+    min((home / "snapshots" / SECOND).glob("model-*")).write_bytes(b"other weights")
+    (home / "refs" / "main").write_text(SECOND)
+    hub._snapshot.cache_clear()
+    run.train(recipe.from_dict(made, ["train.max_steps=2"]), Reporter(silent=True))
+    found = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (found["step"], found["commits"]) == (2, {"owner/name": FIRST})
+    assert not hub.HELD, "only for the time of the run"
+
+
 # --- a Hub that answers --------------------------------------------------------------------------------------------
 
 
@@ -152,6 +211,22 @@ def test_weights_are_fetched_by_name_and_only_when_they_are_wanted(online, kept)
     parts = sorted(file.name for file in kept.glob("model-*"))
     assert len(parts) > 1
     assert online[1:] == [("owner/name", FIRST, ["model.safetensors"]), ("owner/name", FIRST, parts)]
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_cache_that_may_only_be_read_serves_what_it_holds(kept, monkeypatch, number):
+    real = huggingface_hub.snapshot_download
+
+    def download(path, **more):
+        if not more.get("local_files_only"):
+            raise OSError(number, "may not be written to", "/cache/.locks")
+        return real(path, **more)
+
+    monkeypatch.setattr(hub, "answers", lambda: True)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert configs.configuration(Model(path="owner/name")).model_type == "bert"
+    with pytest.raises(UserError, match=r"owner/other cannot be kept here: .*/cache/.locks"):
+        configs.configuration(Model(path="owner/other"))
 
 
 def test_a_pickle_on_the_hub_is_refused_and_nobody_is_asked_to_convert_it(online, kept, monkeypatch):
@@ -209,6 +284,23 @@ def test_why_the_hub_gives_nothing_is_told(online, monkeypatch, case):
         assert caught.value.where == place
         assert "\n" not in caught.value.message
         assert re.search(mend, caught.value.hint)
+
+
+def test_check_says_that_it_did_not_look_at_rows_on_the_hub(tmp_path):
+    """A name that nobody has was among what had no faults."""
+    here = tiny.corpus(tmp_path)
+    data = {
+        "train": [str(here), "owner/rows"],
+        "validation": "owner/rows",
+        "test": str(here),
+        "cache_dir": str(tmp_path / "c"),
+    }
+    found = checking.check(recipe.from_dict(tiny.mlm(tmp_path) | {"data": data}))
+    told = [line for line in found["warnings"] if "not checked" in line]
+    assert told == [
+        f"data.{split}: not checked: the rows of owner/rows, fetched from the Hub by a run"
+        for split in ("validation", "train")
+    ]
 
 
 # --- revisions -----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """hftune push: what is uploaded and what never is, with a Hub that only writes down what it is asked."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -28,6 +29,11 @@ OWN = {
     "rows.csv",
     "cache/0a/part-00000.arrow",
     "news/notes.txt",
+    "news/metrics.json",
+    "news/recipe.yaml",
+    "merged/config.json",
+    "merged/model.safetensors",
+    "merged/tokenizer.json",
 }
 
 
@@ -51,6 +57,9 @@ def asked(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "a token")
     monkeypatch.setattr(hub, "answers", lambda: True)
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, name, **more: calls.append((name, more)))
+    monkeypatch.setattr(
+        huggingface_hub.HfApi, "repo_info", lambda *_, **__: SimpleNamespace(private=calls[0][1]["private"])
+    )
     monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
     return calls
 
@@ -68,6 +77,24 @@ def test_the_model_goes_and_the_data_stays(run, asked):
 def test_public_only_when_asked(run, asked):
     push(run, "me/model", public=True)
     assert asked[0][1]["private"] is False
+
+
+@pytest.mark.parametrize("public", [True, False])
+def test_nothing_goes_where_others_see_it_than_was_asked_for(run, asked, monkeypatch, public):
+    """A repository that is there already keeps its visibility, whatever is said when it is to be made."""
+    monkeypatch.setattr(huggingface_hub.HfApi, "repo_info", lambda *_, **__: SimpleNamespace(private=public))
+    is_there, mend = ("private", "without") if public else ("public", "with")
+    with pytest.raises(
+        UserError, match=rf"me/model is there already, and {is_there}: nothing was sent\n.* {mend} --public"
+    ):
+        push(run, "me/model", public=public)
+    assert len(asked) == 1, "what makes one"
+
+
+def test_a_run_that_is_the_working_folder_has_a_name(run, asked, monkeypatch):
+    monkeypatch.chdir(run)
+    push(Path("."), "me/model")
+    assert asked[1]["commit_message"] == "run, trained by hftune"
 
 
 def test_an_adapter_goes_only_where_others_find_its_base(run, asked):
