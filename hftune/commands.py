@@ -404,7 +404,7 @@ def train_tokenizer(
     data.check_columns(reader, ["text"])
     reader.heard = partial(Reporter().going, "reading")
     made = tokenizer.train(
-        (row["text"] for row in reader),
+        tokenizer.Again(lambda: (row["text"] for row in reader)),
         kind,
         vocab_size,
         lowercase=lowercase,
