@@ -15,7 +15,7 @@ import jinja2
 
 from .files import read_json
 from .folder import LOG, METRICS, RECIPE, STATE
-from .report import duration
+from .report import duration, readable
 
 PAGE = "report.html"
 POINTS = 300  # most points of a line: more cannot be seen
@@ -59,7 +59,7 @@ def write(path: Path) -> Path:
     Returns:
         The page.
     """
-    state, figures = read_json(path / STATE), read_json(path / METRICS)
+    state, figures = read_json(path / STATE), readable(read_json(path / METRICS))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
