@@ -8,7 +8,7 @@ from . import hub
 from .files import read_json
 from .folder import METRICS, RECIPE, STATE, older_model
 from .recipe import Recipe
-from .report import duration, fixed
+from .report import duration, fixed, readable
 from .safety import markdown
 
 
@@ -26,7 +26,7 @@ def write(path: Path, recipe: Recipe, model_type: str, state: Mapping[str, Any] 
     card, title = path / "README.md", path.resolve().name  # also of a folder that is given as "."
     if card.exists() and MARK not in card.read_text(encoding="utf-8", errors="replace"):
         return
-    figures, state = read_json(path / METRICS), read_json(path / STATE) if state is None else state
+    figures, state = readable(read_json(path / METRICS)), read_json(path / STATE) if state is None else state
     shown = {name: f for name, f in figures.items() if isinstance(f, dict) and isinstance(f.get("value"), (int, float))}
     sources = ", ".join(source.path for source in recipe.data.train or [])
     results = [

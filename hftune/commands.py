@@ -408,7 +408,7 @@ def train_tokenizer(
     reader.heard = partial(Reporter().going, "reading")
     with as_given("tokenizer.vocab_size", "--vocab-size"):
         made = tokenizer.train(
-            (row["text"] for row in reader),
+            tokenizer.Again(lambda: (row["text"] for row in reader)),
             kind,
             vocab_size,
             lowercase=lowercase,

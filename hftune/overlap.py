@@ -13,6 +13,7 @@ from .clean import essence
 
 N = 13  # words; Brown et al. 2020, "Language Models are Few-Shot Learners", appendix C
 PIECE = 1 << 18  # words looked at together
+WORD = 8  # characters that count as one, in scripts without spaces
 BASE = np.uint64(0x9E3779B97F4A7C15)
 U64 = npt.NDArray[np.uint64]
 
@@ -93,7 +94,7 @@ def _grams(texts: Iterable[str]) -> Iterator[tuple[U64, npt.NDArray[np.int64]]]:
     size, first = 0, 0
     for text in texts:
         words.append(normalize("NFC", text).casefold().split())
-        size += len(words[-1])
+        size += max(len(words[-1]), len(text) // WORD)
         if size >= PIECE:
             yield _hashed(words, first)
             words, size, first = [], 0, first + len(words)

@@ -15,7 +15,7 @@ import jinja2
 
 from .files import read_json
 from .folder import LOG, METRICS, PAGE, RECIPE, STATE
-from .report import duration
+from .report import duration, readable
 
 POINTS = 300  # most points of a line: more cannot be seen
 ROWS = 12  # rows of predictions shown
@@ -59,7 +59,7 @@ def write(path: Path, ended: dict[str, Any] | None = None) -> Path:
     Returns:
         The page.
     """
-    state, figures = ended or read_json(path / STATE), read_json(path / METRICS)
+    state, figures = ended or read_json(path / STATE), readable(read_json(path / METRICS))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

@@ -6,7 +6,7 @@ Everything that can be wrong in what the user gave is found here, before a weigh
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -119,7 +119,8 @@ def load_tokenizer(
         reader.heard = partial(reporter.going, "reading train")
         folder = trained_folder(recipe, reader, model_type, length)
         if _damaged(folder):
-            texts = (text for row in reader for name in task.text_columns(options) for text in strings(row[name]))
+            names = task.text_columns(options)
+            texts = tokenizer.Again(lambda: (text for row in reader for name in names for text in strings(row[name])))
             _train_tokenizer(block, texts, model_type, length, folder, reporter)
         found = tokenizer.load(str(folder))
     elif block.path or recipe.model.path or recipe.model.encoder:
@@ -144,7 +145,7 @@ def load_tokenizer(
 
 
 def _train_tokenizer(
-    block: Tokenizer, texts: Iterator[str], model_type: str, length: int, folder: Path, reporter: Reporter
+    block: Tokenizer, texts: Iterable[str], model_type: str, length: int, folder: Path, reporter: Reporter
 ) -> None:
     """Train what the block `tokenizer` asks for, and put it into the folder whole."""
     assert block.train is not None

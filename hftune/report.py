@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.table import Table
 from .safety import clean
 
 LABELS = 12  # of a table that still fits a terminal
+CLASSES = 100  # whose figures a person may still read one by one
 UNBOUNDED = 10_000  # columns of what is no terminal: files and pipes wrap nothing
 QUIET = 30.0  # seconds without a word, after which a person wants to know how far it is
 
@@ -30,6 +32,14 @@ def fixed(value: float, sign: str = "") -> str:
     """A figure with four decimals, or by its digits where these would all be zero or too many; `sign` "+": of a difference."""
     plain = value == 0 or 0.001 <= abs(value) < 1e7
     return f"{value:{sign}.4f}" if plain else f"{value:{sign}.4g}"
+
+
+def readable(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures for a card or a page: those of single classes, f1[spam], only where these are few; metrics.json has all."""
+    of = {name: name.partition("[")[0] for name in figures if name.endswith("]")}
+    number = Counter(of.values())
+    many = {name for name, whole in of.items() if whole in figures and number[whole] > CLASSES}
+    return {name: figure for name, figure in figures.items() if name not in many}
 
 
 class Reporter:

@@ -403,10 +403,14 @@ class Run:
     def _measure_in_between(self) -> dict[str, Any]:
         """What choosing a checkpoint needs: no intervals, and predictions only where they decide."""
         path = self.folder.path / "predictions" / ".during-training.jsonl"
-        return evaluation.evaluate(
+        figures = evaluation.evaluate(
             self.core, self.prepared.rows["validation"], self.accelerator, self.recipe.eval, shortcuts=self.ways,
             predictions=path if self.recipe.train.metric_for_best_model != "loss" else None, intervals=False, moved=self._moved,
         )  # fmt: skip
+        self.accelerator.wait_for_everyone()  # each rank has read them
+        if self.folder.main:
+            path.unlink(missing_ok=True)
+        return figures
 
     def _moved(self, done: int, total: int) -> None:
         """A batch of an evaluation is done."""

@@ -117,9 +117,12 @@ def _write(path: Path, key: str, columns: dict[str, Any], taken: int, counted: d
     table = pa.table({name: _to_arrow(column) for name, column in columns.items()})
     table = table.replace_schema_metadata({"key": key, "taken": str(taken), "counted": json.dumps(counted)})
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=max(1, table.num_rows))
-    os.replace(aside, path)
+    try:
+        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=max(1, table.num_rows))
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)  # of a full disk the room, and of a run that is stopped
 
 
 def merge(columns: list[dict[str, Any]]) -> dict[str, Any]:

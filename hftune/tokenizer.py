@@ -12,9 +12,9 @@ from . import hub
 from .architectures import architecture
 from .encoding import encode_batch, encode_offsets, no_words
 from .errors import UserError
-from .vocabulary import train
+from .vocabulary import Again, train
 
-__all__ = ["check", "encode_batch", "encode_offsets", "fingerprint", "load", "save", "train", "unknown_text"]
+__all__ = ["Again", "check", "encode_batch", "encode_offsets", "fingerprint", "load", "save", "train", "unknown_text"]
 
 VOCABULARIES = (
     "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model",

@@ -8,7 +8,7 @@ import json
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def train(
     tokenizers library gives other figures at each run.
 
     Args:
-        texts: the corpus; for WordPiece all of it is held in memory.
+        texts: the corpus. WordPiece reads it twice, and holds what can be read but once; Unigram's trainer holds all of it.
         kind: "wordpiece", "bpe" or "unigram".
         vocab_size: entries, special tokens included; fewer if the texts do not hold that many.
         lowercase: fold case and strip accents.
@@ -144,7 +144,8 @@ def train(
     if kind != "bpe" and roles.get("unk") in {None, roles.get("eos")}:
         roles["unk"] = "<|unk|>"  # bytes spell everything, letters do not
     first = list(dict.fromkeys([*roles.values(), *row.middle]))
-    corpus, size = _Corpus(texts), Size(vocab_size, len(row.end))
+    corpus = _Corpus(list(texts) if kind == "wordpiece" and iter(texts) is texts else texts)
+    size = Size(vocab_size, len(row.end))
     try:
         match kind:
             case "wordpiece":
@@ -175,6 +176,16 @@ def train(
     )
     _check_reload(tokenizer, model_type, corpus.sample)
     return tokenizer
+
+
+class Again:
+    """The texts that a function gives, anew each time that they are read."""
+
+    def __init__(self, give: Callable[[], Iterator[str]]):
+        self.give = give
+
+    def __iter__(self) -> Iterator[str]:
+        return self.give()
 
 
 class _Corpus:
@@ -241,9 +252,8 @@ def _wordpiece(
     backend = Tokenizer(models.WordPiece(unk_token=unk))
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    texts = list(corpus)
     counts: Counter[str] = Counter()
-    for text in texts:
+    for text in corpus:
         counts.update(text)
     letters: Counter[str] = Counter()
     for char, count in counts.items():
@@ -262,7 +272,7 @@ def _wordpiece(
         limit_alphabet=len(alphabet),
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator(corpus, trainer)
     trained = Tokenizer(models.WordPiece(backend.get_vocab(), unk_token=unk))
     trained.normalizer, trained.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     trained.decoder = decoders.WordPiece(prefix="##", cleanup=False)

@@ -1,7 +1,9 @@
 """Encoded rows and trained tokenizers that are kept: by content, made again where damaged, shared, and not lost by a kill."""
 
+import errno
 import json
 import multiprocessing
+import os
 import shutil
 
 import children
@@ -12,7 +14,7 @@ import tiny
 
 from hftune import prepare, recipe, store, tokenizer
 from hftune.arrays import Ragged
-from hftune.errors import UserError
+from hftune.errors import Interrupted, UserError
 from hftune.report import Reporter
 
 ROWS = [{"text": "x" * (i % 7 + 1)} for i in range(60)]
@@ -71,6 +73,21 @@ def test_what_is_encoded_at_once_is_bounded_whatever_shape_its_text_has(tmp_path
     store.encode([{"column": value}] * 9, function, "key", tmp_path)
     assert calls == [1] * 9
     assert len(list((tmp_path / "key").glob("*.arrow"))) == 9
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), Interrupted(130)], ids=["full", "stop"]
+)
+def test_a_part_that_could_not_be_written_takes_no_room(tmp_path, monkeypatch, error):
+    """Half a part stayed in the cache for ever, on a disk that was full already."""
+
+    def replace(*paths):
+        raise error
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(type(error)):
+        store.encode(ROWS, encode, "key", tmp_path)
+    assert not list((tmp_path / "key").iterdir())
 
 
 @pytest.mark.parametrize("how", DAMAGE)

@@ -44,6 +44,16 @@ def test_as_defined_and_however_it_is_cut(piece, train, test):
     assert found == plainly(train, test)
 
 
+def test_what_is_looked_at_together_is_bounded_in_scripts_without_spaces(monkeypatch):
+    """A text without spaces is one word: a quarter of a million documents were held."""
+    held, real = [], module._hashed
+    monkeypatch.setattr(module, "PIECE", 1000)
+    monkeypatch.setattr(module, "_hashed", lambda words, first: held.append(sum(map(len, words))) or real(words, first))
+    train = [{"t": f"{number}" + "\u5b57" * 2000} for number in range(90)]
+    assert overlap(train, train[:2], ["t"]) == {"rows": 2, "exact": 2, "ngram13": 0}
+    assert max(held) <= 1000 * module.WORD / 2000 + 1
+
+
 def test_a_shared_passage_is_found_in_the_middle_and_twelve_words_are_not_enough():
     rng = random.Random(0)
     words = [str(rng.random()) for _ in range(4000)]

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hftune import page
+from hftune import card, page, recipe, report
 from hftune.errors import UserError
 from hftune.files import write_json
 
@@ -72,6 +72,23 @@ def test_figures_curves_and_samples_are_there(run):
     assert "1,234,567 tokens" in text
     assert text.count("<polyline") == 2 + 1 + 1  # loss with its evaluation, the rate, the accuracy
     assert text.count("<tr>") == 1 + 2 + 1 + page.ROWS
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(report.CLASSES, True), (report.CLASSES + 1, False)])
+def test_figures_of_thousands_of_classes_are_for_metrics_json_alone(run, classes, shown):
+    """A model card of 3,000 labels had 12,000 lines."""
+    one = {"value": 0.5, "split": "test"}
+    figures = {"f1": one, "recall[asked for]": one} | {f"f1[class {number}]": one for number in range(classes)}
+    write_json(run / "metrics.json", figures)
+    made = recipe.from_dict(
+        {"task": {"name": "classify"}, "model": {"path": "m"}, "data": {"train": "t.csv"}, "output": {"dir": "r"}}
+    )
+    (run / "recipe.yaml").write_text(recipe.dump(made), encoding="utf-8")
+    card.write(run, made, "bert")
+    for text in ((run / "README.md").read_text(), " ".join(parse(page.write(run)).text)):
+        assert ("class 7" in text) == shown
+        assert "asked for" in text
+        assert "0.5" in text
 
 
 def test_a_long_log_is_thinned_without_losing_its_ends():

@@ -202,6 +202,12 @@ def test_each_batch_of_an_evaluation_is_a_sign_of_life_and_a_long_one_says_how_f
     assert "measuring validation" not in capsys.readouterr().out
 
 
+def test_of_evaluations_on_the_way_no_predictions_stay(tmp_path, tokenizer_folder):
+    """A finished run held a second file of them under a hidden name, of many rows and labels gigabytes."""
+    trained(tmp_path, tokenizer_folder, max_steps=4, eval_steps=2, metric_for_best_model="accuracy")
+    assert [path.name for path in (tmp_path / "run" / "predictions").iterdir()] == ["validation.jsonl"]
+
+
 @pytest.mark.parametrize(("epochs", "steps"), [(1.0, 5), (1.6, 8)])
 def test_it_stops_by_epochs(epochs, steps, tmp_path, tokenizer_folder):
     _, state, _ = trained(tmp_path, tokenizer_folder, max_steps=None, num_train_epochs=epochs, eval_steps=100)

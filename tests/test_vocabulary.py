@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 from functools import cache
 
 import pytest
@@ -13,7 +14,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from hftune import tokenizer
 from hftune.errors import UserError
-from hftune.vocabulary import FAMILIES, family, train
+from hftune.vocabulary import FAMILIES, Again, family, train
 
 KINDS = ("wordpiece", "bpe", "unigram")
 SIZE = 700
@@ -218,3 +219,17 @@ def test_a_fault_while_reading_is_not_swallowed(kind):
 
     with pytest.raises(UserError, match="broken line"):
         train(texts(), kind, SIZE)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_a_corpus_is_read_as_it_comes(kind):
+    """WordPiece held all of it: a corpus of some gigabytes did not fit the memory."""
+    text = " ".join(corpus())[:5_000]
+    texts = Again(lambda: (f"{text} {number}" for number in range(1500)))
+    tracemalloc.start()
+    made = train(texts, kind, 400)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1500 * len(text) / 2
+    once = train(iter(list(texts)), kind, 400)
+    assert made.backend_tokenizer.to_str() == once.backend_tokenizer.to_str()

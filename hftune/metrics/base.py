@@ -11,7 +11,7 @@ Shapes: N rows, K statistics a row, R resamples. All arrays are float64.
 import abc
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -50,6 +50,7 @@ class Scorer(abc.ABC):
     options: ClassVar[dict[str, tuple[Any, ...]]] = {}
     least: ClassVar[dict[str, float]] = {}
     needs_references: ClassVar[bool] = True
+    _last: tuple[Any, Any] = (None, None)
 
     def __init__(self, **given: Any):
         own = {key: value for key, value in given.items() if key in self.options}
@@ -82,6 +83,12 @@ class Scorer(abc.ABC):
 
         Every figure that `reports` names is there; NaN where it is undefined.
         """
+
+    def once(self, statistics: Array, find: Callable[[Array], Any]) -> Any:
+        """What follows from the statistics alone, such as their order, found for the first of their resamples and kept."""
+        if self._last[0] is not statistics:
+            self._last = statistics, find(statistics)
+        return self._last[1]
 
     def systems(self, predictions: Sequence[Rows], references: Rows) -> list[Array]:
         """One matrix of statistics a system, over the same columns, all systems answering the same rows."""

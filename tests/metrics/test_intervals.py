@@ -107,6 +107,22 @@ def test_memory_does_not_grow_with_the_rows():
     assert peak(400_000) < 1.5 * peak(40_000)
 
 
+@pytest.mark.parametrize(("name", "sorts"), [("spearman", 2), ("roc_auc", 3)])
+def test_rows_are_sorted_once_however_many_chunks_their_resamples_come_in(name, sorts, monkeypatch):
+    """They were sorted for each chunk, of which more rows make more: the time grew with the square of the rows."""
+    calls, real = [], np.argsort
+    monkeypatch.setattr(intervals, "CELLS", 60)
+    monkeypatch.setattr(np, "argsort", lambda *given, **more: calls.append(1) or real(*given, **more))
+    metric, (predictions, references) = metrics.load(name), sample(name)
+    statistics = metric.statistics(predictions, references)
+    intervals.sampled(lambda counts: {"x": metric.weighted(statistics, counts)[name]}, intervals.resamples(ROWS, 40, 0))
+    assert len(calls) == sorts
+    other = statistics[::-1].copy()
+    assert metric.weighted(other, np.eye(ROWS)[:1] + 1)[name] == pytest.approx(
+        metric.weighted(statistics, np.eye(ROWS)[-1:] + 1)[name]
+    )
+
+
 def test_memory_of_thousands_of_classes_is_that_of_their_samples():
     """A small array was kept for each class and chunk of resamples: more chunks, as of more rows, took more memory."""
     names = [f"f1[{label}]" for label in range(300)]

@@ -33,20 +33,27 @@ class RocAuc(base.Scorer, base.Module):
 
     def weighted(self, statistics: base.Array, counts: np.ndarray) -> base.Figures:
         """See Scorer."""
-        scores, truth = np.hsplit(statistics, 2)
-        areas = [area(scores[:, i], truth[:, i], counts) for i in range(scores.shape[1])]
+        found = self.once(statistics, by_score)
+        areas = [area(order, starts, truth, counts) for order, starts, truth in found]
         figures = {"roc_auc": np.mean(areas, axis=0)}
         if self.settings["per_class"] and len(areas) > 1:
             figures |= {f"roc_auc[{label}]": value for label, value in zip(self.classes, areas, strict=True)}
         return figures
 
 
-def area(scores: np.ndarray, truth: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Area [R] of `scores` [N] for `truth` [N] (0 or 1) when row i occurs `counts[r, i]` times; ties half."""
-    order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=-np.inf))
-    counts, truth = counts[:, order], truth[order]
+def by_score(statistics: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each class: its rows in the order of their scores, where in it another score begins, and which are of the class."""
+    found = []
+    for scores, truth in zip(*(side.T for side in np.hsplit(statistics, 2)), strict=True):
+        order = np.argsort(scores, kind="stable").astype(np.int32)
+        found.append((order, np.flatnonzero(np.diff(scores[order], prepend=-np.inf)), truth[order] > 0))
+    return found
+
+
+def area(order: np.ndarray, starts: np.ndarray, truth: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Area [R] of a class, see `by_score`, when row i occurs `counts[r, i]` times; ties half."""
+    counts = counts[:, order]
     inside = np.add.reduceat(counts * truth, starts, axis=1)
-    outside = np.add.reduceat(counts * (1 - truth), starts, axis=1)
+    outside = np.add.reduceat(counts * ~truth, starts, axis=1)
     won = (inside * (outside.cumsum(1) - outside / 2)).sum(1)
     return base.ratio(won, inside.sum(1) * outside.sum(1))

@@ -15,14 +15,22 @@ class Spearman(correlation.Correlation, base.Module):
 
     def weighted(self, statistics: base.Array, counts: np.ndarray) -> base.Figures:
         """See Scorer."""
-        x, y = (weighted_ranks(column, counts) for column in statistics.T)
+        found = self.once(statistics, by_value)
+        x, y = (weighted_ranks(group, order, starts, counts) for group, order, starts in found)
         return {"spearman": correlation.weighted_correlation(x, y, counts)}
 
 
-def weighted_ranks(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Mean ranks [R, N] of `values` [N] in samples that hold value i `counts[r, i]` times."""
-    _, group = np.unique(values, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+def by_value(statistics: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each column: the number of each row's value among all, the rows in that order, and where in it another begins."""
+    found = []
+    for values in statistics.T:
+        _, group = np.unique(values, return_inverse=True)
+        order = np.argsort(group, kind="stable")
+        found.append((group, order, np.flatnonzero(np.diff(group[order], prepend=-1))))
+    return found
+
+
+def weighted_ranks(group: np.ndarray, order: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean ranks [R, N] of a column, see `by_value`, in samples that hold row i `counts[r, i]` times."""
     sizes = np.add.reduceat(counts[:, order], starts, axis=1)
     return (sizes.cumsum(1) - sizes / 2)[:, group]
