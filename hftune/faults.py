@@ -238,9 +238,9 @@ def word(errors: Iterable[Any], root: Node, schema: Schema) -> list[UserError]:
                 f"{key} is {given(node)}, wanted {wanted(inner)}", hint=_repair(node, inner), where=node.where
             )
         found.setdefault(key, fault)
-    # of a union's complaints those that looked into a list say most
-    lists = {key[: bracket.start()] for key in found for bracket in re.finditer(r"\[", key)}
-    return [fault for key, fault in found.items() if key not in lists]
+    # of a union's complaints those that looked into a list or a block say most
+    outer = {key[: at.start()] for key in found for at in re.finditer(r"[.\[]", key)}
+    return [fault for key, fault in found.items() if key not in outer]
 
 
 def _blamed(block: Node, said: str) -> Node:
@@ -255,8 +255,9 @@ def _locate(root: Node, schema: Schema, location: tuple[str | int, ...]) -> tupl
     key, node = "", root
     for step in location:
         inner = child(schema, step)
-        if inner is None:
-            continue
+        free = isinstance(step, str) and not any(step in branch.get("properties", {}) for branch in branches(schema))
+        if inner is None or (free and not (isinstance(node.value, dict) and step in node.value)):
+            continue  # a name of the reader's own choice is one that the recipe has
         schema = inner
         if isinstance(step, str):
             key = f"{key}.{shown(step)}".lstrip(".")
@@ -275,7 +276,7 @@ def nearest(value: str, choices: list[str]) -> str | None:
 def _repair(node: Node, schema: Schema) -> str | None:
     """How to write the value so that it is what is wanted, where that can be guessed."""
     types = {branch.get("type") for branch in branches(schema)}
-    choices = [str(value) for branch in branches(schema) for value in branch.get("enum", [])]
+    choices = [str(v) for branch in branches(schema) for v in branch.get("enum", [branch.get("const", "")])]
     value = node.value
     if isinstance(value, str):
         if hint := nearest(value, choices):
@@ -284,7 +285,7 @@ def _repair(node: Node, schema: Schema) -> str | None:
             return f"write {'true' if value.lower() in ('yes', 'on', 'y', 'true') else 'false'}, without quotes"
         digits = re.sub(r"(?<=\d)[,_](?=\d)", "", value.strip())
         digits = "".join(str(int(letter)) if letter.isdecimal() else letter for letter in digits)  # of any script
-        if types & {"integer", "number"} and re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", digits):
+        if types & {"integer", "number"} and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", digits):
             return f"write {digits}, without quotes or separators"
     elif isinstance(value, float) and "integer" in types and value.is_integer() and abs(value) < 2**63:
         return f"write {int(value)}"
@@ -294,7 +295,7 @@ def _repair(node: Node, schema: Schema) -> str | None:
 
 
 def _any_text(schema: Schema) -> bool:
-    return schema.get("type") == "string" and not {"enum", "pattern"} & schema.keys()
+    return schema.get("type") == "string" and not {"enum", "const", "pattern"} & schema.keys()
 
 
 def _meant(key: str, block: Schema, schema: Schema) -> str:

@@ -313,6 +313,8 @@ def test_a_union_complains_once_and_where_it_hurts(here):
     assert fault.message == "peft.target_modules[1] is 3, wanted text"
     (fault,) = faults_of(SMALL + "peft: {method: lora, target_modules: 3}")
     assert fault.message == "peft.target_modules is 3, wanted a list of texts or text"
+    (fault,) = faults_of(SMALL.replace("a.txt", "a.txt, max_errors: ."))
+    assert fault.hint is None, "a dot is no number in quotes"
 
 
 # The environment
