@@ -193,7 +193,8 @@ def _number(schema: Schema, noun: str) -> str:
         noun, words = f"positive {noun}", []
     for bound, word in (("minimum", "at least"), ("exclusiveMaximum", "below"), ("maximum", "at most")):
         if bound in schema:
-            words.append(f"{word} {schema[bound]:g}")
+            value = schema[bound]
+            words.append(f"{word} {int(value):,}" if value == int(value) else f"{word} {value:g}")
     return f"a {noun}" + (f", {' and '.join(words)}" if words else "")
 
 

@@ -110,7 +110,9 @@ class Tokenizer(Block):
         description="kind to train from the training text",
         json_schema_extra=replaces("path", "revision"),
     )
-    vocab_size: Positive = Field(8000, description="size of a trained vocabulary, special tokens included")
+    vocab_size: Annotated[int, Field(gt=0, le=10_000_000)] = Field(
+        8000, description="size of a trained vocabulary, special tokens included"
+    )
     lowercase: bool = Field(False, description="lowercase when training (and strip accents, as BERT's uncased does)")
     min_frequency: Positive = Field(2, description="minimum count of a pair to be merged when training")
     chat_template: str | None = Field(None, description="Jinja template for chat rows, or a file that holds it")
@@ -196,7 +198,7 @@ class Data(Block):
     max_errors: Count = Field(
         100, description="with on_error: skip, the most broken rows to pass over; one more stops the reading"
     )
-    num_workers: Count = Field(
+    num_workers: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="processes that prepare batches beside the training process", json_schema_extra=FREE
     )
     cache_dir: str | None = Field(
@@ -240,7 +242,7 @@ class Train(Block):
         description="padded tokens of a micro-batch; affects speed, memory and where dropout falls, nothing else; default: chosen to fit the memory",
         json_schema_extra=FREE,
     )
-    num_train_epochs: Annotated[float, Field(gt=0)] = Field(
+    num_train_epochs: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         3.0, description="passes over the training rows", json_schema_extra=EXTEND | replaces("max_steps")
     )
     max_steps: Positive | None = Field(
@@ -359,7 +361,9 @@ class Eval(Block):
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.95, description="confidence level of the bootstrap intervals", json_schema_extra=FREE
     )
-    resamples: Count = Field(1000, description="bootstrap resamples; 0: no intervals", json_schema_extra=FREE)
+    resamples: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        1000, description="bootstrap resamples; 0: no intervals", json_schema_extra=FREE
+    )
 
     def part(self, split: str) -> str:
         """What is measured of a split, as datasets writes it: `test`, or `test[:100]`."""

@@ -389,7 +389,9 @@ RECIPES = st.fixed_dictionaries(
         "output": st.fixed_dictionaries({"dir": PATHS}),
     },
     optional={
-        "tokenizer": block(train=st.sampled_from(["bpe", None]), vocab_size=POSITIVE, chat_template=st.none() | TEXT),
+        "tokenizer": block(
+            train=st.sampled_from(["bpe", None]), vocab_size=st.integers(1, 10**7), chat_template=st.none() | TEXT
+        ),
         "peft": st.none() | st.just({"method": "lora"}) | st.just({"method": "ia3", "target_modules": ["q", "no"]}),
         "train": block(
             learning_rate=RATE,
