@@ -26,6 +26,7 @@ SEARCHED = {
 
 SAMPLING = FREE | only(do_sample=[True])
 Positive = Annotated[int, Field(ge=1)]
+Several = Annotated[int, Field(ge=1, le=1000)]
 Count = Annotated[int, Field(ge=0)]
 Batch = dict[str, Any]
 _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
@@ -42,12 +43,12 @@ class Decoding(Options):
         description="maximum number of tokens to generate; default: 128, or fewer where the model has few positions",
         json_schema_extra=FREE,
     )
-    num_beams: Positive = Field(
+    num_beams: Several = Field(
         1,
         description="number of beams; 1: greedy decoding, or sampling",
         json_schema_extra=FREE | only(do_sample=[False]),
     )
-    length_penalty: float = Field(
+    length_penalty: Annotated[float, Field(ge=-100, le=100)] = Field(
         1.0,
         description="beam search: a text's log-probability is divided by its length to this power",
         json_schema_extra=FREE | only(num_beams=above(1)),
@@ -83,7 +84,7 @@ class Decoding(Options):
         description="sampling: only tokens at least this likely relative to the most likely one",
         json_schema_extra=SAMPLING,
     )
-    num_return_sequences: Positive = Field(1, description="number of texts for each row", json_schema_extra=FREE)
+    num_return_sequences: Several = Field(1, description="number of texts for each row", json_schema_extra=FREE)
     seed: Count = Field(0, description="sampling: random seed", json_schema_extra=SAMPLING)
 
     @property

@@ -194,7 +194,8 @@ def _number(schema: Schema, noun: str) -> str:
         noun, words = f"positive {noun}", []
     for bound, word in (("minimum", "at least"), ("exclusiveMaximum", "below"), ("maximum", "at most")):
         if bound in schema:
-            words.append(f"{word} {schema[bound]:g}")
+            value = schema[bound]
+            words.append(f"{word} {int(value):,}" if value == int(value) else f"{word} {value:g}")
     return f"a {noun}" + (f", {' and '.join(words)}" if words else "")
 
 
@@ -292,7 +293,7 @@ def nearest(value: str, choices: list[str]) -> str | None:
 def _repair(node: Node, schema: Schema) -> str | None:
     """How to write the value so that it is what is wanted, where that can be guessed."""
     types = {branch.get("type") for branch in branches(schema)}
-    choices = [str(value) for branch in branches(schema) for value in branch.get("enum", [])]
+    choices = [str(v) for branch in branches(schema) for v in branch.get("enum", [branch.get("const", "")])]
     value = node.value
     if isinstance(value, str):
         if types == {"array"} and node.value:
@@ -303,7 +304,7 @@ def _repair(node: Node, schema: Schema) -> str | None:
             return f"write {'true' if value.lower() in ('yes', 'on', 'y', 'true') else 'false'}, without quotes"
         digits = re.sub(r"(?<=\d)[,_](?=\d)", "", value.strip())
         digits = "".join(str(int(letter)) if letter.isdecimal() else letter for letter in digits)  # of any script
-        if types & {"integer", "number"} and re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", digits):
+        if types & {"integer", "number"} and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", digits):
             return f"write {digits}, without quotes or separators"
     elif isinstance(value, float) and "integer" in types and value.is_integer() and abs(value) < 2**63:
         return f"write {int(value)}"
@@ -313,7 +314,7 @@ def _repair(node: Node, schema: Schema) -> str | None:
 
 
 def _any_text(schema: Schema) -> bool:
-    return schema.get("type") == "string" and not {"enum", "pattern"} & schema.keys()
+    return schema.get("type") == "string" and not {"enum", "const", "pattern"} & schema.keys()
 
 
 def _meant(key: str, block: Schema, schema: Schema) -> str:

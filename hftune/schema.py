@@ -134,7 +134,7 @@ class Tokenizer(Block):
         description="kind to train from the training text",
         json_schema_extra=FIXED | replaces("path", "revision"),
     )
-    vocab_size: Positive = Field(
+    vocab_size: Annotated[int, Field(gt=0, le=10_000_000)] = Field(
         8000,
         description="size of a trained vocabulary, special tokens included",
         json_schema_extra=FIXED | only(train=TRAINED),
@@ -238,7 +238,7 @@ class Data(Block):
         description="with on_error: skip, the most broken rows to pass over; one more stops the reading",
         json_schema_extra=only(on_error=["skip"]),
     )
-    num_workers: Count = Field(
+    num_workers: Annotated[int, Field(ge=0, le=1000)] = Field(
         0, description="processes that prepare batches beside the training process", json_schema_extra=FREE
     )
     cache_dir: Folder | None = Field(
@@ -306,7 +306,7 @@ class Train(Block):
         description="padded tokens of a micro-batch; affects speed, memory and where dropout falls, nothing else; default: chosen to fit the memory",
         json_schema_extra=FREE,
     )
-    num_train_epochs: Annotated[float, Field(gt=0)] = Field(
+    num_train_epochs: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         3.0, description="passes over the training rows", json_schema_extra=EXTEND | replaces("max_steps")
     )
     max_steps: Positive | None = Field(
@@ -441,7 +441,9 @@ class Eval(Block):
         description="confidence level of the bootstrap intervals",
         json_schema_extra=FREE | only(resamples=above(0)),
     )
-    resamples: Count = Field(1000, description="bootstrap resamples; 0: no intervals", json_schema_extra=FREE)
+    resamples: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        1000, description="bootstrap resamples; 0: no intervals", json_schema_extra=FREE
+    )
 
     def part(self, split: str) -> str:
         """What is measured of a split, as datasets writes it: `test`, or `test[:100]`."""

@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from hftune import heads, recipe
-from hftune.errors import UserError
+from hftune.errors import Faults, UserError
 from hftune.tasks import classify, tag
 
 VALUES = [{"text": "some words and more " * (1 + i % 4), "label": "aaabaaca"[i]} for i in range(8)]
@@ -80,37 +80,38 @@ def test_a_weight_without_a_label_is_a_fault():
         classify.ClassifyOptions(kind="regression", class_weights="balanced")
 
 
+def made_with(said, folder):
+    """A recipe with these weights."""
+    return recipe.from_dict(
+        {
+            "task": {"name": "classify", "class_weights": said},
+            "model": {"init": "bert"},
+            "data": {"train": "rows.jsonl"},
+            "output": {"dir": str(folder)},
+        }
+    )
+
+
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "told", "hint"),
     [
-        ("{rare:3}", "task.class_weights.rare:3 is empty (null), wanted a positive number"),  # a space is missing
-        ("{rare: -1}", "task.class_weights.rare is -1, wanted a positive number"),
-        ("balance", "task.class_weights is 'balance', wanted balanced or a block of keys"),
+        ("balance", " is 'balance', wanted balanced or a block of keys", "did you mean balanced?"),
+        (["rare"], " is a list, wanted balanced or a block of keys", None),
+        ({"rare:3": None}, ".rare:3 is empty (null), wanted a positive number", None),  # a space is missing
+        ({"rare": -1.0}, ".rare is -1.0, wanted a positive number", None),
+        ({"rare": "much", "often": 1.0}, ".rare is 'much', wanted a positive number", None),
     ],
 )
-def test_what_is_no_weight_is_one_fault_at_its_key(said, told):
-    made = {
-        "task": {"name": "classify"},
-        "model": {"init": "bert"},
-        "data": {"train": "a.csv"},
-        "output": {"dir": "run"},
-    }
-    with pytest.raises(UserError) as fault:
-        recipe.from_dict(made, [f"task.class_weights={said}"])
-    (only,) = fault.value.faults
-    assert only.message == told
+def test_what_is_no_weight_is_told_once_and_in_the_words_of_the_recipe(said, told, hint, tmp_path):
+    with pytest.raises(Faults) as caught:
+        made_with(said, tmp_path)
+    (fault,) = caught.value.faults
+    assert (fault.message, fault.hint) == (f"task.class_weights{told}", hint)
 
 
 def test_a_recipe_may_say_so(tmp_path):
     for said in ("balanced", {"rare": 3.0}):
-        made = recipe.from_dict(
-            {
-                "task": {"name": "classify", "class_weights": said},
-                "model": {"init": "bert"},
-                "data": {"train": "rows.jsonl"},
-                "output": {"dir": str(tmp_path)},
-            }
-        )
+        made = made_with(said, tmp_path)
         assert made.task.options.class_weights == said
         (tmp_path / "again.yaml").write_text(recipe.dump(made))
         assert recipe.load(tmp_path / "again.yaml") == made

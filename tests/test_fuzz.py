@@ -3,6 +3,9 @@
 import fuzz
 import pytest
 
+from hftune import recipe
+from hftune.errors import UserError
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
@@ -53,3 +56,23 @@ def test_the_harness_sees_a_crash_and_a_hang(home, monkeypatch):
 
     monkeypatch.setattr(commands, "report_check", hang)
     assert fuzz.outcome([str(home / "recipes" / "bert.yaml")], 0.05)[0] == "hang"
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "value"),
+    [
+        ("classify", "tokenizer.vocab_size", 2**53),
+        ("classify", "data.num_workers", 2**40),
+        ("classify", "train.num_train_epochs", 1e300),
+        ("classify", "eval.resamples", 10**12),
+        ("translate", "task.num_beams", 10**12),
+        ("clm", "task.num_return_sequences", 10**12),
+        ("translate", "task.length_penalty", 1e300),
+        ("plm", "task.max_span", 2**63 - 1),
+        ("denoise", "task.poisson_lambda", 1e300),
+    ],
+)
+def test_numbers_beyond_any_machine_are_refused_and_not_tried(task, key, value):
+    said = {"task": {"name": task}, "model": {"init": "bert"}, "data": {"train": "x"}, "output": {"dir": "x"}}
+    with pytest.raises(UserError, match=rf"{key} is .*, wanted .* at most \d[\d,]*$"):
+        recipe.from_dict(said, [f"{key}={value}"])

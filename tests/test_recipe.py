@@ -314,6 +314,8 @@ def test_a_union_complains_once_and_where_it_hurts(here):
     assert fault.message == "peft.target_modules[1] is 3, wanted text"
     (fault,) = faults_of(SMALL + "peft: {method: lora, target_modules: 3}")
     assert fault.message == "peft.target_modules is 3, wanted a list of texts or text"
+    (fault,) = faults_of(SMALL.replace("a.txt", "a.txt, max_errors: ."))
+    assert fault.hint is None, "a dot is no number in quotes"
 
 
 # The environment
@@ -394,7 +396,7 @@ RECIPES = st.fixed_dictionaries(
     },
     optional={
         "tokenizer": block(chat_template=st.none() | TEXT)
-        | st.fixed_dictionaries({"train": st.just("bpe")}, optional={"vocab_size": POSITIVE}),
+        | st.fixed_dictionaries({"train": st.just("bpe")}, optional={"vocab_size": st.integers(1, 10**7)}),
         "peft": st.none() | st.just({"method": "lora"}) | st.just({"method": "ia3", "target_modules": ["q", "no"]}),
         "train": block(
             learning_rate=RATE,

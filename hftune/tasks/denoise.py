@@ -23,7 +23,7 @@ class DenoiseOptions(Decoding):
 
     max_length: Annotated[int, Field(ge=8)] = Field(128, description="tokens of a row, special tokens included")
     mask_rate: Annotated[float, Field(gt=0, le=1)] = Field(0.3, description="share of the tokens to be masked")
-    poisson_lambda: Annotated[float, Field(ge=0.5)] = Field(3.0, description="mean length of a span")
+    poisson_lambda: Annotated[float, Field(ge=0.5, le=10_000)] = Field(3.0, description="mean length of a span")
     permute_sentences: bool = Field(True, description="put the sentences of a row in random order")
 
     def predicting(self) -> "DenoiseOptions":

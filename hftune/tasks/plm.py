@@ -27,7 +27,7 @@ class PlmOptions(Options):
     predict_rate: Annotated[float, Field(gt=0, le=1)] = Field(
         1 / 6, description="share of the tokens to be predicted (1 / K)"
     )
-    max_span: Annotated[int, Field(ge=1)] = Field(5, description="longest span of tokens predicted together")
+    max_span: Annotated[int, Field(ge=1, le=10_000)] = Field(5, description="longest span of tokens predicted together")
 
     def predicting(self) -> "PlmOptions":
         """A text with mask tokens, which are to be filled in."""
