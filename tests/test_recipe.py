@@ -485,6 +485,11 @@ def test_differences_name_keys_and_marks_say_what_they_mean(here):
     assert recipe.mark("train.learning_rate") is None
 
 
+def test_an_empty_block_differs_in_what_is_put_into_it_alone(here):
+    plain, more = (read(SMALL, *given) for given in ([], ["model.config.x=1", "data.columns.text=body"]))
+    assert recipe.differences(plain, more) == [("model.config.x", None, 1), ("data.columns.text", None, "body")]
+
+
 def test_every_mark_names_keys_that_exist():
     assert set(recipe._marked("replaces")) | set(recipe._marked("free")) | set(recipe._marked("extend"))
     for key, rivals in recipe._marked("replaces").items():
