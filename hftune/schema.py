@@ -241,7 +241,9 @@ class Peft(Block):
     lora_alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="scale, for the LoRA family")
     lora_dropout: Share = Field(0.0, description="dropout on the adapter's input, for the LoRA family")
     target_modules: list[str] | str | None = Field(
-        None, description="module names; default: by architecture", json_schema_extra=FIXED
+        None,
+        description="a list of module names, all-linear, or a regular expression for whole names; default: by architecture",
+        json_schema_extra=FIXED,
     )
     modules_to_save: list[str] = Field(
         [], description="further modules to train and save whole", json_schema_extra=FIXED
