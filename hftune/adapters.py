@@ -48,6 +48,9 @@ def check(peft: Peft, head: str, config: Any) -> None:
             hint=f"name some in peft.target_modules: {', '.join(linear_layers(config, head))}",
             where="peft.target_modules",
         )
+    own_code = bool(getattr(config, "auto_map", None))  # whose modules are not known here
+    if isinstance(peft.target_modules, str) and peft.target_modules != "all-linear" and not own_code:
+        _check_pattern(peft.target_modules, config, head)
     if isinstance(peft.target_modules, list):
         there = linear_layers(config, head)
         for name in peft.target_modules:
@@ -57,6 +60,20 @@ def check(peft: Peft, head: str, config: Any) -> None:
                     hint=f"it has {', '.join(there)}",
                     where="peft.target_modules",
                 )
+
+
+def _check_pattern(pattern: str, config: Any, head: str) -> None:
+    """That a text matches the whole name of a module, as peft takes it: for a regular expression."""
+    key, has = "peft.target_modules", f"it has {', '.join(linear_layers(config, head))}"
+    try:
+        found = any(re.fullmatch(pattern, name) for name, _ in _shell(config, head).named_modules())
+    except re.error as error:
+        raise UserError(
+            f"{pattern!r} is no regular expression: {error}", hint=f"name modules in a list; {has}", where=key
+        ) from None
+    if not found:
+        message = f"{pattern!r}, a regular expression for whole names, matches no module of {config.model_type}"
+        raise UserError(message, hint=f"name modules in a list, e.g. [{pattern}]; {has}", where=key)
 
 
 def _why_not(method: str, head: str, config: Any) -> str | None:
@@ -104,16 +121,23 @@ def targets(method: str, config: Any) -> dict[str, list[str]]:
 
 
 def linear_layers(config: Any, head: str) -> list[str]:
-    """Names of the modules that can be adapted, each once for all layers; the model is built without its weights."""
+    """Names of the modules that can be adapted, each once for all layers."""
     import torch
-    import transformers
     from transformers.pytorch_utils import Conv1D
 
-    with torch.device("meta"):
-        model = getattr(transformers, head).from_config(config)
+    model = _shell(config, head)
     output = model.get_output_embeddings()
     found = [n for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not output]
     return sorted({_without_layer(name) for name in found})
+
+
+def _shell(config: Any, head: str) -> Any:
+    """The model without its weights."""
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        return getattr(transformers, head).from_config(config)
 
 
 def _without_layer(name: str) -> str:

@@ -6,7 +6,7 @@ all that decided it, so that to check it again takes no longer than to read its 
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -95,12 +95,24 @@ def _readers(recipe: Recipe, task: tasks.Task, findings: Findings) -> dict[str, 
                     if isinstance(rows, HubRows)
                 ]
                 continue
-            data.check_columns(reader, columns, task.otherwise(recipe.task.options))
+            otherwise = task.otherwise(recipe.task.options)
+            data.check_columns(reader, columns, otherwise)
             found[split] = reader
+            if split == "train":
+                findings.warnings += _unread(reader, columns, otherwise)
     if "train" not in found and recipe.data.train is None:
         fault = UserError("there is nothing to train on", hint="name it in data.train", where="data.train")
         findings.faults.append(fault)
     return found
+
+
+def _unread(reader: Any, columns: Sequence[str], otherwise: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """Columns beside those of the task that it would read with another value of an option which was left open."""
+    there = reader.first()
+    for change, more in otherwise.items():
+        if {*columns} < {*more} <= there.keys():
+            names = ", ".join(name for name in more if name not in columns)
+            yield f"data.train: {names} is there too, and is not read; {change} reads it"
 
 
 def _look_closely(

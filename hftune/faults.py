@@ -21,6 +21,7 @@ from .yaml import Node, shown
 
 Schema = dict[str, Any]
 MAX_FAULTS = 50  # shown at once
+THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}(,\d{3})+")
 COMMAND_LINE = "command line"  # the place of what stands there
 
 # Names in other tools: the key here, or a sentence where there is no such key.
@@ -302,6 +303,9 @@ def _repair(node: Node, schema: Schema) -> str | None:
             return hint
         if "boolean" in types and value.lower() in ("yes", "on", "y", "no", "off", "n", "true", "false"):
             return f"write {'true' if value.lower() in ('yes', 'on', 'y', 'true') else 'false'}, without quotes"
+        comma = re.fullmatch(r"([-+]?\d+),(\d+(?:[eE][-+]?\d+)?)", value.strip())
+        if comma and not THOUSANDS.fullmatch(value.strip()):
+            return f"write {comma[1]}.{comma[2]}, with a decimal point" if "number" in types else None
         digits = re.sub(r"(?<=\d)[,_](?=\d)", "", value.strip())
         digits = "".join(str(int(letter)) if letter.isdecimal() else letter for letter in digits)  # of any script
         if types & {"integer", "number"} and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", digits):

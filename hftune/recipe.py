@@ -432,7 +432,7 @@ def _task(root: Node, plain: Any, faults: list[UserError]) -> tuple[TaskBlock, t
 
 def _flat(value: Any, key: str = "") -> Iterable[tuple[str, Any]]:
     """(dotted key, value) of all leaves; lists of mappings are entered, other lists are leaves."""
-    if isinstance(value, dict) and value:
+    if isinstance(value, dict):  # an empty one says nothing
         for name, item in value.items():
             yield from _flat(item, f"{key}.{name}".lstrip("."))
     elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):

@@ -497,9 +497,12 @@ class Run:
         return figures
 
     def _write_model(self) -> None:
-        """Model files aside, then each in its place beside the tokenizer, which lies there since the start."""
+        """Model and tokenizer aside, then each file in its place: the tokenizer that lies there since the start may have got
+        another chat template or further tokens, where that was allowed.
+        """
         aside = self.folder.path / f".{MODEL}"
         self.core.save_pretrained(aside)
+        tokenizer.save(self.prepared.tokenizer, aside)
         for name in getattr(self.core, "beside", ()):
             tokenizer.save(self.prepared.tokenizer, aside / name)
         for file in [file for file in aside.rglob("*") if file.is_file()]:

@@ -279,7 +279,8 @@ class Peft(Block):
     )
     target_modules: list[str] | str | None = Field(
         None,
-        description="module names, for the LoRA family and ia3; default: by architecture",
+        description="for the LoRA family and ia3: a list of module names, all-linear, or a regular expression for whole names; "
+        "default: by architecture",
         json_schema_extra=FIXED | only(method=[*MERGEABLE]),
     )
     modules_to_save: list[str] = Field(

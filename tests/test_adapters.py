@@ -163,6 +163,13 @@ def test_a_module_that_does_not_exist_is_answered_with_those_that_do():
     adapters.check(block("lora", target_modules=["query", "attention.self.key"]), zoo.CLASSIFY, config)
     with pytest.raises(UserError, match=r"bert has no module 'q_proj'.*\n.*attention\.self\.query"):
         adapters.check(block("lora", target_modules=["query", "q_proj"]), zoo.CLASSIFY, config)
+    for pattern in ("all-linear", r".*\.(query|key)"):
+        adapters.check(block("lora", target_modules=pattern), zoo.CLASSIFY, config)
+    with pytest.raises(UserError, match=r"'query', a regular expression (.|\n)*\[query\]") as fault:
+        adapters.check(block("lora", target_modules="query"), zoo.CLASSIFY, config)
+    assert fault.value.where == "peft.target_modules"
+    with pytest.raises(UserError, match="is no regular expression"):
+        adapters.check(block("lora", target_modules="(query"), zoo.CLASSIFY, config)
     unknown = models.configuration(Model(init="mobilebert", config={"num_hidden_layers": 1}))
     with pytest.raises(UserError, match=r"(?s)which modules of mobilebert lora should change.*query"):
         adapters.check(block("lora"), zoo.CLASSIFY, unknown)

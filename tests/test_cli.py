@@ -212,6 +212,17 @@ def test_rows_of_another_kind_are_told_by_their_columns(row, kind, tmp_path):
     assert "map it" in fault.value.hint
 
 
+def test_pairs_of_which_one_text_is_read_are_told(tmp_path, tokenizer_folder):
+    from hftune import checking, recipe
+
+    rows = [{"text": f"a {i}", "text_pair": f"b {i}", "label": "xy"[i % 2]} for i in range(8)]
+    made = tiny.classify(tmp_path, str(tokenizer_folder))
+    made["data"] = {"train": str(tiny.write_rows(tmp_path / "pairs.jsonl", rows))}
+    for said, told in (({}, True), ({"pair": True}, False), ({"pair": False}, False)):
+        found = checking.check(recipe.from_dict({**made, "task": made["task"] | said}))
+        assert any("text_pair is there too" in line for line in found.get("warnings", [])) == told
+
+
 def test_a_dry_run_warns_of_no_change_that_its_words_accept(tmp_path, capsys):
     from hftune import commands, recipe
 

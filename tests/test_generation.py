@@ -172,6 +172,23 @@ def test_a_run_learns_to_talk_with_tokens_that_its_model_did_not_have(finished, 
     assert {"prompt", "prediction", "reference"} <= json.loads(lines[0]).keys()
 
 
+def test_a_run_asks_by_the_template_that_it_was_allowed_to_go_on_with(finished, tmp_path):
+    """Its folder kept the one that it began with."""
+    talk = [{"role": "user", "content": "ask"}, {"role": "assistant", "content": "yes"}]
+    made = clm(tmp_path, kind="chat", max_new_tokens=2)
+    made["model"] = {"path": str(finished)}
+    made["data"]["train"] = str(tiny.write_rows(tmp_path / "talk.jsonl", [{"messages": talk}] * 8))
+    made["data"] |= {"validation": made["data"]["train"], "validation_fraction": 0.0}
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    for steps, mark, allow in ((1, ": ", []), (2, "> ", ["tokenizer.chat_template", "tokenizer"])):
+        made["tokenizer"] = {"chat_template": template.replace(": ", mark)}
+        made["train"] = {"batch_size": 4, "max_steps": steps}
+        run.train(recipe.from_dict(made), Reporter(silent=True), allow=allow)
+    from transformers import AutoTokenizer
+
+    assert AutoTokenizer.from_pretrained(tmp_path / "run").chat_template == template.replace(": ", "> ")
+
+
 def test_faults_are_told(finished, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         ask(tmp_path, "x")

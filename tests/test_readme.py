@@ -3,11 +3,12 @@
 import re
 import shlex
 
+import broken
 import pytest
 import tiny
 from typer.main import get_command
 
-from hftune import cli
+from hftune import cli, metrics, task
 
 PAGES = [
     tiny.ROOT / "README.md",
@@ -53,3 +54,16 @@ def test_the_map_of_the_code_names_every_module():
     page = (tiny.ROOT / "docs/code.md").read_text(encoding="utf-8")
     modules = {path.stem for path in (tiny.ROOT / "hftune").glob("[!_]*.py")}
     assert not {name for name in modules if f"`{name}`" not in page}
+
+
+def test_what_is_counted_is_as_many():
+    pages = {path.name: path.read_text(encoding="utf-8") for path in PAGES}
+    cases = [case.warning for case in broken.CASES.values()]
+    said = re.search(
+        r"(\d+) recipes and data sets broken(?:.|\n)*?(\d+) as faults, (\d+) as warnings", pages["reliability.md"]
+    )
+    assert [int(number) for number in said.groups()] == [len(cases), cases.count(False), cases.count(True)]
+    assert "twenty metrics" in pages["README.md"]
+    assert len(metrics.names()) == 20
+    assert "\n- Twelve tasks" in (tiny.ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert len(task.names()) == 12

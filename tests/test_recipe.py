@@ -207,6 +207,9 @@ CASES: list[tuple[str, list[str], str, str, str]] = [
     (TRAIN + "max_steps: ten", [], "6:3", "train.max_steps is 'ten', wanted a positive whole number", ""),
     (TRAIN + "max_steps: '10'", [], "6:3", "train.max_steps is '10', wanted", "write 10, without quotes"),
     (TRAIN + "max_steps: 1_000", [], "6:3", "is '1_000'", "write 1000, without"),
+    (TRAIN + "max_steps: 1,000", [], "6:3", "is '1,000'", "write 1000, without"),
+    (TRAIN + "learning_rate: 0,001", [], "6:3", "is '0,001'", "write 0.001, with a decimal point"),
+    (TRAIN + "learning_rate: 2,5e-5", [], "6:3", "is '2,5e-5'", "write 2.5e-5, with a decimal point"),
     (TRAIN + "max_steps: ١٢", [], "6:3", "is '١٢'", "write 12, without"),
     (TRAIN + "max_steps: 1e3", [], "6:3", "train.max_steps is 1e3, wanted a positive whole", "write 1000"),
     (TRAIN + "max_steps: 0", [], "6:3", "train.max_steps is 0, wanted a positive whole number", ""),
@@ -485,6 +488,11 @@ def test_differences_name_keys_and_marks_say_what_they_mean(here):
     assert {"train.logging_steps", "output.dir", "data.test[0].path"} <= free
     assert not free & {"model.config.x", "data.train[1].weight", "task.max_length", "peft.method"}
     assert recipe.mark("train.learning_rate") is None
+
+
+def test_an_empty_block_differs_in_what_is_put_into_it_alone(here):
+    plain, more = (read(SMALL, *given) for given in ([], ["model.config.x=1", "data.columns.text=body"]))
+    assert recipe.differences(plain, more) == [("model.config.x", None, 1), ("data.columns.text", None, "body")]
 
 
 def test_every_mark_names_keys_that_exist():
