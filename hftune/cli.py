@@ -295,8 +295,8 @@ def predict(
 ) -> None:
     """Predict the rows of a file or standard input, as JSON lines.
 
-    Rows are read as those of training were: columns, encoding and cleaning are the recipe's; delimiter, quotes and the
-    like those of its training files with the same ending.
+    Rows are read as those of training were: columns, encoding, cleaning and a prefix are the recipe's; delimiter, quotes
+    and the like those of its training files with the same ending.
     """
     from . import commands
 

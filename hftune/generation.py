@@ -50,7 +50,7 @@ def generate(
     check(path, recipe)
     prepared, model = measure.ready(path, recipe, reporter, trust_remote_code=trust_remote_code)
     wanted = prepared.task.inputs_only(prepared.options)
-    row = measure.asked({wanted[0]: prompt}, wanted, recipe.data.clean, "the prompt")
+    row = measure.asked({wanted[0]: prompt}, wanted, recipe.data, "the prompt")
     streams: list[Stream] = []
 
     def watch(_: int, text: int, id: int) -> None:

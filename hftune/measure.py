@@ -42,7 +42,7 @@ from .folder import METRICS, RECIPE, STATE, tell_age
 from .loop import Rows
 from .recipe import Recipe, dump
 from .report import Reporter
-from .schema import Clean, Data
+from .schema import Data, Source
 from .subject import Subject
 from .task import Options, Task
 
@@ -436,7 +436,7 @@ def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | No
         for number, line in enumerate(islice(typed_lines(), limit), 1):
             where = f"standard input:{number}"
             row = {wanted[0]: line.rstrip("\n")} if len(wanted) == 1 else _object(line, wanted, answers, columns, where)
-            yield asked(row, wanted, recipe.data.clean, where)
+            yield asked(row, wanted, recipe.data, where)
         return
     clean = recipe.data.clean.model_copy(update={"min_chars": 0, "deduplicate": False})
     block = Data(
@@ -453,10 +453,11 @@ def _rows(source: str, recipe: Recipe, task: Task, options: Any, limit: int | No
         yield from islice(reader, limit)
 
 
-def asked(columns: dict[str, Any], wanted: list[str], clean: Clean, where: str) -> data.Row:
-    """A row given by hand, with what the task reads of it cleaned."""
-    row = data.Row(columns | Cleaner(clean)({name: columns[name] for name in wanted}))
-    row.where, row.source, row.prefix = where, 0, ""
+def asked(columns: dict[str, Any], wanted: list[str], block: Data, where: str) -> data.Row:
+    """A row given by hand, with what the task reads of it cleaned, behind the prefix of the training rows."""
+    row = data.Row(columns | Cleaner(block.clean)({name: columns[name] for name in wanted}))
+    row.where, row.source = where, 0
+    row.prefix = subjects.like_training(block, Source(path=subjects.TYPED)).prefix
     return row
 
 

@@ -140,12 +140,15 @@ class Subject:
 
 def like_training(data: Data, given: Source) -> Source:
     """Rows given on the command line, which are read as the training files with that ending are (delimiter, columns, ...), if
-    these agree, but for what is said of them there. What is typed has no ending of its own.
+    these agree, but for what is said of them there. What is typed has no ending of its own. A prefix that all rows of
+    training have, whatever the file, new ones have too.
     """
     every, suffix = data.train or [], endings(given.path)[0]
     same = [source for source in every if given.path == TYPED or endings(source.path)[0] == suffix]
     ways = [source.model_dump(include=READING, exclude_defaults=True) for source in same]
     agreed = ways[0] if ways and all(way == ways[0] for way in ways) else {}
+    if len(prefixes := {source.prefix for source in every}) == 1:
+        agreed = {**agreed, "prefix": prefixes.pop()}
     return given.model_copy(update={name: way for name, way in agreed.items() if name not in given.model_fields_set})
 
 
