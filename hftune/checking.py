@@ -53,7 +53,7 @@ def check(
     task, findings = tasks.load(recipe.task.name).under(recipe.task.options), Findings()
     findings.facts = {"task": recipe.task.name, "output": recipe.output.dir}
     findings.faults += consistency.check(recipe, task) + consistency.places(recipe)
-    findings.warnings += consistency.warnings(recipe)
+    findings.warnings += consistency.warnings(recipe, task)
     with findings.collect():
         _check_folder(Path(recipe.output.dir), recipe, findings, fresh, allow)
     readers = _readers(recipe, task, findings)

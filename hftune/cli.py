@@ -295,8 +295,8 @@ def predict(
 ) -> None:
     """Predict the rows of a file or standard input, as JSON lines.
 
-    Rows are read as those of training were: columns, encoding and cleaning are the recipe's; delimiter, quotes and the
-    like those of its training files with the same ending.
+    Rows are read as those of training were: columns, encoding, cleaning and a prefix are the recipe's; delimiter, quotes
+    and the like those of its training files with the same ending.
     """
     from . import commands
 
@@ -458,7 +458,7 @@ def train_tokenizer(
         bool, typer.Option("--lowercase", help="lowercase the text and strip accents, vowel signs of Indic scripts too")
     ] = False,
     min_frequency: Annotated[
-        int, typer.Option("--min-frequency", min=1, help="minimum count of a pair to be merged")
+        int, typer.Option("--min-frequency", min=1, help="wordpiece, bpe: minimum count of a pair to be merged")
     ] = 2,
     column: Annotated[str, typer.Option("--column", help="column that holds the text")] = "text",
     model: Annotated[

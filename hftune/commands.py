@@ -386,12 +386,17 @@ def train_tokenizer(
     max_length: int,
 ) -> None:
     """`hftune tokenizer train`."""
-    from . import configs, data, tokenizer
+    from . import configs, data, effect, tokenizer
     from .findings import counted
+    from .schema import Tokenizer
 
     kinds = ("wordpiece", "bpe", "unigram")
     if kind not in kinds:
         raise UserError(f"no kind of tokenizer named {kind!r}", hint=f"kinds: {', '.join(kinds)}", where="--kind")
+    given: dict[str, Any] = {"train": kind, "min_frequency": min_frequency}
+    if effect.idle(Tokenizer.model_construct(**given)):
+        message = f"{kind} merges no pairs, so that the least count of one has no effect"
+        raise UserError(message, hint="leave it out", where="--min-frequency")
     place = Path(output)
     if place.exists() and not (place.is_dir() and {path.name for path in place.iterdir()} <= tokenizer.FILES):
         hint = "choose a new folder, or one that holds a tokenizer alone"

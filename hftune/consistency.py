@@ -1,5 +1,6 @@
 """What settings of one recipe say against each other, known without its data and without its model."""
 
+import difflib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from . import metrics
 from .errors import UserError
 from .recipe import Recipe
+from .schema import Data
 from .task import OF_TEXT, Task
 
 # a prediction and its reference as Task.inputs names them
@@ -47,19 +49,49 @@ def _revisions(recipe: Recipe) -> Iterator[UserError]:
             yield UserError(message, hint="remove it, or name a Hub id", where=f"{where}.revision")
 
 
-def warnings(recipe: Recipe) -> Iterator[str]:
+def warnings(recipe: Recipe, task: Task) -> Iterator[str]:
     """What works, and is hardly meant."""
     train = recipe.train
+    yield from _columns(recipe.data, task, recipe.task.options)
     if train.max_steps and train.warmup_steps and train.warmup_steps >= train.max_steps:
         yield (
             f"train.warmup_steps is {train.warmup_steps} and train.max_steps {train.max_steps}: the learning rate never "
             "reaches its peak; lower warmup_steps"
         )
-    if train.max_steps and train.eval_steps and train.eval_steps > train.max_steps:
+    falls = train.lr_scheduler_kwargs.get("num_decay_steps")
+    if train.max_steps and isinstance(falls, int) and (train.warmup_steps or 0) + falls > train.max_steps:
+        yield (
+            f"train.lr_scheduler_kwargs.num_decay_steps is {falls} and train.max_steps {train.max_steps}: the learning rate jumps "
+            "from its warmup into its decay; lower num_decay_steps"
+        )
+    if train.eval_steps and not recipe.data.validation and not recipe.data.validation_fraction:
+        yield (
+            f"train.eval_steps is {train.eval_steps} and there are no validation rows: nothing is measured; name them in "
+            "data.validation, or hold some out: data.validation_fraction: 0.1"
+        )
+    elif train.max_steps and train.eval_steps and train.eval_steps > train.max_steps:
         yield (
             f"train.eval_steps is {train.eval_steps} and train.max_steps {train.max_steps}: nothing is measured before "
             "the end; lower eval_steps"
         )
+
+
+def _columns(data: Data, task: Task, options: Any) -> Iterator[str]:
+    """Columns that are given names by which the task reads none: it may read others in their place, and nobody would know."""
+    read, sources = task.columns(options), [*(data.train or ()), *(data.validation or ()), *(data.test or ())]
+    given = {
+        name: column
+        for mapping in (data.columns, *(one.columns for one in sources))
+        for name, column in mapping.items()
+    }
+    for name, column in given.items():
+        if name not in (*read, *task.also):
+            near = difflib.get_close_matches(name, read, n=1)
+            hint = f"; is {near[0]} meant?" if near else ""
+            yield (
+                f"data.columns.{name}: the task reads no column of this name, so that {column} is not read; with these options "
+                f"it reads {', '.join(read)}{hint}"
+            )
 
 
 def _metrics(recipe: Recipe, task: Task) -> Iterator[UserError]:

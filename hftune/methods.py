@@ -66,6 +66,10 @@ def check(recipe: Recipe, task: Task, options: Any, config: Any) -> None:
         message = "prefix hands keys and values to the layers, which are not at hand when activations are recomputed"
         raise UserError(message, hint="set train.gradient_checkpointing: false", where="train.gradient_checkpointing")
     if peft.method in PROMPTS:
+        if train.gradual_unfreezing or train.layerwise_lr_decay < 1:
+            key = "train.gradual_unfreezing" if train.gradual_unfreezing else "train.layerwise_lr_decay"
+            message = f"the virtual tokens of {peft.method} lie in no layer, and nothing else of the layers is trained"
+            raise UserError(message, hint=f"leave out {key}, or use lora", where=key)
         _check_room(peft, options, config)
 
 

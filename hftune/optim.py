@@ -132,7 +132,8 @@ def schedule(optimizer: torch.optim.Optimizer, recipe: Train, steps: int) -> tor
     """The learning-rate schedule over that many steps.
 
     Raises:
-        UserError: an argument that the schedule does not have, one that it needs, or one that it cannot work with.
+        UserError: an argument that the schedule does not have, one that it needs, one that it cannot work with, or one by
+            which the rate would rise above its peak.
     """
     from transformers import get_scheduler
 
@@ -146,11 +147,15 @@ def schedule(optimizer: torch.optim.Optimizer, recipe: Train, steps: int) -> tor
             num_training_steps=steps,
             scheduler_specific_kwargs=dict(recipe.lr_scheduler_kwargs),
         )
-        for step in (0, warmup, steps):  # where its parts meet
-            made.lr_lambdas[0](step)
+        highest = max(made.lr_lambdas[0](step) for step in (0, warmup, steps))  # where its parts meet
     except (TypeError, ValueError, ArithmeticError) as error:
         message = f"{name} does not work with these settings: {hub.first_line(error)}"
         raise UserError(message, hint=f"{takes}, and needs steps after its warmup", where=KWARGS) from None
+    if highest > 1 + 1e-6:
+        message = f"{name} would rise to {highest:.3g} times train.learning_rate, which is the peak"
+        raise UserError(
+            message, hint="lower the least rate that they ask for, or raise train.learning_rate", where=KWARGS
+        )
     found: torch.optim.lr_scheduler.LRScheduler = made
     return found
 

@@ -123,6 +123,7 @@ class Task:
         guess: `(data, options) -> prediction`; the one answer that a trivial method gives to every encoded row, having
             seen the encoded training rows: for tasks whose rows to be answered are made in encoding.
         answers: `(options) -> names` of those `columns` that rows to be predicted may lack.
+        also: names of further columns that are kept where rows have them.
         texts: `(options) -> names` of those `columns` that hold text to be cleaned; default: all that are no answers.
         labels: `(rows, options, before) -> options`; reads an iterable of rows and returns the options completed
             with the label names; only for tasks with labels. `before` are the names that the model's configuration has: a
@@ -163,6 +164,7 @@ class Task:
 
     # columns
     answers: Callable[[Any], list[str]] = lambda options: []
+    also: tuple[str, ...] = ()
     texts: Callable[[Any], list[str]] | None = None
 
     # labels, configuration, tokenizer

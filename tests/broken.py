@@ -236,6 +236,24 @@ def _(folder):
     return classify(folder, eval={"metrics": ["f1:average=binary"]})
 
 
+for name, block, words in (
+    (
+        "a column given a name with a typo",
+        {"columns": {"txt": "body"}},
+        ("data.columns.txt", "body is not read", "is text meant?"),
+    ),
+    (
+        "a column that the options leave unread",
+        {"columns": {"text_pair": "body"}},
+        ("data.columns.text_pair", "text, label"),
+    ),
+):
+
+    @case(name, "reads no column", *words, warning=True)
+    def _(folder, block=block):
+        return classify(folder, [{**row, "body": "another text"} for row in tweets()], data=block)
+
+
 @case("the best without validation", "load_best_model_at_end", "data.validation")
 def _(folder):
     return classify(folder, train={"load_best_model_at_end": True})
@@ -249,6 +267,17 @@ def _(folder):
 @case("warmup longer than training", "warmup_steps", "lower", warning=True)
 def _(folder):
     return classify(folder, train={"warmup_steps": 500})
+
+
+@case("a decay longer than training", "num_decay_steps", "lower", warning=True)
+def _(folder):
+    shape = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": {"num_decay_steps": 30}}
+    return classify(folder, train=shape)
+
+
+@case("evaluations without rows", "train.eval_steps", "nothing is measured", "data.validation", warning=True)
+def _(folder):
+    return classify(folder, train={"eval_steps": 2})
 
 
 @case("a run folder below a file", "output.dir", "is a file")

@@ -487,6 +487,14 @@ def test_two_ranks_adapt_as_one(base, tmp_path):
         ({"model": {**tiny.MODEL}, "tokenizer": {"path": "x"}}, "only what is pretrained can be kept"),
         ({"peft": {"method": "adalora"}, "train": {"gradual_unfreezing": 2}}, "deals its ranks"),
         ({"peft": {"method": "prefix"}, "train": {"gradient_checkpointing": True}}, "hands keys and values"),
+        (
+            {"peft": {"method": "prefix"}, "train": {"gradual_unfreezing": 2}},
+            r"train\.gradual_unfreezing: .* lie in no layer",
+        ),
+        (
+            {"peft": {"method": "prompt"}, "train": {"layerwise_lr_decay": 0.9}},
+            r"train\.layerwise_lr_decay: .* in no layer",
+        ),
         ({"peft": {"method": "lora", "target_modules": ["nope"]}}, "no module 'nope'"),
         ({"peft": {"method": "prompt", "num_virtual_tokens": 100}}, "behind 100 virtual ones, but the model has"),
         ({"peft": {"method": "prefix", "num_virtual_tokens": 999}}, "behind 999 virtual ones, but the model has"),

@@ -283,6 +283,10 @@ def test_version():
         (["recipes", "copy", "sentiment", "--to", "rows.csv"], "cannot write rows.csv/"),
         (["tokenizer", "train", "rows.csv", "-o", "new", "--min-frequency", "-1"], "--min-frequency"),
         (["tokenizer", "train", "rows.csv", "-o", "new", "--max-length", "0"], "--max-length"),
+        (
+            ["tokenizer", "train", "rows.csv", "-o", "new", "--kind", "unigram", "--min-frequency", "5"],
+            "--min-frequency: unigram merges no pairs",
+        ),
         (["tokenizer", "train", "rows.csv", "-o", "new", "--model", "nope"], "no architecture named 'nope'"),
         (["tokenizer", "train", "rows.csv", "-o", "run"], "run holds something else than a tokenizer"),
         (["tokenizer", "train", "rows.csv", "-o", "rows.csv"], "rows.csv holds something else than a tokenizer"),

@@ -588,6 +588,14 @@ def test_every_schedule_rises_and_does_not_rise_again(name, warmup):
             {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 1.0}},
             r"lr_end \(1\.0\) must be smaller",
         ),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 2e-3}},
+            r"would rise to 2 times train\.learning_rate",
+        ),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 1.5}},
+            r"would rise to 1\.5 times",
+        ),
         ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"power": "two"}}, "does not work"),
         ({"lr_scheduler_type": "polynomial", "warmup_steps": 6}, "needs steps after its warmup"),
     ],

@@ -9,22 +9,7 @@ import test_table
 import tiny
 import zoo
 
-from hftune import (
-    commands,
-    fill_mask,
-    finished,
-    generation,
-    judging,
-    measure,
-    models,
-    predicting,
-    recipe,
-    run,
-    schema,
-    store,
-    subject,
-    task,
-)
+from hftune import commands, fill_mask, finished, generation, judging, measure, models, predicting, recipe, run, schema, store, subject, task
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.schema import Model
@@ -323,6 +308,31 @@ def test_files_are_read_as_those_of_training_are(tokenizer_folder, tmp_path, mon
     with pytest.raises(UserError, match=r"^source: no file or folder") as fault:
         list(predicting.predict_rows(tmp_path / "run", made, str(tmp_path / "none.csv"), None))
     assert "data." not in str(fault.value)
+
+
+def test_what_stood_before_every_text_in_training_stands_before_new_ones(tokenizer_folder, tmp_path, monkeypatch):
+    source = tiny.classify(tmp_path, str(tokenizer_folder), max_steps=1)
+    train = source["data"]["train"]
+    prefix, texts = "the mood of this: ", ["a fine day", "rain and more rain"]
+    new = str(tiny.write_rows(tmp_path / "new.jsonl", [{"text": text} for text in texts]))
+    whole = str(tiny.write_rows(tmp_path / "whole.jsonl", [{"text": prefix + text} for text in texts]))
+
+    def scores(made, word):
+        rows = predicting.predict_rows(tmp_path / "run", made, word, None)
+        return [score for answer in rows for score in answer["scores"].values()]
+
+    for sources, stands in (
+        ([{"path": train, "prefix": prefix}], True),
+        ([{"path": train, "prefix": prefix}, train], False),
+    ):
+        source["data"]["train"] = sources
+        run.train(recipe.from_dict(source), Reporter(silent=True), fresh=True)
+        made = recipe.load(tmp_path / "run" / "recipe.yaml", [])
+        wanted = scores(made, f"{{path: {whole}, prefix: ''}}")
+        assert (scores(made, new) == pytest.approx(wanted)) == stands, "of several kinds of rows none is meant"
+        assert scores(made, f"{{path: {new}, prefix: '{prefix}'}}") == pytest.approx(wanted)
+        monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts)))
+        assert (scores(made, "-") == pytest.approx(wanted)) == stands
 
 
 def test_text_that_the_tokenizer_does_not_know_is_told(tokenizer_folder, tmp_path, capsys):

@@ -236,6 +236,7 @@ TASK = Task(
     collate=collate,
     columns=lambda options: ["context", "question", "answers"],
     answers=lambda options: ["answers"],
+    also=("id",),
     metrics=lambda options: ["squad"],
     inputs=lambda options: "spans",
     predict=predict,
