@@ -83,7 +83,7 @@ def _pairs(row: Any, choices: list[str], options: ChoiceOptions) -> list[tuple[s
 def collate(rows: list[dict[str, Any]], tokenizer: Any, options: ChoiceOptions, rngs: Any) -> dict[str, Any]:
     """Inputs [B, C, T], where C is that of the longest list; `there` bool [B, C], which are real; labels int64 [B]."""
     most = max(len(row["sizes"]) for row in rows)
-    parts = [_parts(row, most) for row in rows]
+    parts = [_parts(row, most, tokenizer) for row in rows]
     flat = inputs([part for row in parts for part in row], tokenizer)
     batch = {name: array.reshape(len(rows), most, -1) for name, array in flat.items()}
     batch["there"] = np.arange(most) < np.array([len(row["sizes"]) for row in rows])[:, None]
@@ -92,13 +92,18 @@ def collate(rows: list[dict[str, Any]], tokenizer: Any, options: ChoiceOptions, 
     return batch
 
 
-def _parts(row: dict[str, Any], most: int) -> list[dict[str, Any]]:
-    """Each choice as a row of its own; a single token stands for each choice that the row does not have."""
+def _parts(row: dict[str, Any], most: int, tokenizer: Any) -> list[dict[str, Any]]:
+    """Each choice as a row of its own; for one that the row does not have stands a pair of empty texts.
+
+    Longformer looks for the separators of a pair in every one.
+    """
     cuts = np.cumsum(row["sizes"])[:-1]
-    names = [name for name in ("input_ids", "token_type_ids") if name in row]
+    names: list[str] = [name for name in ("input_ids", "token_type_ids") if name in row]
     split = {name: np.split(row[name], cuts) for name in names}
     found = [{name: split[name][i] for name in names} for i in range(len(row["sizes"]))]
-    return found + [{name: row[name][:1] for name in names}] * (most - len(found))
+    empty = tokenizer([""], [""])
+    nothing = {name: np.array(empty[name][0] or row[name][:1]) for name in names}
+    return found + [nothing] * (most - len(found))
 
 
 def _logits(model: Any, batch: dict[str, Any]) -> Any:

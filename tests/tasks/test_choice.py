@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import splits
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -136,6 +137,17 @@ ROWS = [
 def test_gradients_are_the_same_at_every_split(kind, smoothing):
     data = fine.encoded(choice.TASK, kind, options(), ROWS[:8])
     splits.assert_same(fine.model(choice.TASK, data, kind), data, rtol=1e-4, smoothing=smoothing)
+
+
+def test_longformer_finds_the_separators_of_choices_that_a_row_does_not_have():
+    data = fine.encoded(choice.TASK, "roberta", options(), ROWS[:2])
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    config = transformers.LongformerConfig(
+        **size, vocab_size=len(data.tokenizer), attention_window=[8], pad_token_id=data.tokenizer.pad_token_id,
+        sep_token_id=data.tokenizer.sep_token_id, max_position_embeddings=80,
+    )  # fmt: skip
+    model = transformers.LongformerForMultipleChoice(config).eval()
+    assert torch.isfinite(choice._logits(model, fine.batch(data, [0, 1]))).sum() == 5
 
 
 def test_from_end_to_end(tmp_path):
