@@ -120,7 +120,6 @@ FINISHING = [
     Point("to", r"run/(adapter_)?model\.safetensors$"),
     Point("to", r"metrics\.json$"),
     Point("open", r"run/README\.md$"),
-    Point("to", r"run/report\.html$"),
     Point("to", r"run\.json$", 2),
 ]
 ALONE = PREPARING + SAVING + STEPS + FINISHING
