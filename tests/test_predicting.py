@@ -9,7 +9,22 @@ import test_table
 import tiny
 import zoo
 
-from hftune import commands, fill_mask, finished, generation, judging, measure, models, predicting, recipe, run, schema, store, subject, task
+from hftune import (
+    commands,
+    fill_mask,
+    finished,
+    generation,
+    judging,
+    measure,
+    models,
+    predicting,
+    recipe,
+    run,
+    schema,
+    store,
+    subject,
+    task,
+)
 from hftune.errors import UserError
 from hftune.report import Reporter
 from hftune.schema import Model
