@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from pydantic.config import JsonDict
 
 ONLY = "only"
+REMEDY = "leave it out, or change the other setting"
 OPEN: JsonDict = {"open": True}  # mark of a field which, where a recipe leaves it out, the model decides
 
 

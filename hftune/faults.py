@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from . import task as tasks
-from .effect import NoEffect
+from .effect import REMEDY, NoEffect
 from .errors import UserError
 from .schema import Recipe
 from .yaml import Node, shown
@@ -237,7 +237,7 @@ def word(errors: Iterable[Any], root: Node, schema: Schema) -> list[UserError]:
             for name, why in said.found.items():
                 place = node.value.get(name, node) if isinstance(node.value, dict) else node
                 of = f"{key}.{name}".lstrip(".")
-                found.setdefault(of, UserError(f"{of} {why}", where=place.where))
+                found.setdefault(of, UserError(f"{of} {why}", hint=REMEDY, where=place.where))
             continue
         elif error["type"] in ("value_error", "assertion_error"):
             said = str(error["ctx"]["error"])

@@ -64,7 +64,8 @@ def complete_options(task: Task, options: Any, config: Any, reader: Any) -> Any:
     own = {name: v for name, v in suiting.items() if name in named}
     options = options.model_copy(update=own)
     options = options.model_copy(update=models.fitting_lengths(config, options))
-    stop_at([UserError(f"{name} {why}", where=f"task.{name}") for name, why in effect.idle(options).items()])
+    idle = effect.idle(options).items()
+    stop_at([UserError(f"{name} {why}", hint=effect.REMEDY, where=f"task.{name}") for name, why in idle])
     if task.labels is None or reader is None:
         return options
     return task.labels(reader, options, tasks.labels_of(config))

@@ -35,6 +35,7 @@ def read(text, *overrides, task="mlm", name="recipe.yaml"):
 def faults_of(*words, **more):
     with pytest.raises(UserError) as error:
         read(*words, **more)
+    assert all(fault.hint == effect.REMEDY for fault in error.value.faults)
     return [(fault.where, fault.message) for fault in error.value.faults]
 
 
