@@ -4,7 +4,6 @@ Attention leaves masked positions out. Convolutions, pooling and Fourier transfo
 some architectures in transformers have these.
 """
 
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -61,12 +60,23 @@ def reads(model: nn.Module, rows: Rows, shortcuts: Shortcuts) -> bool:
         alone = torch.cat([loss(_batch(rows, [row], core)) for row in chosen], 1)
         plain = loss(together)
         found = [(alone, SHAPES)]
-        with suppress(AttributeError, NotImplementedError):  # of several networks, or of one that has no such table
-            handle = core.get_input_embeddings().register_forward_hook(spoil)
-            found.append((loss(together), EXACT))
-            handle.remove()
+        if (table := _table(core)) is not None:
+            handle = table.register_forward_hook(spoil)
+            try:
+                found.append((loss(together), EXACT))
+            finally:
+                handle.remove()
     torch.set_rng_state(state)
     return any(bool(((value - plain).abs() > slack * plain.abs().clamp(min=1)).any()) for value, slack in found)
+
+
+def _table(core: Any) -> nn.Module | None:
+    """The embedding of tokens; None where transformers knows of none, as of CANINE's, which hashes characters."""
+    try:
+        found: nn.Module = core.get_input_embeddings()
+    except NotImplementedError:
+        return None
+    return found
 
 
 def _batch(rows: Rows, chosen: list[int], core: Any) -> dict[str, Tensor]:

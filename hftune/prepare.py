@@ -245,6 +245,7 @@ def encode_split(
     if not (folder / key / "done.json").exists():
         reporter.say(f"encoding {split}")
     rejects, own = folder / key / "rejects.jsonl", folder / key / f".rejects.{os.getpid()}"
+    before = reader.heard
     reader.reject_path, reader.heard = own, partial(reporter.going, f"encoding {split}")
     try:
         (folder / key).mkdir(parents=True, exist_ok=True)
@@ -260,6 +261,7 @@ def encode_split(
             where="data.cache_dir",
         ) from error
     finally:
+        reader.heard = before
         with suppress(OSError):
             own.unlink(missing_ok=True)
     if (broken := found.report.get("broken", 0)) > recipe.data.max_errors:  # when they were encoded, more were allowed
@@ -373,7 +375,6 @@ def prepare(
         prepared.rows[split] = encode_split(
             recipe, task, own, prepared.tokenizer, reader, reporter, split, fingerprint, begun if first else None
         )
-        reader.heard = partial(reporter.going, f"reading {split}")
         if first:
             found = prepared.rows[split].data
             reporter.say(_told(split, found))

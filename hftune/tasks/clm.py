@@ -271,6 +271,7 @@ TASK = Task(
     collate=collate,
     columns=lambda options: COLUMNS[options.kind],
     answers=lambda options: ["completion"] if options.kind == "prompt" else [],
+    also=("tools",),
     texts=lambda options: COLUMNS[options.kind],
     metrics=lambda options: ["perplexity"] if options.kind == "text" else ["rouge", "exact_match"],
     inputs=lambda options: None if options.kind == "text" else "text",

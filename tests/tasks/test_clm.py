@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hftune import causal, chat, fim, heads, loop, packing, store
+from hftune import causal, chat, consistency, fim, heads, loop, packing, recipe, store
 from hftune.batching import generator
 from hftune.errors import UserError
 from hftune.task import IGNORE
@@ -505,6 +505,19 @@ def test_tools_beside_the_messages_are_given_to_the_template(written):
     assert "parameters" not in without.data[0]["prompt"]
     learned_of = [[id for id in row_of(rows, 0)[1] if id != IGNORE] for rows in (with_tools, without)]
     assert learned_of[0] == learned_of[1]
+
+
+def test_a_column_that_is_mapped_to_the_tools_is_read():
+    made = recipe.from_dict(
+        {
+            "task": {"name": "clm", "kind": "chat"},
+            "model": {"init": "gpt2"},
+            "data": {"train": "rows.jsonl", "columns": {"tools": "functions", "tool": "functions"}},
+            "output": {"dir": "run"},
+        }
+    )
+    (told,) = consistency.warnings(made, TASK)
+    assert "data.columns.tool: the task reads no column of this name" in told
 
 
 @pytest.mark.parametrize("tools", ["look", {"name": "look"}, [1]])
