@@ -11,7 +11,7 @@ from typing import Any
 from . import checkpoint, hub, weights
 from .architectures import architecture
 from .errors import UserError
-from .models import Built
+from .models import Built, shell
 from .schema import MERGEABLE, PROMPTS, Peft
 
 TASK_TYPES = {  # peft's name of what a head does; a head without one takes no virtual tokens
@@ -66,7 +66,7 @@ def _check_pattern(pattern: str, config: Any, head: str) -> None:
     """That a text matches the whole name of a module, as peft takes it: for a regular expression."""
     key, has = "peft.target_modules", f"it has {', '.join(linear_layers(config, head))}"
     try:
-        found = any(re.fullmatch(pattern, name) for name, _ in _shell(config, head).named_modules())
+        found = any(re.fullmatch(pattern, name) for name, _ in shell(config, head).named_modules())
     except re.error as error:
         raise UserError(
             f"{pattern!r} is no regular expression: {error}", hint=f"name modules in a list; {has}", where=key
@@ -125,19 +125,10 @@ def linear_layers(config: Any, head: str) -> list[str]:
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    model = _shell(config, head)
+    model = shell(config, head)
     output = model.get_output_embeddings()
     found = [n for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and m is not output]
     return sorted({_without_layer(name) for name in found})
-
-
-def _shell(config: Any, head: str) -> Any:
-    """The model without its weights."""
-    import torch
-    import transformers
-
-    with torch.device("meta"):
-        return getattr(transformers, head).from_config(config)
 
 
 def _without_layer(name: str) -> str:
@@ -174,10 +165,8 @@ def attach(built: Built, peft: Peft, head: str, steps: int, base: str, revision:
         with _quiet():
             model = align(get_peft_model(built.model, config))
         model.create_or_update_model_card = _nothing  # the run writes its own
-        if peft.target_modules in (
-            None,
-            "all-linear",
-        ):  # no embedding is among them, and peft would ask the Hub if one grew
+        # no embedding is among these, and peft would ask the Hub if one grew
+        if peft.target_modules in (None, "all-linear"):
             model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=grown)
     except ValueError as error:
         raise UserError(f"peft refuses {peft.method} here: {error}", where="peft") from error

@@ -138,7 +138,7 @@ def _new(recipe: Model, head: str, tokenizer: Any, settings: dict[str, Any], see
     config = new_configuration(recipe, tokenizer, settings)
     check_head(config, head)
     check_fit(config, tokenizer)
-    model = _of(config, head, recipe)
+    model = _of(config, head, recipe.attention)
     if _learn_padding(model, tokenizer):
         std = getattr(config.get_text_config(), "initializer_range", 0.02)
         torch.nn.init.normal_(model.get_input_embeddings().weight.data[tokenizer.pad_token_id], std=std)
@@ -165,7 +165,7 @@ def _learn_padding(model: Any, tokenizer: Any) -> bool:
     return frozen
 
 
-def shell(config: Any, head: str, recipe: Model) -> Any:
+def shell(config: Any, head: str, attention: str = "auto") -> Any:
     """The model without its numbers: names and shapes of all parameters.
 
     Raises:
@@ -175,17 +175,17 @@ def shell(config: Any, head: str, recipe: Model) -> Any:
 
     with torch.device("meta"), _quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that nothing is drawn
-        return _of(config, head, recipe)
+        return _of(config, head, attention)
 
 
-def _of(config: Any, head: str, recipe: Model) -> Any:
+def _of(config: Any, head: str, attention: str) -> Any:
     import torch
     import transformers
 
     from . import sinusoids
 
     sinusoids.hasten(config)
-    attention = None if recipe.attention == "auto" else recipe.attention
+    given = None if attention == "auto" else attention
     depth = max(
         int(getattr(config, name, None) or 0) for name in ("num_hidden_layers", "decoder_layers", "encoder_layers")
     )
@@ -193,7 +193,7 @@ def _of(config: Any, head: str, recipe: Model) -> Any:
         message = f"{depth:,} layers, more than the {DEEPEST:,} of any model"
         raise UserError(message, hint="correct model.config", where="model.config")
     try:
-        return getattr(transformers, head).from_config(config, attn_implementation=attention, dtype=torch.float32)
+        return getattr(transformers, head).from_config(config, attn_implementation=given, dtype=torch.float32)
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # of a setting that makes no sense each architecture complains in its own way
@@ -290,13 +290,13 @@ def sibling(model: Any, head: str, changes: dict[str, Any]) -> Any:
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 64}
 
 
-def miniature(config: Any, head: str, recipe: Model) -> Any:
+def miniature(config: Any, head: str, attention: str) -> Any:
     """A model of a configuration's kind and switches at a size that costs nothing, to try what it can do.
 
     Args:
         config: the configuration.
         head: transformers auto class.
-        recipe: the block `model`, for its attention.
+        attention: as model.attention.
 
     Raises:
         ValueError: the kind cannot be made so small, or not with such attention.
@@ -306,7 +306,7 @@ def miniature(config: Any, head: str, recipe: Model) -> Any:
     kept |= {name: 1 for name in config.to_dict() if name.endswith("_token_id")} | {"pad_token_id": 0}
     try:
         with _quiet():
-            return _of(configuration(Model(init=config.model_type, config=size), False, **kept), head, recipe)
+            return _of(configuration(Model(init=config.model_type, config=size), False, **kept), head, attention)
     except UserError as error:  # of sizes that nobody asked for
         raise ValueError(str(error)) from error
 

@@ -131,9 +131,9 @@ def _try_small(task: tasks.Task, options: Any, source: Model, config: Any) -> No
     """
 
     def build(source: Model, head: str) -> models.Built:
-        return models.Built(models.miniature(models.configuration(source), head, source), "")
+        return models.Built(models.miniature(models.configuration(source), head, source.attention), "")
 
-    built = models.Built(models.miniature(config, task.head, source), "")
+    built = models.Built(models.miniature(config, task.head, source.attention), "")
     if task.verify:
         task.verify(built.model, options)
     if task.network:
@@ -193,7 +193,7 @@ def _check_model(
         models.check_fit(config, tokenizer)
     else:
         config = models.configuration(source, trust_remote_code, **settings)
-    model = models.shell(config, task.head, source)
+    model = models.shell(config, task.head, source.attention)
     own = weights.as_named(held["path"], model) if "path" in held else None
     folder = hub.locate(source.path, source.revision, "model.path") if source.path else None
     if folder and (folder / "generation_config.json").is_file() and hasattr(model, "generation_config"):
