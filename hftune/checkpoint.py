@@ -1,7 +1,7 @@
 """Checkpoints: written aside, synced, renamed; a manifest makes a half one visible. No pickle anywhere.
 
-A checkpoint holds what is trained (weights, optimizer moments) and a small JSON state. Order, masks and dropout are
-functions of the step and need no state.
+A checkpoint holds what is trained (weights, optimizer moments), and in its manifest a small state. Order, masks and dropout
+are functions of the step and need no state.
 """
 
 import json
@@ -129,7 +129,7 @@ class Checkpoint:
         return int(self.manifest["step"])
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Restore weights and moments in place; returns the JSON state.
+        """Restore weights and moments in place; returns the state of the loop.
 
         Rates and decays stay those of the optimizer, so that a change which the user allowed takes effect.
 
@@ -142,7 +142,7 @@ class Checkpoint:
         _same_groups(plain["groups"], groups)
         state = _join(load_file(self.path / "optimizer.safetensors"), plain)
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-        progress: dict[str, Any] = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+        progress: dict[str, Any] = self.manifest["state"]
         return progress
 
     def carried(self) -> dict[str, Tensor]:
@@ -180,9 +180,8 @@ def save(
         tensors, plain = _split(optimizer.state_dict())
         save_file(tensors, aside / "optimizer.safetensors")
         write_json(aside / "optimizer.json", plain)
-        write_json(aside / "state.json", state)
         files = {file.name: {"size": file.stat().st_size, "xxh3": _hash(file)} for file in sorted(aside.iterdir())}
-        manifest = {"step": step, "files": files, **facts}
+        manifest = {"step": step, "files": files, "state": state, **facts}
         write_json(aside / MANIFEST, manifest)
         for file in aside.iterdir():
             sync(file)
@@ -201,6 +200,12 @@ def save(
             where=str(folder),
         ) from error
     return Checkpoint(final, manifest)
+
+
+def note(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write another state of the loop into the checkpoint of a step, whose weights are as they were."""
+    path = folder / f"step-{step}" / MANIFEST
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "state": state})
 
 
 def size_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -230,7 +235,7 @@ def examine(path: Path, weights: Collection[str] = ()) -> Checkpoint | str:
     """The checkpoint, or in words why it is not whole, or which of these weights is not finite."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
+        files, _ = manifest["files"], manifest["state"]
     except (OSError, ValueError, KeyError, TypeError):
         return "its manifest is missing or broken"
     for name, facts in files.items():

@@ -258,11 +258,11 @@ class RunFolder:
             with (self.path / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_finite(entry), ensure_ascii=False, allow_nan=False) + "\n")
 
-    def forget_after(self, step: int) -> None:
-        """Drop the log's lines beyond a step: a resumed run writes them again."""
+    def forget_after(self, step: int, unmeasured: bool = False) -> None:
+        """Drop the log's lines beyond a step, and that of its evaluation if it is to be measured: a resumed run writes them again."""
         if self.main and (self.path / LOG).exists():
             lines = (self.path / LOG).read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if (entry := _entry(line)) is not None and entry.get("step", 0) <= step]
+            kept = [line for line in lines if (entry := _entry(line)) is not None and _is_of(entry, step, unmeasured)]
             aside = self.path / f".{LOG}"
             aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             os.replace(aside, self.path / LOG)
@@ -277,6 +277,12 @@ def _not_for_children(lock: IO[str]) -> None:
             file.close()
 
     os.register_at_fork(after_in_child=close)
+
+
+def _is_of(entry: dict[str, Any], step: int, unmeasured: bool) -> bool:
+    """Whether a run has written this by the time that it saves this step, before its evaluation or after it."""
+    at = entry.get("step", 0)
+    return at < step or (at == step and not (unmeasured and any(key.startswith("eval_") for key in entry)))
 
 
 def _entry(line: str) -> dict[str, Any] | None:

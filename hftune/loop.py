@@ -121,6 +121,7 @@ class Progress:
     best: float | None = None
     best_step: int | None = None
     worse: int = 0  # evaluations since the best
+    unmeasured: bool = False  # saved before the evaluation that is due at this step
     skipped: int = 0  # steps whose loss or gradient was not finite
     scaler: dict[str, float] | None = None  # state of fp16's gradient scaler
     window: dict[str, Any] = field(default_factory=dict)  # what the next line of the log will be of, see Window
@@ -215,6 +216,13 @@ class Job:
     evaluate_every: int = 0
     save_every: int = 0
     keep_best: bool = False  # also save what evaluation found to be the best so far
+
+    def measure(self, progress: Progress) -> bool:
+        """The evaluation that is due; true if it is time to stop early."""
+        enough = self.evaluate(progress)
+        self.model.train()
+        progress.unmeasured = False
+        return enough
 
     def batches(self, start: int) -> Iterator[Step]:
         """The steps from `start` on, prepared by workers where there are any."""
@@ -370,10 +378,22 @@ def train(job: Job, progress: Progress) -> str:
     Raises:
         NotFinite: a loss or gradient is not, and the recipe says stop.
     """
+    if progress.unmeasured and job.evaluate_every:
+        enough = job.measure(progress)
+        job.save(progress)
+        if enough:
+            return "finished"
     if progress.step >= job.total:
         return "finished"
     job.model.train()
     window = Window(**progress.window)
+
+    def save() -> None:
+        job.settle(window, progress)
+        progress.window = window.state()
+        with window.paused():
+            job.save(progress)
+
     source = job.batches(progress.step)
     while progress.step < job.total:
         begin = time.perf_counter()
@@ -402,22 +422,20 @@ def train(job: Job, progress: Progress) -> str:
             }
             job.log({**entry, "learning_rate": rate, "grad_norm": float(found[2]), "tokens": progress.tokens})
             window = Window()
-        enough = False
-        if evaluates:
-            with window.paused():
-                enough = job.evaluate(progress)
-            job.model.train()
+        progress.unmeasured = evaluates
         reason = job.stop(progress)
-        due = job.save_every and progress.step % job.save_every == 0
-        if reason or enough or last or due or (job.keep_best and progress.is_best()):
-            job.settle(window, progress)
-            progress.window = window.state()
-            with window.paused():
-                job.save(progress)
+        saves = last or bool(reason) or (bool(job.save_every) and done % job.save_every == 0)
+        if saves:  # first: an evaluation may take long, and whatever ends it must not cost the steps before it
+            save()
         if reason:
             return reason
-        if enough:
-            return "finished"
+        if evaluates:
+            with window.paused():
+                enough = job.measure(progress)
+            if saves or enough or (job.keep_best and progress.is_best()):
+                save()
+            if enough:
+                return "finished"
     return "finished"
 
 

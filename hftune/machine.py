@@ -304,6 +304,17 @@ class Signals:
         finally:
             self._held = False
 
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Within `held`: what may be broken off, since nothing is lost by it."""
+        if self.received:
+            raise Interrupted(self.CODES[signal.Signals(self.received)])
+        self._held = False
+        try:
+            yield
+        finally:
+            self._held = True
+
     def agreed(self, acc: Any, late: bool = False) -> int:
         """The exit status that a signal or the deadline asks for on any rank, the same answer on all; 0: go on."""
         own = self.CODES[signal.Signals(self.received)] if self.received else LATE if late else 0

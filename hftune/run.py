@@ -7,7 +7,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
@@ -133,6 +133,7 @@ class Run:
     code: int = 0  # exit status of what stopped it
     started: float = field(default_factory=time.monotonic)
     losses: list[float] = field(default_factory=list)  # of the last lines of the log
+    saved: int = -1  # step of the newest checkpoint
     measured: tuple[int, dict[str, Any]] = (-1, {})  # step of the last whole evaluation, and its figures
     # made on the way: steps of the run, what is trained, the model without wrappers, ...
     total: int = field(init=False)
@@ -294,7 +295,8 @@ class Run:
         if self.progress.scaler and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(self.progress.scaler)
         self.method.resume(found.carried())
-        self.folder.forget_after(found.step)
+        self.saved = found.step
+        self.folder.forget_after(found.step, self.progress.unmeasured)
         self.reporter.say(f"resuming from step {found.step} of {self.total}")
 
     def _same_mathematics(self, found: checkpoint.Checkpoint) -> None:
@@ -351,13 +353,9 @@ class Run:
                 )
 
     def _evaluate(self, progress: Progress) -> bool:
-        """Measure; true if it is time to stop early."""
-        train = self.recipe.train
-        # the last weights are measured whole at once, unless others may be what the run ends with
-        ends = progress.step == self.total and not (
-            train.load_best_model_at_end and train.metric_for_best_model == "loss"
-        )
-        figures = self._measure(progress.step) if ends else self._measure_in_between()
+        """Measure; true if it is time to stop early. A signal ends it at once where nothing is lost by that."""
+        with self.signals.heard() if self.saved == progress.step else nullcontext():
+            figures = self._figures(progress.step)
         plain = {name: f["value"] for name, f in figures.items() if isinstance(f.get("value"), (int, float))}
         self._log({"step": progress.step, **{f"eval_{name}": value for name, value in plain.items()}})
         self.reporter.say(
@@ -366,6 +364,13 @@ class Run:
         )
         self._compare(progress, figures)
         return self._enough(progress)
+
+    def _figures(self, step: int) -> dict[str, Any]:
+        """Those that are wanted after a step."""
+        train = self.recipe.train
+        # the last weights are measured whole at once, unless others may be what the run ends with
+        ends = step == self.total and not (train.load_best_model_at_end and train.metric_for_best_model == "loss")
+        return self._measure(step) if ends else self._measure_in_between()
 
     def _compare(self, progress: Progress, figures: dict[str, Any]) -> None:
         """Take an evaluation for the best, or count it as no better, as one is whose figure is undefined or not finite."""
@@ -418,6 +423,12 @@ class Run:
         self.reporter.going("measuring validation", done, total)
 
     def _save(self, progress: Progress) -> None:
+        """A checkpoint; where there is one of this step, which was saved before its evaluation, what that found."""
+        if self.saved == progress.step:
+            if self.folder.main:
+                checkpoint.note(self.folder.checkpoints, progress.step, vars(progress))
+                self._rotate(progress)
+            return
         if not all(bool(torch.isfinite(p).all()) for p in self.core.parameters() if p.requires_grad):
             raise loop.NotFinite(f"step {progress.step}: the optimizer made a weight that is not finite")
         progress.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
@@ -426,9 +437,13 @@ class Run:
             checkpoint.save(
                 self.folder.checkpoints, progress.step, self.core, self.optimizer.optimizer, vars(progress), self._facts(), self.method.state()
             )  # fmt: skip
-            limit = self.recipe.train.save_total_limit
-            checkpoint.rotate(self.folder.checkpoints, limit, progress.best_step, progress.step)
+            self._rotate(progress)
+        self.saved = progress.step
         self.accelerator.wait_for_everyone()
+
+    def _rotate(self, progress: Progress) -> None:
+        limit = self.recipe.train.save_total_limit
+        checkpoint.rotate(self.folder.checkpoints, limit, progress.best_step, progress.step)
 
     def _stop(self, progress: Progress) -> str | None:
         """Why to stop after this step, the same on every rank."""

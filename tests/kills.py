@@ -102,10 +102,8 @@ SAVING = [  # most in the second save of a start, so that the run comes forward
     Point("half", r"optimizer\.safetensors", 2),
     Point("open", r"\.optimizer\.json", 2),
     Point("to", r"optimizer\.json$", 2),
-    Point("open", r"\.state\.json", 2),
-    Point("to", r"state\.json$", 2),
-    Point("open", r"\.manifest\.json", 2),
-    Point("to", r"manifest\.json$", 2),
+    Point("open", r"incomplete-\d+/\.manifest\.json", 2),
+    Point("to", r"incomplete-\d+/manifest\.json$", 2),
     Point("sync", r"-\d+/model\.safetensors", 2),
     Point("sync", r"\.incomplete-\d+$", 2),
     Point("to", r"step-\d+$", 2),
@@ -113,7 +111,13 @@ SAVING = [  # most in the second save of a start, so that the run comes forward
     Point("os.remove", r"model\.safetensors$"),  # in the rotation
     Point("os.rmdir", r"step-\d+$"),
 ]
-STEPS = [Point("step", nth=2), Point("evaluated"), Point("step", nth=5)]
+STEPS = [
+    Point("step", nth=2),
+    Point("evaluated"),  # saved, and not yet in the log
+    Point("open", r"step-\d+/\.manifest\.json"),  # in the log, and not yet noted
+    Point("to", r"step-\d+/manifest\.json$"),
+    Point("step", nth=5),
+]
 FINISHING = [
     Point("to", r"run/(adapter_)?config\.json$"),
     Point("evaluated"),
@@ -144,11 +148,11 @@ SOME = [
     PREPARING[2],
     SAVING[1],
     STEPS[0],
-    SAVING[8],
+    SAVING[6],
+    SAVING[9],
+    SAVING[10],
     SAVING[11],
-    SAVING[12],
-    SAVING[13],
-    STEPS[1],
+    *STEPS[1:4],
     FINISHING[0],
 ]
 

@@ -805,8 +805,8 @@ def test_a_run_in_half_precision_goes_on_to_the_same_bits(source, tmp_path):
     straight, again = (at(source, tmp_path / name) for name in ("straight", "again"))
     assert told(straight, before) == (0, "")
     assert told(again, lambda: before(interrupt(signal.SIGTERM, kills.Point("step", nth=3)))) == (143, "")
-    (saved,) = (tmp_path / "again" / "checkpoints").glob("step-3/state.json")
-    assert 1 < json.loads(saved.read_text())["scaler"]["scale"] < 2.0**30
+    (saved,) = (tmp_path / "again" / "checkpoints").glob("step-3/manifest.json")
+    assert 1 < json.loads(saved.read_text())["state"]["scaler"]["scale"] < 2.0**30
     assert told(again, before) == (0, "")
     assert_same(tmp_path / "straight", tmp_path / "again")
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("straight", "again")]

@@ -86,8 +86,8 @@ def assert_same(straight, killed):
         assert torch.equal(other[key], tensor), key
     assert (straight / "metrics.json").read_text() == (killed / "metrics.json").read_text()
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (straight, killed)]
-    first, second = [[(e["step"], e["loss"]) for e in log if "loss" in e] for log in logs]
-    assert first == second, "each step is logged once, with the same loss"
+    first, second = [[(e["step"], e.get("loss"), e.get("eval_loss")) for e in log] for log in logs]
+    assert first == second, "each step and each evaluation is logged once, with the same loss"
     assert "finished after" in (killed / "report.html").read_text()
     left = [path for path in killed.rglob(".*") if path.name != ".lock"]
     assert not left, "what the kills left was swept"

@@ -1,6 +1,7 @@
 """When a run ends, which of its weights stay, and what it is fed: by steps, epochs, tokens, time or no more gain."""
 
 import json
+import os
 import signal
 from pathlib import Path
 
@@ -119,9 +120,47 @@ def test_what_was_best_by_another_figure_or_on_other_rows_is_best_no_longer(chan
     log, _, _ = told(tmp_path)
     since = {entry["step"]: entry[name] for entry in log if name in entry and entry["step"] > 3}
     assert since.keys() == {4, 5}
-    state = json.loads((tmp_path / "run" / "checkpoints" / "step-5" / "state.json").read_text())
+    state = json.loads((tmp_path / "run" / "checkpoints" / "step-5" / "manifest.json").read_text())["state"]
     assert state["best"] == better(since.values())
     assert since[state["best_step"]] == state["best"]
+
+
+@pytest.mark.parametrize("broken", [signal.SIGKILL, signal.SIGTERM, None])
+@pytest.mark.parametrize("at", [4, 6])
+def test_an_evaluation_that_is_broken_off_costs_no_step(at, broken, tmp_path, tokenizer_folder):
+    """By a kill, a signal or a fault of its own, in between and at the end: it is taken up again, and nothing else."""
+    train = {"max_steps": 6, "eval_steps": 2, "save_steps": 4, "logging_steps": 1, "early_stopping_patience": 3}
+
+    def made(name):
+        (tmp_path / name).mkdir()
+        return tiny.classify(tmp_path / name, str(tokenizer_folder), **train)
+
+    def broken_off():
+        evaluate, times = loop.evaluate_rows, []
+
+        def measured(*args, **more):
+            found = evaluate(*args, **more)
+            times.append(1)
+            if len(times) == at // 2:
+                if broken is None:
+                    raise RuntimeError("a metric broke")
+                os.kill(os.getpid(), broken)
+            return found
+
+        loop.evaluate_rows = measured
+        children.train(source)
+
+    source = made("again")
+    assert children.child(broken_off) != 0
+    checkpoints = tmp_path / "again" / "run" / "checkpoints"
+    assert (checkpoints / f"step-{at}").is_dir(), "saved before it is measured"
+    assert children.child(children.train, source) == 0
+    assert children.child(children.train, made("straight")) == 0
+    (log, _, figures), (straight, _, wanted) = told(tmp_path / "again"), told(tmp_path / "straight")
+    assert figures == wanted
+    assert [{k: v for k, v in e.items() if k != "tokens_per_second"} for e in log if "event" not in e] == [
+        {k: v for k, v in e.items() if k != "tokens_per_second"} for e in straight
+    ]
 
 
 def test_an_undefined_figure_is_no_better_than_any(tmp_path, tokenizer_folder, monkeypatch):
