@@ -5,7 +5,9 @@ all micro-batches and ranks. And everything random follows from (seed, step), so
 save: a run that was killed goes on bit for bit.
 """
 
+import atexit
 import math
+import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -212,6 +214,7 @@ class Job:
     evaluate: Callable[[Progress], bool] = lambda progress: False  # true: stop early
     save: Callable[[Progress], None] = lambda progress: None
     stop: Callable[[Progress], str | None] = lambda progress: None  # a reason to stop after this step
+    overdue: Callable[[], bool] = lambda: False  # whether that step is to be saved, asked after `stop`
     before: Callable[[int], None] = lambda step: None  # before each step's first forward
     evaluate_every: int = 0
     save_every: int = 0
@@ -236,7 +239,10 @@ class Job:
             pin_memory=self.accelerator.device.type == "cuda",
             worker_init_fn=_deaf,
         )
-        return iter(loader)
+        found = iter(loader)
+        if self.workers:
+            atexit.register(_end_workers)
+        return found
 
     def attempt(self, step: Step) -> Found | None:
         """One step, its chance a function of its number: see train_step. None where memory ran out."""
@@ -311,6 +317,12 @@ def _deaf(worker: int) -> None:
     """A signal to the whole group of processes is for the run itself to answer; it needs its workers until it has."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_workers() -> None:
+    """Python asks those that are left by SIGTERM, and waits for them; a traceback that is printed keeps them until then."""
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 @dataclass
@@ -424,7 +436,7 @@ def train(job: Job, progress: Progress) -> str:
             window = Window()
         progress.unmeasured = evaluates
         reason = job.stop(progress)
-        saves = last or bool(reason) or (bool(job.save_every) and done % job.save_every == 0)
+        saves = last or bool(reason) or job.overdue() or (bool(job.save_every) and done % job.save_every == 0)
         if saves:  # first: an evaluation may take long, and whatever ends it must not cost the steps before it
             save()
         if reason:

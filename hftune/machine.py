@@ -232,6 +232,7 @@ GAIN = 1.3  # how many times as fast a matrix product must be to be worth what i
 TRUE_FLOAT32 = 5e-6  # relative error of a product of 512: float32 stays below 1e-6, TF32 and bf16 are above 1e-4
 
 
+SAVE = 1  # no exit status: a checkpoint is wanted
 LATE = 124  # exit status of a run that its deadline stopped, as timeout(1) has it
 
 
@@ -315,7 +316,7 @@ class Signals:
         finally:
             self._held = True
 
-    def agreed(self, acc: Any, late: bool = False) -> int:
-        """The exit status that a signal or the deadline asks for on any rank, the same answer on all; 0: go on."""
-        own = self.CODES[signal.Signals(self.received)] if self.received else LATE if late else 0
+    def agreed(self, acc: Any, wanted: int = 0) -> int:
+        """What is most urgent on any rank, the same answer on all: the exit status of a signal, or what is wanted; 0: go on."""
+        own = self.CODES[signal.Signals(self.received)] if self.received else wanted
         return own if acc.num_processes == 1 else int(acc.gather(torch.tensor([own], device=acc.device)).max())

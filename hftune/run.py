@@ -134,6 +134,8 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     losses: list[float] = field(default_factory=list)  # of the last lines of the log
     saved: int = -1  # step of the newest checkpoint
+    saved_at: float = field(default_factory=time.monotonic)
+    overdue: bool = False  # whether that is too long ago
     measured: tuple[int, dict[str, Any]] = (-1, {})  # step of the last whole evaluation, and its figures
     # made on the way: steps of the run, what is trained, the model without wrappers, ...
     total: int = field(init=False)
@@ -195,6 +197,7 @@ class Run:
         job = Job(
             self.accelerator, model, optimizer, schedule, steps, train, self.total, shortcuts=self.ways, workers=self.recipe.data.num_workers,
             before=self.method.before, log=self._log, evaluate=self._evaluate, save=self._save, stop=self._stop,
+            overdue=lambda: self.overdue,
             evaluate_every=every if "validation" in rows else 0, save_every=train.save_steps or every,
             keep_best=train.load_best_model_at_end,
         )  # fmt: skip
@@ -332,7 +335,7 @@ class Run:
         """That the checkpoints which the run will keep at once, and its model, fit on the disk."""
         train, here = self.recipe.train, self.folder.checkpoints
         self.folder.needs = checkpoint.size_of(self.core, self.optimizer.optimizer)
-        ahead = math.ceil((self.total - self.progress.step) / every)
+        ahead = math.inf if train.save_interval else math.ceil((self.total - self.progress.step) / every)
         room = train.save_total_limit + 1 + train.load_best_model_at_end - len(list(here.glob("step-*")))
         weights = sum(
             p.numel() * p.element_size() for p in self.core.parameters() if p.requires_grad or not self.recipe.peft
@@ -438,7 +441,7 @@ class Run:
                 self.folder.checkpoints, progress.step, self.core, self.optimizer.optimizer, vars(progress), self._facts(), self.method.state()
             )  # fmt: skip
             self._rotate(progress)
-        self.saved = progress.step
+        self.saved, self.saved_at = progress.step, time.monotonic()
         self.accelerator.wait_for_everyone()
 
     def _rotate(self, progress: Progress) -> None:
@@ -446,14 +449,17 @@ class Run:
         checkpoint.rotate(self.folder.checkpoints, limit, progress.best_step, progress.step)
 
     def _stop(self, progress: Progress) -> str | None:
-        """Why to stop after this step, the same on every rank."""
+        """Why to stop after this step, the same on every rank; also finds whether a checkpoint is overdue."""
         self.watchdog.beat()
         self.folder.state["step"] = progress.step
-        limit = seconds(self.recipe.train.max_time)
-        late = limit is not None and time.monotonic() - self.started >= limit
-        self.code = self.signals.agreed(self.accelerator, late and progress.step < self.total)
-        if self.code == machine.LATE:
-            return f"max_time {self.recipe.train.max_time}"
+        train, now = self.recipe.train, time.monotonic()
+        late = now - self.started >= seconds(train.max_time) and progress.step < self.total
+        waited = now - self.saved_at >= seconds(train.save_interval)
+        code = self.signals.agreed(self.accelerator, machine.LATE if late else machine.SAVE if waited else 0)
+        self.overdue = code == machine.SAVE
+        self.code = 0 if self.overdue else code
+        if code == machine.LATE:
+            return f"max_time {train.max_time}"
         return f"signal {self.code - 128}" if self.code else None
 
     def _load_best(self) -> int:
@@ -553,9 +559,9 @@ def total_steps(recipe: Recipe, plan: Plan) -> int:
     return total
 
 
-def seconds(text: str | None) -> float | None:
-    """`90s`, `30m`, `8h` or `2d` (the schema lets nothing else through) in seconds."""
-    return None if text is None else float(text[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[text[-1]]
+def seconds(text: str | None) -> float:
+    """`90s`, `30m`, `8h` or `2d` (the schema lets nothing else through) in seconds; None is for ever."""
+    return math.inf if text is None else float(text[:-1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[text[-1]]
 
 
 def _same_settings(old: dict[str, Any], new: dict[str, Any], step: int) -> None:

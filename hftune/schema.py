@@ -51,6 +51,7 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
+Duration = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smhd]$", examples=["90s", "30m", "8h"])]
 Folder = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]  # that is written to
 Settings = Annotated[dict[str, Any], BeforeValidator(_null_is_empty)]
 Names = Annotated[dict[str, str], BeforeValidator(_null_is_empty)]
@@ -316,10 +317,10 @@ class Train(Block):
     max_tokens: Positive | None = Field(
         None, description="stop after this many training tokens", json_schema_extra=EXTEND
     )
-    max_time: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smhd]$", examples=["90s", "30m", "8h"])] | None = Field(
+    max_time: Duration | None = Field(
         None, description="stop, after saving, when this much time has passed", json_schema_extra=FREE
     )
-    timeout: Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[smhd]$", examples=["30m"])] = Field(
+    timeout: Duration = Field(
         "60m",
         description="watchdog: end the process when no step, batch of an evaluation or save finishes within this time",
         json_schema_extra=FREE,
@@ -394,7 +395,14 @@ class Train(Block):
     seed: Count = Field(42, description="random seed of order, masks, dropout and new weights")
     logging_steps: Positive = Field(10, description="number of steps between log entries", json_schema_extra=FREE)
     eval_steps: Positive | None = Field(None, description="steps between evaluations; default: once an epoch")
-    save_steps: Positive | None = Field(None, description="steps between checkpoints; default: as eval_steps")
+    save_steps: Positive | None = Field(
+        None, description="steps between checkpoints; default: as eval_steps", json_schema_extra=FREE
+    )
+    save_interval: Duration | None = Field(
+        "30m",
+        description="save also when this much time has passed since the last checkpoint; null: never",
+        json_schema_extra=FREE,
+    )
     save_total_limit: Positive = Field(2, description="checkpoints to keep, besides the best", json_schema_extra=FREE)
     load_best_model_at_end: bool = Field(False, description="end with the best checkpoint instead of the last")
     metric_for_best_model: str = Field("loss", description="metric by which the best checkpoint is chosen")

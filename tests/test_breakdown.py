@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import weakref
 from types import SimpleNamespace
@@ -406,6 +407,20 @@ def lose_a_worker(made):
 def test_a_killed_data_worker_is_told_in_one_line(made):
     """In a child: torch answers the worker's death by an exception that may come at any later moment of the process."""
     assert children.child(lose_a_worker, made) == 0
+
+
+def test_workers_end_with_the_run_whatever_still_holds_them():
+    """A traceback that was printed does; and Python's own way of ending them is a signal that they leave to the run."""
+    code = """
+import sys, torch
+from types import SimpleNamespace
+from hftune import loop
+job = loop.Job(SimpleNamespace(device=torch.device("cpu")), None, None, None, [1, 2, 3], None, 3, workers=1)
+sys.held = job.batches(0)
+print(next(sys.held))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=children.LIMIT, check=True)
+    assert done.stdout == b"1\n"
 
 
 def test_workers_leave_signals_to_the_run(made):

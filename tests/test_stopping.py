@@ -125,6 +125,16 @@ def test_what_was_best_by_another_figure_or_on_other_rows_is_best_no_longer(chan
     assert since[state["best_step"]] == state["best"]
 
 
+@pytest.mark.parametrize(("interval", "kept"), [("0.0001s", [1, 2, 3, 4]), ("30m", [3, 4]), (None, [3, 4])])
+def test_a_checkpoint_is_not_put_off_for_ever(interval, kept, tmp_path, tokenizer_folder):
+    """By steps at the third and the last alone; by the clock, where that is sooner, too."""
+    trained(
+        tmp_path, tokenizer_folder, max_steps=4, eval_steps=100, save_steps=3, save_interval=interval, save_total_limit=9
+    )  # fmt: skip
+    found = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert found == [f"step-{step}" for step in kept]
+
+
 @pytest.mark.parametrize("broken", [signal.SIGKILL, signal.SIGTERM, None])
 @pytest.mark.parametrize("at", [4, 6])
 def test_an_evaluation_that_is_broken_off_costs_no_step(at, broken, tmp_path, tokenizer_folder):
