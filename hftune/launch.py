@@ -18,7 +18,7 @@ from .errors import UserError
 
 GRACE = 30.0  # seconds that ranks have to end once one of them has
 FINAL = {0, 2, 124, 129, 130, 143}  # done, a fault of the user's, stopped: another start would change nothing
-LAUNCHED = "HFTUNE_LAUNCHED"
+LAUNCHED = "HFTUNE_LAUNCHED"  # of a rank: where it gets the word, see `has_the_word`
 HFTUNE = [sys.executable, "-m", "hftune"]
 
 
@@ -52,6 +52,20 @@ def relaunch(processes: int, restarts: int = 0) -> int | None:
     return status
 
 
+def has_the_word(alone: bool = False) -> bool:
+    """Whether this process is to tell of a fault.
+
+    Of ranks that were started here the first that asks is: most faults are found by all, but one of them may come to its
+    end before the others have found it, or find what befell nobody else, such as a full disk.
+
+    Args:
+        alone: whether the fault is often that of one rank, which started by others all ranks tell.
+    """
+    if LAUNCHED in os.environ:
+        return bool(os.read(int(os.environ[LAUNCHED]), 1))
+    return alone or os.environ.get("RANK", "0") == "0"
+
+
 class Group:
     """The ranks of one start. A session of their own keeps the terminal's signals from reaching them twice."""
 
@@ -70,10 +84,14 @@ class Group:
             "MASTER_PORT": port,
         }
         threads = str(max(1, (os.cpu_count() or 1) // processes))
+        word, give = os.pipe()
+        os.write(give, b"1")
+        os.close(give)
         for rank in range(processes):
             own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-            env = {"OMP_NUM_THREADS": threads, **os.environ, **own, LAUNCHED: "1"}
-            self.ranks.append(subprocess.Popen(command, env=env, start_new_session=True))
+            env = {"OMP_NUM_THREADS": threads, **os.environ, **own, LAUNCHED: str(word)}
+            self.ranks.append(subprocess.Popen(command, env=env, start_new_session=True, pass_fds=[word]))
+        os.close(word)
         if self.received:
             self._pass_on(self.received)
 

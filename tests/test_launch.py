@@ -87,6 +87,25 @@ def test_the_status_is_that_of_the_ranks():
     assert group("import os, sys; sys.exit(2 * int(os.environ['RANK']))").wait() == 2
 
 
+FAULT = """
+import os, signal, sys
+from hftune import cli, errors
+def fault():
+    raise getattr(errors, sys.argv[1])("what is wrong", hint="what to do")
+cli.app = fault
+if os.environ["RANK"] in sys.argv[2]:
+    signal.pause()  # it is late, and would find the same
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("kind", "status"), [("UserError", 2), ("Breakdown", 1)])
+@pytest.mark.parametrize("late", ["none", "0", "1"])
+def test_a_fault_is_told_once_by_whichever_rank_finds_it_first(late, kind, status, capfd):
+    assert group(FAULT, kind, late).wait() == status
+    assert capfd.readouterr().err == "error: what is wrong\n  hint: what to do\n"
+
+
 def relaunch(script, monkeypatch, processes=1, restarts=2, words=()):
     monkeypatch.setattr(launch, "HFTUNE", [sys.executable, "-c", script])
     monkeypatch.setattr(sys, "argv", ["hftune", *map(str, words)])
