@@ -27,7 +27,8 @@ def relaunch(processes: int, restarts: int = 0) -> int | None:
 
     Args:
         processes: ranks on this machine.
-        restarts: how often the whole group is started again after a rank failed; it resumes from its checkpoint.
+        restarts: how often the whole group is started again after a rank failed; it resumes from its checkpoint. A group
+            that was asked to stop is not.
 
     Returns:
         The exit status of the group: that of the rank that failed first, 128 + n for one that signal n killed.
@@ -44,8 +45,9 @@ def relaunch(processes: int, restarts: int = 0) -> int | None:
         raise UserError(f"{processes} processes", hint="give 1 or more", where="--processes")
     command = [*HFTUNE, *sys.argv[1:]]
     for left in range(restarts, -1, -1):
-        status = Group(processes, command).wait()
-        if status in FINAL or not left:
+        group = Group(processes, command)
+        status = group.wait()
+        if status in FINAL or group.received or not left:
             break
         sys.stderr.write(f"starting again from the last checkpoint; {left - 1} restarts are left\n")
         command = [word for word in command if word != "--fresh"]  # that was meant once

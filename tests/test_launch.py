@@ -129,6 +129,24 @@ def test_another_start_where_it_helps(tmp_path, monkeypatch, status, ended, star
     assert (tmp_path / "starts").read_text() == starts
 
 
+STOPPED = """
+import os, signal, sys
+with open(sys.argv[1], "a") as file:
+    file.write("started.")
+again = lambda: os.kill(os.getppid(), signal.SIGINT)
+signal.signal(signal.SIGINT, lambda number, frame: again() if sys.argv[2] == "deaf" else sys.exit(1))
+again()
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize(("rank", "status"), [("deaf", 137), ("broken", 1)])
+def test_no_other_start_after_a_signal(tmp_path, monkeypatch, rank, status):
+    assert relaunch(STOPPED, monkeypatch, words=(tmp_path / "starts", rank)) == status
+    assert (tmp_path / "starts").read_text() == "started."
+
+
 def test_a_rank_does_not_launch(monkeypatch):
     assert launch.relaunch(1) is None
     with pytest.raises(UserError, match="0 processes"):
