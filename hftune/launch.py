@@ -54,6 +54,12 @@ def relaunch(processes: int, restarts: int = 0) -> int | None:
     return status
 
 
+def heeded() -> list[signal.Signals]:
+    """The signals that stop a command: not SIGHUP where whoever started it had that ignored, as nohup does."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([] if ignored else [signal.SIGHUP])]
+
+
 def has_the_word(alone: bool = False) -> bool:
     """Whether this process is to tell of a fault.
 
@@ -74,7 +80,7 @@ class Group:
     def __init__(self, processes: int, command: list[str]):
         self.received: int | None = None
         self.ranks: list[subprocess.Popen[bytes]] = []
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in heeded():
             signal.signal(number, self._pass_on)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

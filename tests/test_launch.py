@@ -70,6 +70,14 @@ def test_a_second_sigint_ends_ranks_that_do_not_listen(tmp_path, monkeypatch):
     assert running.wait() == 137
 
 
+def test_a_signal_that_nohup_has_ignored_is_not_passed_on():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    hears = "import os, signal, sys; os.kill(os.getppid(), signal.SIGHUP); os.kill(os.getpid(), signal.SIGHUP)"
+    running = group(hears)
+    assert running.wait() == 0
+    assert running.received is None
+
+
 def test_a_dead_rank_ends_the_others_with_one_line(capfd, monkeypatch):
     monkeypatch.setattr(launch, "GRACE", 0.5)
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
