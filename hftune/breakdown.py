@@ -21,18 +21,25 @@ def hush() -> None:
 
 
 @contextmanager
-def enough_memory(hint: str) -> Iterator[None]:
-    """Within, memory that runs out is one line.
+def told(hint: str) -> Iterator[None]:
+    """Within, memory that runs out, for which the hint is, and the loss of another rank are one line.
 
     Raises:
-        Breakdown: it did.
+        Breakdown: one of the two.
     """
     try:
         yield
     except Exception as error:
-        if not memory_ran_out(error):
-            raise
-        raise Breakdown("memory ran out", hint=hint) from error
+        if memory_ran_out(error):
+            raise Breakdown("memory ran out", hint=hint) from error
+        if _of_another(error):
+            raise Lost("another rank is gone", hint="give the command again") from error
+        raise
+
+
+def _of_another(error: Exception) -> bool:
+    """Whether an error says that a rank is gone with which this one was to come together."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(text in str(error) for text in LOST)
 
 
 def explain(error: Exception, folder: str, last: str | None, needs: int = 0) -> UserError | None:
@@ -72,7 +79,7 @@ def explain(error: Exception, folder: str, last: str | None, needs: int = 0) -> 
             f"a data worker was killed, perhaps because memory ran out; {kept}",
             hint=f"{AGAIN}; fewer data.num_workers need less memory",
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and any(text in str(error) for text in LOST):
+    if _of_another(error):
         return Lost(f"another rank is gone; {kept}", hint=AGAIN)
     return None
 

@@ -521,6 +521,7 @@ def main() -> None:
     """Entry point: a fault of the user's is one line and exit status 2; a fault of ours keeps its traceback, status 1."""
     from .errors import Lost, UserError
     from .files import disk_is_full
+    from .launch import LAUNCHED, has_the_word
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -540,13 +541,14 @@ def main() -> None:
         # what standard output still holds is not to be tried again while Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         where = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"error: {where}no space left on the disk\n  hint: make room, then give the command again\n")
+        if has_the_word(alone=True):
+            sys.stderr.write(
+                f"error: {where}no space left on the disk\n  hint: make room, then give the command again\n"
+            )
         raise SystemExit(2) from None
     except UserError as error:
-        alone = error.status == 1  # a breakdown is often that of one rank; whose loss others feel, the launcher says
-        if (os.environ.get("RANK", "0") == "0" or alone) and not (
-            "HFTUNE_LAUNCHED" in os.environ and type(error) is Lost
-        ):
+        lost = type(error) is Lost and LAUNCHED in os.environ  # the launcher says which rank that was
+        if not lost and has_the_word(alone=error.status == 1):
             sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.status) from None
     except KeyboardInterrupt:

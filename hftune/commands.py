@@ -138,7 +138,7 @@ def evaluate(
     from . import breakdown, measure
 
     reporter = Reporter(as_json, silent=_rank() > 0)
-    with breakdown.enough_memory("a smaller eval.batch_tokens needs less, with the same figures"):
+    with breakdown.told("a smaller eval.batch_tokens needs less, with the same figures"):
         reporter.json(measure.evaluate(found, reporter, baseline=baseline, trust_remote_code=trust_remote_code))
 
 
@@ -205,7 +205,7 @@ def predict(
 
     reporter = Reporter(as_json=True)  # whose words go to standard error, beside the rows
     answers = predicting.predict_rows(path, recipe, source, limit, reporter, trust_remote_code=trust_remote_code)
-    with breakdown.enough_memory("a smaller eval.batch_tokens needs less, with the same answers"):
+    with breakdown.told("a smaller eval.batch_tokens needs less, with the same answers"):
         _write_lines(answers, output)
 
 
@@ -244,7 +244,7 @@ def generate(
         sys.stdout.flush()
 
     reporter = Reporter(as_json=True)  # whose words go to standard error, beside the texts
-    with breakdown.enough_memory("fewer beams, texts or new tokens need less"):
+    with breakdown.told("fewer beams, texts or new tokens need less"):
         texts, cut = generation.generate(path, recipe, text, show, reporter, trust_remote_code=trust_remote_code)
     if as_json:
         reporter.json({"prompt": text, "texts": texts})

@@ -18,7 +18,7 @@ from .errors import UserError
 
 GRACE = 30.0  # seconds that ranks have to end once one of them has
 FINAL = {0, 2, 124, 129, 130, 143}  # done, a fault of the user's, stopped: another start would change nothing
-LAUNCHED = "HFTUNE_LAUNCHED"
+LAUNCHED = "HFTUNE_LAUNCHED"  # of a rank: where it gets the word, see `has_the_word`
 HFTUNE = [sys.executable, "-m", "hftune"]
 
 
@@ -27,7 +27,8 @@ def relaunch(processes: int, restarts: int = 0) -> int | None:
 
     Args:
         processes: ranks on this machine.
-        restarts: how often the whole group is started again after a rank failed; it resumes from its checkpoint.
+        restarts: how often the whole group is started again after a rank failed; it resumes from its checkpoint. A group
+            that was asked to stop is not.
 
     Returns:
         The exit status of the group: that of the rank that failed first, 128 + n for one that signal n killed.
@@ -44,12 +45,33 @@ def relaunch(processes: int, restarts: int = 0) -> int | None:
         raise UserError(f"{processes} processes", hint="give 1 or more", where="--processes")
     command = [*HFTUNE, *sys.argv[1:]]
     for left in range(restarts, -1, -1):
-        status = Group(processes, command).wait()
-        if status in FINAL or not left:
+        group = Group(processes, command)
+        status = group.wait()
+        if status in FINAL or group.received or not left:
             break
         sys.stderr.write(f"starting again from the last checkpoint; {left - 1} restarts are left\n")
         command = [word for word in command if word != "--fresh"]  # that was meant once
     return status
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that stop a command: not SIGHUP where whoever started it had that ignored, as nohup does."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *([] if ignored else [signal.SIGHUP])]
+
+
+def has_the_word(alone: bool = False) -> bool:
+    """Whether this process is to tell of a fault.
+
+    Of ranks that were started here the first that asks is: most faults are found by all, but one of them may come to its
+    end before the others have found it, or find what befell nobody else, such as a full disk.
+
+    Args:
+        alone: whether the fault is often that of one rank, which started by others all ranks tell.
+    """
+    if LAUNCHED in os.environ:
+        return bool(os.read(int(os.environ[LAUNCHED]), 1))
+    return alone or os.environ.get("RANK", "0") == "0"
 
 
 class Group:
@@ -58,7 +80,7 @@ class Group:
     def __init__(self, processes: int, command: list[str]):
         self.received: int | None = None
         self.ranks: list[subprocess.Popen[bytes]] = []
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in heeded():
             signal.signal(number, self._pass_on)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -70,10 +92,14 @@ class Group:
             "MASTER_PORT": port,
         }
         threads = str(max(1, (os.cpu_count() or 1) // processes))
+        word, give = os.pipe()
+        os.write(give, b"1")
+        os.close(give)
         for rank in range(processes):
             own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-            env = {"OMP_NUM_THREADS": threads, **os.environ, **own, LAUNCHED: "1"}
-            self.ranks.append(subprocess.Popen(command, env=env, start_new_session=True))
+            env = {"OMP_NUM_THREADS": threads, **os.environ, **own, LAUNCHED: str(word)}
+            self.ranks.append(subprocess.Popen(command, env=env, start_new_session=True, pass_fds=[word]))
+        os.close(word)
         if self.received:
             self._pass_on(self.received)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from . import distributed
+from . import distributed, launch
 from .errors import Interrupted, UserError
 from .schema import Train
 
@@ -282,7 +282,7 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
-        for number in self.CODES:
+        for number in launch.heeded():
             self._before[number] = signal.signal(number, self._take)
         return self
 

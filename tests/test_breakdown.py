@@ -708,6 +708,17 @@ def test_a_second_sigint_stops_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_a_signal_that_nohup_has_ignored_stops_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with machine.Signals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.received is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_the_deadline_stops_all_ranks_together(source, tmp_path):
     again = at(source, tmp_path / "run", max_time="0s")
 

@@ -510,6 +510,16 @@ def test_rows_that_do_not_divide_come_back_in_order_from_two_ranks(place, tmp_pa
     assert [path.name for path in (tmp_path / "two" / "predictions").iterdir()] == ["test.jsonl"]
 
 
+def test_a_fault_on_two_ranks_is_told_in_one_line(place, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "whole"}\n{"text": \n', encoding="utf-8")
+    words = (place / "gpt", "--task", "clm", "--data", rows, "--processes", 2)
+    status, _, err = child(*words, HF_HUB_OFFLINE="1")
+    assert status == 2
+    assert err.startswith(f"error: {rows}:2:")
+    assert len(err.splitlines()) == 2, "the fault and its hint"
+
+
 def test_sliding_windows_on_two_ranks_give_the_figures_of_one(place):
     words = (place / "gpt", "--task", "clm", "--data", place / "text.jsonl", "task.max_length=24", "eval.stride=8")
     words += ("--limit", 7, "eval.resamples=20", "--json")

@@ -70,6 +70,14 @@ def test_a_second_sigint_ends_ranks_that_do_not_listen(tmp_path, monkeypatch):
     assert running.wait() == 137
 
 
+def test_a_signal_that_nohup_has_ignored_is_not_passed_on():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    hears = "import os, signal, sys; os.kill(os.getppid(), signal.SIGHUP); os.kill(os.getpid(), signal.SIGHUP)"
+    running = group(hears)
+    assert running.wait() == 0
+    assert running.received is None
+
+
 def test_a_dead_rank_ends_the_others_with_one_line(capfd, monkeypatch):
     monkeypatch.setattr(launch, "GRACE", 0.5)
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -85,6 +93,25 @@ def test_a_dead_rank_ends_the_others_with_one_line(capfd, monkeypatch):
 def test_the_status_is_that_of_the_ranks():
     assert group("pass").wait() == 0
     assert group("import os, sys; sys.exit(2 * int(os.environ['RANK']))").wait() == 2
+
+
+FAULT = """
+import os, signal, sys
+from hftune import cli, errors
+def fault():
+    raise getattr(errors, sys.argv[1])("what is wrong", hint="what to do")
+cli.app = fault
+if os.environ["RANK"] in sys.argv[2]:
+    signal.pause()  # it is late, and would find the same
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("kind", "status"), [("UserError", 2), ("Breakdown", 1)])
+@pytest.mark.parametrize("late", ["none", "0", "1"])
+def test_a_fault_is_told_once_by_whichever_rank_finds_it_first(late, kind, status, capfd):
+    assert group(FAULT, kind, late).wait() == status
+    assert capfd.readouterr().err == "error: what is wrong\n  hint: what to do\n"
 
 
 def relaunch(script, monkeypatch, processes=1, restarts=2, words=()):
@@ -108,6 +135,24 @@ def test_another_start_where_it_helps(tmp_path, monkeypatch, status, ended, star
     words = (tmp_path / "starts", "--fresh", "a")
     assert relaunch(COUNTS.format(status=status), monkeypatch, words=words) == ended
     assert (tmp_path / "starts").read_text() == starts
+
+
+STOPPED = """
+import os, signal, sys
+with open(sys.argv[1], "a") as file:
+    file.write("started.")
+again = lambda: os.kill(os.getppid(), signal.SIGINT)
+signal.signal(signal.SIGINT, lambda number, frame: again() if sys.argv[2] == "deaf" else sys.exit(1))
+again()
+while True:
+    signal.pause()
+"""
+
+
+@pytest.mark.parametrize(("rank", "status"), [("deaf", 137), ("broken", 1)])
+def test_no_other_start_after_a_signal(tmp_path, monkeypatch, rank, status):
+    assert relaunch(STOPPED, monkeypatch, words=(tmp_path / "starts", rank)) == status
+    assert (tmp_path / "starts").read_text() == "started."
 
 
 def test_a_rank_does_not_launch(monkeypatch):
