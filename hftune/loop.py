@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from . import batching, distributed, heads, kernels, labelled, memory, optim, unpadding
-from .arrays import width
 from .batching import Plan
 from .distributed import NoMemory
 from .schema import Train
@@ -107,10 +106,20 @@ class Steps(Dataset[Step]):
             else self.rows.silent(self.seed)
             for cut in cuts
         ]
-        sizes = [(int(lengths[cut].sum()), len(cut) * width(int(lengths[cut].max()))) for cut in cuts if len(cut)]
+        sizes = [positions(batch, self.rows.task) for batch, cut in zip(batches, cuts, strict=True) if len(cut)]
         own = sum(real for real, _ in sizes)
         computed = sum(unpadding.computed(*size) if self.packed else size[1] for size in sizes)
         return Step(number, epoch, chosen, batches, int(lengths.sum()), 1 - own / max(1, computed))
+
+
+def positions(batch: Batch, task: Task) -> tuple[int, int]:
+    """Positions of a batch that hold something, and all of them; where a decoder reads the targets, theirs too."""
+    # in packed rows pieces begin at 0, and so does the padding behind the last
+    packed = "attention_mask" not in batch
+    held = [batch["position_ids"].flip(1).cumsum(1) > 0 if packed else batch["attention_mask"]]
+    if task.head.endswith("Seq2SeqLM"):
+        held.append(batch["labels"] != IGNORE)
+    return sum(int(mask.sum()) for mask in held), sum(mask.numel() for mask in held)
 
 
 @dataclass

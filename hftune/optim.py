@@ -65,20 +65,25 @@ def unfreezing(model: nn.Module, every: int) -> Callable[[int], None]:
 
 
 def groups(model: nn.Module, recipe: Train) -> list[dict[str, Any]]:
-    """Parameter groups: with and without weight decay, and by depth where the rate decays from layer to layer."""
+    """Parameter groups: with and without weight decay, and by depth where the rate decays from layer to layer.
+
+    The topmost of what is trained has the whole rate, which is that of the first group: where the head is the embedding, the
+    top layer.
+    """
     depth = depths(model) if recipe.layerwise_lr_decay < 1 else {}
-    found: dict[tuple[bool, int], list[nn.Parameter]] = {}
+    found: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and not NO_DECAY.search(name)
-            found.setdefault((decays, depth.get(name, 0)), []).append(parameter)
+            found.setdefault((depth.get(name, 0), decays), []).append(parameter)
+    first = min((layer for layer, _ in found), default=0)
     return [
         {
             "params": parameters,
             "weight_decay": recipe.weight_decay if decays else 0.0,
-            "lr": recipe.learning_rate * recipe.layerwise_lr_decay**layer,
+            "lr": recipe.learning_rate * recipe.layerwise_lr_decay ** (layer - first),
         }
-        for (decays, layer), parameters in sorted(found.items(), key=lambda item: item[0])
+        for (layer, decays), parameters in sorted(found.items(), key=lambda item: item[0])
     ]
 
 

@@ -38,8 +38,8 @@ class Chart:
         title: what is drawn.
         lines: (name, SVG points, last value in words) of each line.
         steps: first and last step.
-        low: least value, in words.
-        high: greatest value, in words.
+        low: least value that is drawn, in words.
+        high: greatest value that is drawn, in words.
     """
 
     title: str
@@ -84,10 +84,12 @@ def write(path: Path, ended: dict[str, Any] | None = None) -> Path:
 
 
 def number(value: Any) -> str:
-    """A figure in at most five significant digits; what is no number stands as it is."""
+    """A figure in five significant digits, or all before its point where these are few; what is no number stands as it is."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "undefined" if value is None else str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.5g}"
 
 
 def charts(entries: Sequence[dict[str, Any]]) -> Iterator[Chart]:
@@ -100,7 +102,7 @@ def charts(entries: Sequence[dict[str, Any]]) -> Iterator[Chart]:
     others = dict.fromkeys(key for entry in entries for key in entry if key.startswith("eval_") and "[" not in key)
     titles = [(key.removeprefix("eval_"), (key,)) for key in others if key not in known]
     for title, keys in (*CHARTS, *titles):
-        lines = {key: _thin(_points(entries, key)) for key in keys}
+        lines = {key: _points(entries, key) for key in keys}
         if drawn := {key: points for key, points in lines.items() if len(points) > 1}:
             yield _chart(title, drawn)
 
@@ -118,7 +120,8 @@ def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _chart(title: str, lines: dict[str, list[tuple[float, float]]]) -> Chart:
-    steps, values = ([point[i] for points in lines.values() for point in points] for i in (0, 1))
+    thin = {key: _thin(points) for key, points in lines.items()}
+    steps, values = ([point[i] for points in thin.values() for point in points] for i in (0, 1))
     first, last, low, high = min(steps), max(steps), min(values), max(values)
 
     def place(point: tuple[float, float]) -> str:
@@ -126,7 +129,7 @@ def _chart(title: str, lines: dict[str, list[tuple[float, float]]]) -> Chart:
         y = HEIGHT - (point[1] - low) / max(1e-12, high - low) * HEIGHT
         return f"{x:.1f},{y:.1f}"
 
-    drawn = [(key, " ".join(map(place, points)), number(points[-1][1])) for key, points in lines.items()]
+    drawn = [(key, " ".join(map(place, thin[key])), number(points[-1][1])) for key, points in lines.items()]
     return Chart(title, drawn, (int(first), int(last)), number(low), number(high))
 
 

@@ -369,7 +369,9 @@ class Train(Block):
         "none", description="body: train the new head only (a linear probe)", json_schema_extra=FIXED
     )
     layerwise_lr_decay: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="factor on the learning rate from each layer to the one below it", json_schema_extra=FIXED
+        1.0,
+        description="factor on the learning rate from each layer to the one below it; the topmost that is trained has the whole",
+        json_schema_extra=FIXED,
     )
     gradual_unfreezing: Count = Field(
         0,

@@ -52,6 +52,15 @@ def test_text_is_transformers_own(finished):
     assert ask(finished, "The file") == tokenizer.decode(own, skip_special_tokens=True) + "\n"
 
 
+def test_a_pipeline_writes_the_same_behind_what_begins_a_text(finished):
+    """As README says: GPT-2's tokenizer puts nothing before a prompt."""
+    from transformers import pipeline
+
+    writes = pipeline("text-generation", str(finished), device="cpu")
+    [found] = writes("<|endoftext|>The file", return_full_text=False)
+    assert ask(finished, "The file") == found["generated_text"] + "\n"
+
+
 def test_standard_input_and_arguments_give_the_same(finished):
     text = ask(finished, "The file\nis", "--seed", 3)
     assert ask(finished, "--seed", 3, given="The file\nis\n") == text

@@ -73,6 +73,23 @@ def test_rates_fall_from_layer_to_layer():
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
+@pytest.mark.parametrize(
+    ("name", "head"), [("bart", zoo.S2S), ("marian", zoo.S2S), ("bert", zoo.CLASSIFY), ("openai-gpt", zoo.CLASSIFY)]
+)
+def test_the_topmost_has_the_whole_rate_which_is_the_one_that_is_logged(name, head):
+    """Where the head is the embedding nothing had the whole, and of a head without bias a lower layer's was logged."""
+    if name == "openai-gpt":
+        size = {"n_embd": 32, "n_layer": 2, "n_head": 2}
+        source = Model(init=name, config=size)
+        model = models.build(source, head, zoo.tok("gpt2"), settings={"num_labels": 3}, seed=0).model
+    else:
+        model = built(name, head)
+    groups = optim.groups(model, Train(learning_rate=1.0, layerwise_lr_decay=0.5))
+    rates = [group["lr"] for group in groups]
+    assert rates[0] == max(rates) == 1.0
+    assert {0.5, 0.25} < set(rates)
+
+
 def test_what_does_not_decay():
     for name, head, exempt in [
         ("xlnet", zoo.CLASSIFY, "r_w_bias"),

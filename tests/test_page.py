@@ -98,6 +98,16 @@ def test_a_long_log_is_thinned_without_losing_its_ends():
     assert chart.steps[1] == 100_000
     assert points[0].endswith(f",{page.HEIGHT:.1f}")
     assert points[-1] == f"{page.WIDTH:.1f},0.0"
+    assert chart.lines[0][2] == "100,000", "the last value is that of the log, not a mean of the last few hundred"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.68, "0.68"), (1234.5678, "1234.6"), (12345.6, "12,346"), (123456789, "123,456,789"), (1.234e130, "1.234e+130")],
+)
+def test_a_figure_of_any_size_fits_a_line(value, shown):
+    """The perplexity per word of a language without spaces took a line of 130 digits."""
+    assert page.number(value) == shown
 
 
 def test_a_folder_that_holds_little_yet(tmp_path):

@@ -116,9 +116,35 @@ def test_gaps_are_filled_one_by_one_with_the_likeliest():
     assert [len(answer["fills"]) for answer in together] == [2, 1]
     assert together[0]["prediction"] == alone[0]["prediction"]
     for gap, id in zip(together[0]["fills"], best.tolist(), strict=True):
-        assert next(iter(gap)) == tok.decode([id])
-        assert sorted(gap.values(), reverse=True) == list(gap.values())
+        assert gap[0]["text"] == tok.decode([id])
+        scores = [fill["score"] for fill in gap]
+        assert len(scores) == fill_mask.BEST
+        assert sorted(scores, reverse=True) == scores
     assert "[MASK]" not in together[1]["prediction"]
+
+
+def test_tokens_that_read_alike_keep_their_own_probabilities():
+    """They shared one name, which got the least of their probabilities, at the place of the likeliest."""
+    import torch
+
+    built, tok = zoo.build("roberta", zoo.MLM).model.eval(), zoo.tok("roberta")
+    options = task.load("mlm").options(max_length=32).predicting()
+    own = task.load("mlm").under(options)
+    made = own.encode([{"text": f"all of the {tok.mask_token}"}], tok, options)
+    raw = [{"input_ids": made["input_ids"][0], "text": made["text"][0]}]
+    ids = [id for id in range(len(tok)) if tok.decode([id]) == "\ufffd"][:3]
+    with torch.no_grad():
+        built.lm_head.bias[ids] = torch.tensor([30.0, 29.0, 28.0])
+        [answer] = own.predict(built, _tensors(own.collate(raw, tok, options, None)), raw, tok, options)
+        logits = built(input_ids=torch.tensor([raw[0]["input_ids"]])).logits[0]
+    chances = logits.double().softmax(-1)[list(raw[0]["input_ids"]).index(tok.mask_token_id)]
+    best = chances.topk(fill_mask.BEST)
+    assert set(ids) <= set(best.indices.tolist())
+    told = [
+        (tok.decode([id]), pytest.approx(chance))
+        for id, chance in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+    assert [(fill["text"], fill["score"]) for fill in answer["fills"][0]] == told
 
 
 def _tensors(batch):

@@ -1,6 +1,8 @@
 """Work counted, not timed: floating-point operations of a step, and padded positions after the split of a step."""
 
+import fine
 import numpy as np
+import pytest
 import tiny
 import torch
 from accelerate import Accelerator
@@ -13,7 +15,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from hftune import batching, heads, loop
+from hftune import arrays, batching, heads, loop
 from hftune import task as all_tasks
 from hftune.loop import Steps
 from hftune.shortcuts import Shortcuts
@@ -84,14 +86,20 @@ def test_a_step_costs_the_same_however_it_is_cut_but_for_attention_and_rounding(
 class Silent:
     """Rows of which only the lengths matter."""
 
+    task = all_tasks.load("classify")
+
+    def __init__(self, lengths):
+        self.lengths = lengths
+
     def batch(self, rows, generators, done=1.0):
-        return {}
+        mask = arrays.pad([np.ones(self.lengths[row]) for row in rows], 0)
+        return {"attention_mask": torch.from_numpy(mask)}
 
 
 def padding(lengths, batch, budget):
     """Mean share of padded positions in the steps of an epoch."""
     plan = batching.Plan(lengths, 1, batch)
-    steps = Steps(Silent(), plan, 1, budget)
+    steps = Steps(Silent(lengths), plan, 1, budget)
     return float(np.mean([steps[number].padding for number in range(len(plan.epoch(0)))]))
 
 
@@ -104,6 +112,47 @@ def test_most_padding_is_gone_after_the_split():
             [1 - lengths[rows].mean() / lengths[rows].max() for rows in batching.Plan(lengths, 1, batch).epoch(0)]
         )
         assert padding(lengths, batch, 2048) < bound < 0.4 < unsplit
+
+
+WORDS = ["one two three four five six", "one", "one two three", "one two", "one two three four"]
+SEVERAL = {
+    "translate": [{"source": text, "target": WORDS[-1 - i]} for i, text in enumerate(WORDS)],
+    "choice": [
+        {"question": text, "choices": [WORDS[-1 - i], "x", "y " * i], "label": 0} for i, text in enumerate(WORDS)
+    ],
+    "clm": [{"text": text} for text in WORDS],
+    "packed": [{"text": text} for text in WORDS],
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_the_padding_that_is_logged_is_that_of_the_batches(name):
+    """It was that of rows as long as all their texts together, and of an id more than a causal model reads."""
+    task = all_tasks.load("clm" if name == "packed" else name)
+    options = task.options(max_length=32, **({"packing": True} if name == "packed" else {}))
+    task = task.under(options)
+    rows = fine.encoded(task, {"translate": "t5", "choice": "bert"}.get(name, "gpt2"), options, SEVERAL[name])
+    step = Steps(rows, batching.Plan(rows.data.lengths, 0, 8), 0, 10**6, 10**9)[0]
+    [batch] = step.batches
+    lengths, read = rows.data.lengths, batch["input_ids"].numel()
+    held = {
+        "translate": lengths.sum(),
+        "choice": lengths.sum(),
+        "clm": (lengths - 1).sum(),
+        "packed": sum(int((rows.data[row]["pieces"] - 1).sum()) for row in range(len(rows))) if name == "packed" else 0,
+    }[name]
+    every = read + (batch["labels"].numel() if name == "translate" else 0)
+    assert step.padding == pytest.approx(1 - held / every)
+
+
+def test_full_rows_of_a_causal_model_have_no_padding():
+    task = all_tasks.load("clm")
+    options = task.options(max_length=64)
+    rows = fine.encoded(task.under(options), "gpt2", options, [{"text": "a" * 3000}])
+    full = [row for row in range(len(rows)) if rows.data.lengths[row] == 65]
+    assert full
+    step = Steps(rows, batching.Plan(np.full(len(rows), 65), 0, 1), 0, 10**6, 10**9)
+    assert min(step[number].padding for number in range(len(rows))) == 0
 
 
 def test_the_head_in_chunks_is_the_head_whole(monkeypatch):

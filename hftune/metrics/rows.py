@@ -29,11 +29,11 @@ def _is_texts(value: Any) -> bool:
 
 
 def _is_tags(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(map(_is_text, value))
+    return isinstance(value, list | tuple) and all(_is_text(tag) and tag for tag in value)
 
 
 def _is_answers(value: Any) -> bool:
-    return _is_text(value) or _is_tags(value)
+    return _is_text(value) or (isinstance(value, list | tuple) and all(map(_is_text, value)))
 
 
 def _is_scores(value: Any) -> bool:
@@ -64,7 +64,7 @@ KINDS: dict[str, tuple[Callable[[Any], bool], Callable[[Any], bool], str, str]] 
     "labels": (_is_labels, _is_labels, "a list of labels", "a list of labels"),
     "scores": (_is_scores, _either, "a finite score, or one for each label", "a label or a list of labels"),
     "number": (_is_number, _is_number, "a finite number", "a finite number"),
-    "tags": (_is_tags, _is_tags, "a list of tags", "a list of tags"),
+    "tags": (_is_tags, _is_tags, "a list of tags, none empty", "a list of tags, none empty"),
     "nll": (_is_sums, lambda value: True, "an object with finite nll, tokens, bytes and words", ""),
 }
 

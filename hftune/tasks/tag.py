@@ -72,7 +72,11 @@ def _tags(row: Any, options: TagOptions) -> list[str]:
                 hint="name all tags in order: task.label_names: [O, B-PER, I-PER]",
                 where=row.where,
             )
-    return [tag if isinstance(tag, str) else (names or ())[tag] for tag in tags]
+    found = [tag if isinstance(tag, str) else (names or ())[tag] for tag in tags]
+    if "" in found:
+        hint = f"a word that is no part of anything has the tag {OUTSIDE}"
+        raise UserError(f"the tag of word {found.index('') + 1} is empty", hint=hint, where=row.where)
+    return found
 
 
 def labels(rows: Iterable[Any], options: TagOptions, before: Sequence[str] = ()) -> TagOptions:

@@ -323,6 +323,10 @@ def test_tags_that_cannot_be_scored_are_refused():
         values("seqeval", [["E-X"]], [["O"]], scheme="IOB2")
     with pytest.raises(UserError, match="row 2: seqeval: 1 predicted tags for 2 words"):
         values("seqeval", [["O"], ["O"]], [["O"], ["O", "O"]])
+    with pytest.raises(
+        UserError, match=r"row 2: seqeval: reference 2 is \['B-X', ''\], not a list of tags, none empty"
+    ):
+        metrics.score("seqeval", [["O"], ["O", "O"]], [["O"], ["B-X", ""]])
 
 
 # ── numbers ─────────────────────────────────────────────────────────────────────────────────────────────

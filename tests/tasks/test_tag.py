@@ -164,6 +164,7 @@ def test_tag_names_come_from_the_rows_or_from_the_recipe():
         ({"tokens": ["a"], "ner_tags": 7}, "ner_tags is '7'"),
         ({"tokens": [1], "ner_tags": ["O"]}, "wanted a list of words"),
         ({"tokens": ["a"], "ner_tags": ["O"]}, "all words have the same tag"),
+        ({"tokens": ["a", "b"], "ner_tags": ["B-X", ""]}, "the tag of word 2 is empty"),
     ],
 )
 def test_what_is_wrong_with_a_row_is_said(row, said):
