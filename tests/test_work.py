@@ -1,8 +1,12 @@
 """Work counted, not timed: floating-point operations of a step, and padded positions after the split of a step."""
 
+from types import SimpleNamespace
+
 import numpy as np
+import pytest
 import tiny
 import torch
+import torch._dynamo
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -15,6 +19,7 @@ from transformers import (
 
 from hftune import batching, heads, loop
 from hftune import task as all_tasks
+from hftune.labelled import know, places
 from hftune.loop import Steps
 from hftune.shortcuts import Shortcuts
 
@@ -104,6 +109,44 @@ def test_most_padding_is_gone_after_the_split():
             [1 - lengths[rows].mean() / lengths[rows].max() for rows in batching.Plan(lengths, 1, batch).epoch(0)]
         )
         assert padding(lengths, batch, 2048) < bound < 0.4 < unsplit
+
+
+class Words(torch.nn.Module):
+    """The least that has a vocabulary head."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = torch.nn.Embedding(VOCABULARY, WIDTH)
+        self.decoder = torch.nn.Linear(WIDTH, VOCABULARY)
+
+    def get_output_embeddings(self):
+        return self.decoder
+
+    def forward(self, input_ids):
+        return SimpleNamespace(logits=self.decoder(self.words(input_ids).tanh()))
+
+
+@pytest.mark.parametrize("head", ["fused", "kept", "full"])
+@torch._dynamo.config.patch(force_nn_module_property_static_shapes=True)  # as it is by itself, and afterwards again
+def test_a_model_is_compiled_a_few_times_for_batches_of_all_sizes(head, monkeypatch):
+    """Sizes of rows and numbers of labels differ from batch to batch; torch gives up after eight versions."""
+    made, own = [], torch.compile
+
+    def counted(graph, _):
+        made.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda model: own(model, backend=counted))
+    torch._dynamo.reset()
+    plain, criterion = Words(), heads.Criterion(head=head)
+    model = heads.compiled(plain)
+    for number in range(12):
+        ids = torch.arange((2 + number % 3) * (5 + number)).view(2 + number % 3, -1) % VOCABULARY
+        labels = labelled(ids.shape, 3 + number)
+        know(labels, places(labels))
+        found, wanted = (criterion.tokens(one, {"input_ids": ids}, labels)[1].total for one in (model, plain))
+        torch.testing.assert_close(found, wanted)
+    assert 1 <= len(made) <= 4
 
 
 def test_the_head_in_chunks_is_the_head_whole(monkeypatch):
