@@ -627,6 +627,21 @@ def test_half_precision_is_chosen_where_a_gpu_has_it_and_not_where_it_is_imitate
     assert machine.precision(Train(precision="bf16")) == "bf16", "who asks for it gets it"
 
 
+def test_a_gpu_that_is_to_be_left_alone_is_not_computed_for(monkeypatch):
+    """As `accelerate launch --cpu` says it, and accelerate's own configuration."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert machine.gpu()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert not machine.gpu()
+    assert machine.precision(Train()) == "no"
+    assert machine.micro_batch_tokens(None) == 2048
+    with pytest.raises(UserError, match=r"train\.precision: fp16 needs a GPU"):
+        machine.precision(Train(precision="fp16"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert machine.accelerator(Train()).device.type == "cpu"
+
+
 def test_kernels_of_liger_are_asked_for_what_they_need(monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")

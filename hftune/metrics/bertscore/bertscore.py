@@ -46,8 +46,9 @@ class Bertscore(base.Means, base.Module):
     @cached_property
     def encoder(self) -> tuple[Any, Any]:
         """The tokenizer and the model."""
-        import torch
         from transformers import AutoModel, AutoTokenizer
+
+        from hftune.machine import gpu
 
         self.ready()
         path = Path(str(self.settings["model"]))
@@ -60,7 +61,7 @@ class Bertscore(base.Means, base.Module):
                 f"bertscore: cannot load {path}: {first_line(error)}", hint="name another model=FOLDER"
             ) from error
         model = model.get_encoder() if model.config.is_encoder_decoder else model
-        return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return tokenizer, model.to("cuda" if gpu() else "cpu")
 
     def scores(self, predictions: base.Rows, references: base.Rows) -> np.ndarray:
         """See Means."""
