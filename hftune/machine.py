@@ -43,11 +43,12 @@ def accelerator(recipe: Train | None = None) -> Any:
             where="--processes",
         )
     group = InitProcessGroupKwargs(timeout=PREPARING)
-    # else the environment may divide what loop.train_step has divided
-    once = GradientAccumulationPlugin(num_steps=1)
+    # else the environment may divide what loop.train_step has divided, or compile what the recipe does not
+    once, as_it_is = GradientAccumulationPlugin(num_steps=1), "no"
     made = Accelerator(
-        cpu=not gpu(), mixed_precision=precision(recipe), gradient_accumulation_plugin=once, kwargs_handlers=[group]
-    )
+        cpu=not gpu(), mixed_precision=precision(recipe), gradient_accumulation_plugin=once, dynamo_backend=as_it_is,
+        kwargs_handlers=[group],
+    )  # fmt: skip
     if made.num_processes != wanted:
         raise UserError(
             f"{wanted} processes were asked for, {made.num_processes} came together",

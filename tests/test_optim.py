@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import signal
 import sys
 from types import ModuleType, SimpleNamespace
@@ -640,6 +641,19 @@ def test_a_gpu_that_is_to_be_left_alone_is_not_computed_for(monkeypatch):
         machine.precision(Train(precision="fp16"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert machine.accelerator(Train()).device.type == "cpu"
+
+
+def compile_by_the_environment():
+    from accelerate.state import AcceleratorState
+
+    os.environ["ACCELERATE_DYNAMO_BACKEND"] = "EAGER"  # as `accelerate launch` has it from a configuration
+    AcceleratorState._reset_state(reset_partial_state=True)
+    layer = torch.nn.Linear(2, 2)
+    assert machine.accelerator(Train()).prepare_model(layer, evaluation_mode=True) is layer
+
+
+def test_only_the_recipe_says_whether_a_model_is_compiled():
+    assert children.child(compile_by_the_environment) == 0
 
 
 def test_kernels_of_liger_are_asked_for_what_they_need(monkeypatch):
