@@ -46,6 +46,7 @@ class Bertscore(base.Means, base.Module):
     @cached_property
     def encoder(self) -> tuple[Any, Any]:
         """The tokenizer and the model."""
+        import torch
         from transformers import AutoModel, AutoTokenizer
 
         from hftune.machine import gpu
@@ -53,7 +54,9 @@ class Bertscore(base.Means, base.Module):
         self.ready()
         path = Path(str(self.settings["model"]))
         try:
-            model = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True).eval()
+            # in float32 whatever the folder's own type is
+            arguments = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+            model = AutoModel.from_pretrained(path, **arguments).eval()
             # the first word is a word like the others: byte-level tokenizers tell it by the space before it
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, add_prefix_space=True)
         except Exception as error:  # the libraries below raise whatever they like for a bad file
