@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from . import adapters, hub, machine, models, prepare, tokenizer
 from . import task as tasks
 from .errors import UserError
@@ -44,7 +42,7 @@ def ready(
     built = prepare.build_model(prepared, trust_remote_code=trust_remote_code)
     tell_base(path, built, reporter)
     model = built.model.eval()
-    return prepared, model.cuda() if torch.cuda.is_available() else model
+    return prepared, model.cuda() if machine.gpu() else model
 
 
 def _pieces(

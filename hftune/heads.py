@@ -207,8 +207,12 @@ class Criterion:
             logits = _at_labels(vocabulary(outputs), labels)
             return outputs, self._reduce(F.cross_entropy, _precise(logits), targets, labels, term)
         if self.head == "kept":
-            extra = -len(targets) % SHAPES
-            with before(decoder, lambda hidden: F.pad(_at_labels(hidden, labels), (0, 0, 0, extra))):
+
+            def rounded(hidden: Tensor) -> Tensor:
+                found = _at_labels(hidden, labels)
+                return F.pad(found, (0, 0, 0, -len(found) % SHAPES))
+
+            with before(decoder, rounded):
                 outputs = model(**inputs)
             logits = vocabulary(outputs)[: len(targets)]
             return outputs, self._reduce(F.cross_entropy, _precise(logits), targets, labels, term)
@@ -330,6 +334,18 @@ def before(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[No
         yield
     finally:
         handle.remove()
+
+
+def compiled(model: nn.Module) -> Any:
+    """The model under torch.compile, in a few versions for batches of all sizes.
+
+    What `before` hands to a module, torch counts among the module's own, whose sizes it takes never to change: it would
+    compile anew for each number of labels, and give up after eight.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.force_nn_module_property_static_shapes = False
+    return torch.compile(model)
 
 
 @contextmanager

@@ -21,10 +21,11 @@ def check(train: Train, config: Any) -> None:
     """
     if not train.use_liger_kernel:
         return
-    import torch
     from transformers.utils import is_liger_kernel_available
 
-    if not torch.cuda.is_available():
+    from . import machine
+
+    if not machine.gpu():
         raise UserError("Liger's kernels need a GPU", hint=f"leave {KEY} out", where=KEY)
     if not is_liger_kernel_available():
         raise UserError("liger-kernel is not installed", hint="pip install liger-kernel", where=KEY)

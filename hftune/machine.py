@@ -35,19 +35,20 @@ def accelerator(recipe: Train | None = None) -> Any:
     from accelerate.utils import GradientAccumulationPlugin
 
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
-    gpu = torch.cuda.is_available()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if gpu and here > torch.cuda.device_count():  # which NCCL would refuse later, in many lines
+    if gpu() and here > torch.cuda.device_count():  # which NCCL would refuse later, in many lines
         raise UserError(
             f"{here} processes are more than this machine has GPUs ({torch.cuda.device_count()})",
             hint="start one process a GPU, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to train on the processor",
             where="--processes",
         )
     group = InitProcessGroupKwargs(timeout=PREPARING)
-    once = GradientAccumulationPlugin(num_steps=1)  # else the environment may divide what loop.train_step has divided
+    # else the environment may divide what loop.train_step has divided, or compile what the recipe does not
+    once, as_it_is = GradientAccumulationPlugin(num_steps=1), "no"
     made = Accelerator(
-        cpu=not gpu, mixed_precision=precision(recipe), gradient_accumulation_plugin=once, kwargs_handlers=[group]
-    )
+        cpu=not gpu(), mixed_precision=precision(recipe), gradient_accumulation_plugin=once, dynamo_backend=as_it_is,
+        kwargs_handlers=[group],
+    )  # fmt: skip
     if made.num_processes != wanted:
         raise UserError(
             f"{wanted} processes were asked for, {made.num_processes} came together",
@@ -57,6 +58,13 @@ def accelerator(recipe: Train | None = None) -> Any:
     return made
 
 
+def gpu() -> bool:
+    """Whether to compute on a GPU: there is one, and accelerate's settings (`accelerate launch --cpu`) do not forbid it."""
+    from accelerate.utils import parse_flag_from_env
+
+    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
 def precision(recipe: Train | None) -> str:
     """accelerate's name of the arithmetic: bf16 by itself on a GPU that has it, never by itself on a CPU.
 
@@ -64,11 +72,11 @@ def precision(recipe: Train | None) -> str:
         UserError: fp16 without a GPU.
     """
     asked = recipe.precision if recipe else "fp32"
-    if asked == "fp16" and not torch.cuda.is_available():
+    if asked == "fp16" and not gpu():
         raise UserError("fp16 needs a GPU", hint="set train.precision to auto, fp32 or bf16", where="train.precision")
     if asked == "auto":
         # older GPUs take bf16 too, and compute it by way of float32
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+        return "bf16" if gpu() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "no" if asked == "fp32" else asked
 
 
@@ -106,7 +114,7 @@ def choose_threads(kept: int | None = None) -> dict[str, Any]:
         The number, for run.json.
     """
     most = torch.get_num_threads()
-    if "OMP_NUM_THREADS" in os.environ or torch.cuda.is_available() or most == 1:
+    if "OMP_NUM_THREADS" in os.environ or gpu() or most == 1:
         return {"threads": most}
     if kept is None:
         a, b = torch.ones(1024, 384), torch.ones(384, 1536)
@@ -138,7 +146,7 @@ def choose_matmul(asked: str, kept: str | None = None) -> dict[str, Any]:
     torch.set_float32_matmul_precision("highest")
     if asked == "highest":
         return {"matmul": "highest"}
-    if torch.cuda.is_available():
+    if gpu():
         torch.set_float32_matmul_precision("high")
         return {"matmul": "high (TF32)"}
     drawn = torch.Generator().manual_seed(0)
@@ -174,7 +182,7 @@ def choose_attention(length: int, kept: str | None = None) -> dict[str, Any]:
     Returns:
         What was chosen, for run.json.
     """
-    if torch.cuda.is_available():
+    if gpu():
         return {}
     if kept in ("flash", "math"):
         torch.backends.cuda.enable_flash_sdp(kept == "flash")
@@ -204,7 +212,7 @@ def micro_batch_tokens(asked: int | None) -> int:
 
     On a CPU small pieces stay in the caches; on a GPU large ones fill it, and memory running out halves them.
     """
-    return asked or (16384 if torch.cuda.is_available() else 2048)
+    return asked or (16384 if gpu() else 2048)
 
 
 def micro_batch_overhead(model: torch.nn.Module) -> int:
@@ -214,7 +222,7 @@ def micro_batch_overhead(model: torch.nn.Module) -> int:
     computed meanwhile. Estimated from sizes alone, with figures of a common core, so that every start cuts alike. On a
     GPU memory is the only reason to cut.
     """
-    if torch.cuda.is_available():
+    if gpu():
         return micro_batch_tokens(None)
     from .optim import layers
 

@@ -245,7 +245,7 @@ class Run:
         self.core = model
         distributed.begin_alike(model, self.accelerator)
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-        made = torch.compile(model) if train.compile else model
+        made = heads.compiled(model) if train.compile else model
         # evaluation mode leaves out DDP: see distributed
         return self.accelerator.prepare_model(made, evaluation_mode=True), self.optimizer
 

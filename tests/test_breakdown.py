@@ -122,6 +122,31 @@ def test_memory_running_out_halves_the_micro_batch_and_nothing_else(made, monkey
     assert_close(straight, job)
 
 
+def lose_memory_in_bf16(made):
+    """Were autocast left on, its copies of the weights would stay those of that step, and nothing would be learned."""
+    straight, job = (work(made, accelerator=Accelerator(cpu=True, mixed_precision="bf16"))[0] for _ in range(2))
+    loop.train(straight, Progress())
+    with pytest.MonkeyPatch.context() as patch:
+        fail(patch, MemoryError(), 1)
+        loop.train(job, Progress())
+    assert job.steps.budget == 200
+    assert not torch.is_autocast_enabled("cpu")
+    for one, two in zip(straight.model.parameters(), job.model.parameters(), strict=True):
+        torch.testing.assert_close(two, one, atol=2e-3, rtol=0)  # a step moves a weight by 1e-3
+
+
+def test_memory_running_out_in_half_precision_leaves_nothing_behind(made):
+    """In a child: accelerate keeps the precision for the whole process."""
+
+    def run():
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        lose_memory_in_bf16(made)
+
+    assert children.child(run) == 0
+
+
 def test_what_a_failed_step_held_is_free_before_it_is_tried_again(made, monkeypatch):
     job, _ = work(made)
     losses, held, log = heads.losses, [], job.log

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import signal
 import sys
 from types import ModuleType, SimpleNamespace
@@ -642,6 +643,34 @@ def test_half_precision_is_chosen_where_a_gpu_has_it_and_not_where_it_is_imitate
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: own or including_emulation)
     assert machine.precision(Train()) == chosen
     assert machine.precision(Train(precision="bf16")) == "bf16", "who asks for it gets it"
+
+
+def test_a_gpu_that_is_to_be_left_alone_is_not_computed_for(monkeypatch):
+    """As `accelerate launch --cpu` says it, and accelerate's own configuration."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert machine.gpu()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert not machine.gpu()
+    assert machine.precision(Train()) == "no"
+    assert machine.micro_batch_tokens(None) == 2048
+    with pytest.raises(UserError, match=r"train\.precision: fp16 needs a GPU"):
+        machine.precision(Train(precision="fp16"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert machine.accelerator(Train()).device.type == "cpu"
+
+
+def compile_by_the_environment():
+    from accelerate.state import AcceleratorState
+
+    os.environ["ACCELERATE_DYNAMO_BACKEND"] = "EAGER"  # as `accelerate launch` has it from a configuration
+    AcceleratorState._reset_state(reset_partial_state=True)
+    layer = torch.nn.Linear(2, 2)
+    assert machine.accelerator(Train()).prepare_model(layer, evaluation_mode=True) is layer
+
+
+def test_only_the_recipe_says_whether_a_model_is_compiled():
+    assert children.child(compile_by_the_environment) == 0
 
 
 def test_kernels_of_liger_are_asked_for_what_they_need(monkeypatch):

@@ -1,10 +1,13 @@
 """Work counted, not timed: floating-point operations of a step, and padded positions after the split of a step."""
 
+from types import SimpleNamespace
+
 import fine
 import numpy as np
 import pytest
 import tiny
 import torch
+import torch._dynamo
 from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -17,6 +20,7 @@ from transformers import (
 
 from hftune import arrays, batching, heads, loop
 from hftune import task as all_tasks
+from hftune.labelled import know, places
 from hftune.loop import Steps
 from hftune.shortcuts import Shortcuts
 
@@ -153,6 +157,44 @@ def test_full_rows_of_a_causal_model_have_no_padding():
     assert full
     step = Steps(rows, batching.Plan(np.full(len(rows), 65), 0, 1), 0, 10**6, 10**9)
     assert min(step[number].padding for number in range(len(rows))) == 0
+
+
+class Words(torch.nn.Module):
+    """The least that has a vocabulary head."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = torch.nn.Embedding(VOCABULARY, WIDTH)
+        self.decoder = torch.nn.Linear(WIDTH, VOCABULARY)
+
+    def get_output_embeddings(self):
+        return self.decoder
+
+    def forward(self, input_ids):
+        return SimpleNamespace(logits=self.decoder(self.words(input_ids).tanh()))
+
+
+@pytest.mark.parametrize("head", ["fused", "kept", "full"])
+@torch._dynamo.config.patch(force_nn_module_property_static_shapes=True)  # as it is by itself, and afterwards again
+def test_a_model_is_compiled_a_few_times_for_batches_of_all_sizes(head, monkeypatch):
+    """Sizes of rows and numbers of labels differ from batch to batch; torch gives up after eight versions."""
+    made, own = [], torch.compile
+
+    def counted(graph, _):
+        made.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda model: own(model, backend=counted))
+    torch._dynamo.reset()
+    plain, criterion = Words(), heads.Criterion(head=head)
+    model = heads.compiled(plain)
+    for number in range(12):
+        ids = torch.arange((2 + number % 3) * (5 + number)).view(2 + number % 3, -1) % VOCABULARY
+        labels = labelled(ids.shape, 3 + number)
+        know(labels, places(labels))
+        found, wanted = (criterion.tokens(one, {"input_ids": ids}, labels)[1].total for one in (model, plain))
+        torch.testing.assert_close(found, wanted)
+    assert 1 <= len(made) <= 4
 
 
 def test_the_head_in_chunks_is_the_head_whole(monkeypatch):

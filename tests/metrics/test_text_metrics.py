@@ -366,6 +366,19 @@ def test_bertscore_equals_its_definition(encoder):
     assert best["bertscore"] == pytest.approx([1.0] * 16, abs=1e-5)
 
 
+def test_bertscore_of_a_model_in_half_precision_is_computed_in_float32(encoder, tmp_path):
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    predictions, references = (texts[:8] for texts in noisy.summaries())
+    model, found = AutoModel.from_pretrained(encoder), []
+    for name, kind in (("half", torch.bfloat16), ("whole", torch.float32)):
+        model.to(kind).save_pretrained(tmp_path / name)  # the same numbers
+        AutoTokenizer.from_pretrained(encoder).save_pretrained(tmp_path / name)
+        found.append(metrics.row_scores({"bertscore": {"model": str(tmp_path / name)}}, predictions, references))
+    assert found[0] == found[1]
+
+
 def test_bertscore_reads_no_pickle(encoder, tmp_path):
     import shutil
 

@@ -49,10 +49,14 @@ class Bertscore(base.Means, base.Module):
         import torch
         from transformers import AutoModel, AutoTokenizer
 
+        from hftune.machine import gpu
+
         self.ready()
         path = Path(str(self.settings["model"]))
         try:
-            model = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True).eval()
+            # in float32 whatever the folder's own type is
+            arguments = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
+            model = AutoModel.from_pretrained(path, **arguments).eval()
             # the first word is a word like the others: byte-level tokenizers tell it by the space before it
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, add_prefix_space=True)
         except Exception as error:  # the libraries below raise whatever they like for a bad file
@@ -60,7 +64,7 @@ class Bertscore(base.Means, base.Module):
                 f"bertscore: cannot load {path}: {first_line(error)}", hint="name another model=FOLDER"
             ) from error
         model = model.get_encoder() if model.config.is_encoder_decoder else model
-        return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return tokenizer, model.to("cuda" if gpu() else "cpu")
 
     def scores(self, predictions: base.Rows, references: base.Rows) -> np.ndarray:
         """See Means."""
