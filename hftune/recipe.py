@@ -112,6 +112,18 @@ def mark(key: str, options: type[BaseModel] | None = None) -> str | None:
     return None
 
 
+def check_key(key: str, recipe: Recipe, where: str) -> None:
+    """That recipes can have a key, of whatever task.
+
+    Raises:
+        UserError: they cannot.
+    """
+    own = type(recipe.task.options)
+    if all(wording.stranger(key, wording.shape(one)) for one in (own, *(tasks.load(t).options for t in tasks.names()))):
+        hint = wording.stranger(key, wording.shape(own))
+        raise UserError(f"{shown(key)}: unknown key", hint=hint, where=where)
+
+
 def json_schema() -> dict[str, Any]:
     """JSON schema (2020-12) of a recipe file with the options of every task, for editors."""
     schema = copy.deepcopy(wording.shape())
