@@ -82,6 +82,8 @@ def train(
 ) -> None:
     """`hftune pretrain` and `hftune finetune`."""
     recipe = load_recipe(source, overrides, output)
+    for key in allow:
+        recipes.check_key(key, recipe, "--allow")
     if dry_run:
         return report_check(recipe, Reporter(as_json), trust_remote_code=trust_remote_code, fresh=fresh, allow=allow)
     _launch(processes, restarts)

@@ -321,6 +321,20 @@ def _any_text(schema: Schema) -> bool:
     return schema.get("type") == "string" and not {"enum", "const", "pattern"} & schema.keys()
 
 
+def stranger(key: str, schema: Schema) -> str | None:
+    """What was probably meant by a dotted key such as `data.train[0].path` that a recipe cannot have; None if it can."""
+    block = schema
+    for step in re.split(r"\.|(?=\[\d+\])", key):
+        number = int(step[1:-1]) if step.startswith("[") else None
+        inner = child(block, step if number is None else number)
+        if inner is None:
+            return _meant(key, block, schema)
+        if number is None and not _named(block, step):  # a block of any keys
+            return None
+        block = inner
+    return None
+
+
 def _meant(key: str, block: Schema, schema: Schema) -> str:
     """What was probably meant by an unknown key."""
     parent, _, name = re.sub(r"\[\d+\]", "", key).rpartition(".")
@@ -343,4 +357,4 @@ def _meant(key: str, block: Schema, schema: Schema) -> str:
         return f"did you mean {' or '.join(dict.fromkeys(near[:3]))}?"
     if owners := [t for t in tasks.names() if name in tasks.load(t).options.model_fields]:
         return f"it is an option of the task {' and of '.join(owners)}"
-    return f"the keys of {parent or 'a recipe'} are {', '.join(here)}"
+    return f"the keys of {parent or 'a recipe'} are {', '.join(here)}" if here else f"{parent} has no keys"

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from statistics import median
 from types import FrameType
@@ -78,6 +78,18 @@ def precision(recipe: Train | None) -> str:
         # older GPUs take bf16 too, and compute it by way of float32
         return "bf16" if gpu() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "no" if asked == "fp32" else asked
+
+
+def autocast(recipe: Train, device: torch.device) -> AbstractContextManager[Any]:
+    """The arithmetic of a recipe for a model that no accelerator has: within it as accelerate's Accelerator.autocast.
+
+    Raises:
+        UserError: see `precision`.
+    """
+    name = precision(recipe)
+    if name == "no":
+        return nullcontext()
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[name])
 
 
 def choose_kernels(asked: str, length: int, kept: dict[str, Any], acc: Any = None) -> dict[str, Any]:

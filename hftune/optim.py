@@ -1,6 +1,7 @@
 """Optimizer, parameter groups and schedule: torch's and transformers' own, by the recipe's names."""
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -143,7 +144,7 @@ def schedule(optimizer: torch.optim.Optimizer, recipe: Train, steps: int) -> tor
     from transformers import get_scheduler
 
     name, takes = recipe.lr_scheduler_type, _takes(recipe)
-    warmup = recipe.warmup_steps if recipe.warmup_steps is not None else round(recipe.warmup_ratio * steps)
+    warmup = recipe.warmup_steps if recipe.warmup_steps is not None else math.ceil(steps * recipe.warmup_ratio)
     try:
         made: Any = get_scheduler(
             name,

@@ -1,8 +1,9 @@
 """Reading recipes: YAML, inheritance and overrides to a frozen `Recipe`, with all faults at once.
 
 A recipe is layers: the files that it extends, the file itself, the overrides of the command line. A later layer's
-mappings are merged into the earlier one's, all else replaces; a key that excludes another unsets it (the mark
-`replaces` in the schema). What is read last through all layers is checked once, each fault at its own place.
+mappings are merged into the earlier one's, all else replaces, and so does `{}` a mapping of any keys (`model.config`); a
+key that excludes another unsets it (the mark `replaces` in the schema). What is read last through all layers is checked
+once, each fault at its own place.
 """
 
 import copy
@@ -112,6 +113,18 @@ def mark(key: str, options: type[BaseModel] | None = None) -> str | None:
     return None
 
 
+def check_key(key: str, recipe: Recipe, where: str) -> None:
+    """That recipes can have a key, of whatever task.
+
+    Raises:
+        UserError: they cannot.
+    """
+    own = type(recipe.task.options)
+    if all(wording.stranger(key, wording.shape(one)) for one in (own, *(tasks.load(t).options for t in tasks.names()))):
+        hint = wording.stranger(key, wording.shape(own))
+        raise UserError(f"{shown(key)}: unknown key", hint=hint, where=where)
+
+
 def json_schema() -> dict[str, Any]:
     """JSON schema (2020-12) of a recipe file with the options of every task, for editors."""
     schema = copy.deepcopy(wording.shape())
@@ -148,6 +161,12 @@ def _mappings() -> frozenset[str]:
     """Keys that hold a mapping and cannot be null: left empty in a file, they say nothing."""
     blocks = (key for key, schema in wording.keys(wording.shape()) if schema.get("type") == "object")
     return frozenset(key for key in blocks if key != "task")
+
+
+@cache
+def _free() -> frozenset[str]:
+    """Those of them that hold any keys."""
+    return frozenset(key for key, schema in wording.keys(wording.shape()) if schema.get("additionalProperties"))
 
 
 def _layers(path: Path, faults: list[UserError]) -> Node:
@@ -203,14 +222,14 @@ def _prepared(node: Node, key: str = "") -> Node:
         return replace(node, value={})
     if not isinstance(node.value, dict):
         return node
-    return replace(
-        node, value={name: _prepared(item, f"{key}.{name}".lstrip(".")) for name, item in node.value.items()}
-    )
+    inner = {name: (f"{key}.{name}".lstrip("."), item) for name, item in node.value.items()}
+    said = {name: own for name, own in inner.items() if own[1].value is not None or own[0] not in _free()}
+    return replace(node, value={name: _prepared(item, whole) for name, (whole, item) in said.items()})
 
 
 def _merge(base: Node, over: Node, key: str = "", rivals: bool = True) -> Node:
     """One layer on another; with `rivals`, what the upper layer says unsets in the lower what excludes it or has no effect with it."""
-    if not isinstance(over.value, dict):
+    if not isinstance(over.value, dict) or (not over.value and key in _free()):
         return over
     if isinstance(base.value, str) and key in _marked("path"):  # a source written as its path alone
         base = replace(base, value={"path": base})

@@ -339,7 +339,7 @@ class Train(Block):
     lr_scheduler_kwargs: Settings = Field({}, description="further arguments of the schedule")
     warmup_ratio: Share = Field(
         0.0,
-        description="fraction of the steps for linear warmup",
+        description="fraction of the steps for linear warmup, rounded up",
         json_schema_extra=only(warmup_steps=[None], lr_scheduler_type=WARMING) | replaces("warmup_steps"),
     )
     warmup_steps: Count | None = Field(

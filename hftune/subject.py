@@ -230,7 +230,7 @@ ORIGIN = ("model.init", "model.path", "model.encoder", "model.decoder")
 OWN = (*ORIGIN, "model.config", "model.revision", "tokenizer", "peft", "output")
 OPEN = ("tokenizer.chat_template", "model.revision")  # of a plain model: how rows are put to it, and which one is meant
 MEASURING = ("eval", "train.precision", "train.matmul")  # of the blocks `eval` and `train`, what measuring goes by
-ANSWERING = ("eval.batch_tokens", "train.matmul")  # what predicting and writing go by
+ANSWERING = ("eval.batch_tokens", "train.precision", "train.matmul")  # what predicting and writing go by
 DROPPING = (
     "data.on_error", "data.max_errors", "data.clean.min_chars", "data.clean.deduplicate", "data.validation_fraction",
 )  # fmt: skip

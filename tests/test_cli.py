@@ -238,6 +238,25 @@ def test_a_dry_run_warns_of_no_change_that_its_words_accept(tmp_path, capsys):
         assert ("a different recipe" in capsys.readouterr().out) == told
 
 
+def test_a_key_to_be_accepted_is_one_that_recipes_have(tmp_path):
+    from hftune import commands, recipe
+
+    made = recipe.from_dict({**tiny.mlm(tmp_path), "model": {"path": str(tmp_path)}})
+    for key in (
+        "train.learning_rate", "task.mask_rate", "task.prefix", "task.class_weights.a.b", "data.train", "data.train[1].path",
+        "tokenizer", "model.path", "model.config.rope_parameters.factor", "peft.r",
+    ):  # fmt: skip
+        recipe.check_key(key, made, "--allow")
+    for key, hint in (
+        ("learning_rate", "did you mean train.learning_rate?"), ("train.lr", "did you mean train.learning_rate?"),
+        ("train.weight_decy", "did you mean train.weight_decay?"), ("data.train[0].pth", "did you mean"), ("", "the keys of"),
+        ("train.learning_rate=1", "did you mean train.learning_rate?"), ("train.seed.more", "train.seed has no keys"), ("task.mask_rat", "mask_rate"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=r"--allow.*unknown key") as fault:
+            commands.train(tiny.mlm(tmp_path), [], None, 1, 0, False, [key], True, False, False)
+        assert hint in fault.value.hint, key
+
+
 def test_an_example_of_a_setting_is_one_that_the_command_takes():
     from hftune import subject
 

@@ -563,12 +563,13 @@ def test_every_loss_has_the_interval_of_its_rows(run):
 @pytest.mark.parametrize("used", [subject.MEASURING, subject.ANSWERING])
 def test_settings_of_training_are_refused_where_nothing_is_trained(used):
     subject.check_settings(
-        ["train.matmul=highest", "eval.batch_tokens=9", "data.encoding=cp1252", "task.top_k=1"], used
+        ["train.matmul=highest", "train.precision=fp32", "eval.batch_tokens=9", "data.encoding=cp1252", "task.top_k=1"],
+        used,
     )
     for text in (
         "train.learning_rate=1",
         "train={}",
-        *([] if "eval" in used else ["eval.metrics=[]", "train.precision=fp32"]),
+        *([] if "eval" in used else ["eval.metrics=[]"]),
     ):
         with pytest.raises(UserError, match="has no effect on what this command does") as fault:
             subject.check_settings([text], used)

@@ -14,7 +14,7 @@ import tiny
 import torch
 import zoo
 from safetensors.torch import load_file
-from transformers import BertConfig
+from transformers import BertConfig, TrainingArguments
 
 from hftune import (
     checking,
@@ -590,6 +590,15 @@ def test_every_schedule_rises_and_does_not_rise_again(name, warmup):
     first = warmup if name in WARMING else 0
     assert rates[: first + 1] == pytest.approx([i / max(1, first) for i in range(first)] + [1.0])
     assert all(one >= two for one, two in itertools.pairwise(rates[first:]))
+
+
+def test_a_share_of_the_steps_warms_up_for_as_many_as_in_transformers(tmp_path):
+    for ratio, steps in itertools.product((0.0, 0.03, 0.05, 0.07, 0.1, 1.0), range(4, 120)):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        made = optim.schedule(optimizer, Train(warmup_ratio=ratio), steps)
+        theirs = TrainingArguments(str(tmp_path), warmup_steps=ratio).get_warmup_steps(steps) if ratio < 1 else steps
+        rates = [made.lr_lambdas[0](step) for step in range(steps)]
+        assert rates.index(max(rates)) == min(theirs, steps - 1), (ratio, steps)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 
+import children
 import pytest
 import test_table
 import tiny
@@ -374,6 +375,24 @@ def test_what_stood_before_every_text_in_training_stands_before_new_ones(tokeniz
         assert scores(made, f"{{path: {new}, prefix: '{prefix}'}}") == pytest.approx(wanted)
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts)))
         assert (scores(made, "-") == pytest.approx(wanted)) == stands
+
+
+def test_rows_are_predicted_in_the_arithmetic_in_which_they_are_measured(tokenizer_folder, tmp_path):
+    made = tiny.classify(tmp_path, str(tokenizer_folder), precision="bf16")
+
+    def work():
+        from accelerate.state import AcceleratorState
+
+        AcceleratorState._reset_state(reset_partial_state=True)  # the tests before have made one
+        children.train(made)
+
+    assert children.child(work) == 0
+    measured = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "validation.jsonl").open()]
+    for change, same in ((), True), (["train.precision=fp32"], False):
+        found = recipe.load(tmp_path / "run" / "recipe.yaml", change)
+        given = list(predicting.predict_rows(tmp_path / "run", found, made["data"]["validation"], None))
+        wanted = [pytest.approx(line["scores"], abs=1e-6) for line in measured]
+        assert ([line["scores"] for line in given] == wanted) == same
 
 
 def test_text_that_the_tokenizer_does_not_know_is_told(tokenizer_folder, tmp_path, capsys):

@@ -119,6 +119,7 @@ def test_overrides_replace_merge_and_unset(here):
     assert found.train.seed == 2
     assert (found.data.validation[0].path, found.data.validation[0].limit) == ("v.jsonl", 5)
     assert read(GOOD, "model.config=").model.config == {}
+    assert read(GOOD, "model.config={}", "train={}") == read(GOOD, "model.config=")
 
 
 def test_a_list_on_the_command_line_is_not_lost_to_a_key_within_it(here):
@@ -162,6 +163,8 @@ def test_a_recipe_extends_others_of_its_own_folder(here):
     assert (found.train.seed, found.train.max_steps, found.train.learning_rate) == (7, 10, 2e-5)
     assert [source.path for source in found.data.train] == ["c.jsonl"]
     assert found.model.config == {"dropout": 0.1}  # a block left empty says nothing
+    none = read("extends: base/middle.yaml\nmodel: {config: {}}\ntrain: {}\ndata: {columns: {}}\n")
+    assert (none.model.config, none.data.columns, none.train.seed) == ({}, {}, 7)
 
 
 def test_faults_in_inherited_files_stand_at_their_own_place(here):
