@@ -64,8 +64,8 @@ def _ranked(path: Path, name: str) -> Iterator[tuple[float, float, int, dict[str
 
 def _surety(line: dict[str, Any]) -> float:
     """The probability that a model gave to its answer."""
-    scores = line.get("scores")
-    return max(scores.values()) if isinstance(scores, dict) and scores else 0.0
+    scores = line.get("scores") or [0.0]
+    return float(max(scores.values() if isinstance(scores, dict) else scores))
 
 
 def _told(line: dict[str, Any]) -> str:

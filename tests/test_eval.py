@@ -335,13 +335,14 @@ def test_a_row_of_words_is_shown_with_them(tmp_path, capsys):
 @pytest.mark.parametrize(
     "name", ["accuracy", "f1:average=micro", "entity_f1[a:b]", "entity_f1:scheme=IOB2[PER]", "entity_f1[PER]"]
 )
-def test_the_ends_are_ordered_by_figure_then_surety_then_place(name, tmp_path, capsys):
+@pytest.mark.parametrize("names", ["ab", None], ids=["of labels", "of choices"])
+def test_the_ends_are_ordered_by_figure_then_surety_then_place(names, name, tmp_path, capsys):
     rows = [
         {
             "text": f"row {i}",
             "prediction": "a",
             "reference": "b",
-            "scores": {"a": p, "b": 1 - p},
+            "scores": dict(zip(names, (p, 1 - p), strict=True)) if names else [1 - p, p],
             "score": {name: s},
         }
         for i, (s, p) in enumerate([(0, 0.6), (0, 0.9), (1, 0.7), (1, 0.8), (0, 0.9), (1, 0.8)])

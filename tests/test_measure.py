@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import subprocess
+from collections import Counter
 from types import SimpleNamespace
 
 import fine
@@ -13,11 +14,12 @@ import tiny
 from accelerate import Accelerator
 from typer.testing import CliRunner
 
-from hftune import batching, cli, evaluation, loop, measure, predicting, prepare, recipe, run, schema, subject
+from hftune import batching, cli, evaluation, floors, loop, measure, predicting, prepare, recipe, run, schema, subject
 from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.files import typed_lines
 from hftune.report import Reporter
+from hftune.task import IGNORE
 from hftune.tasks import tag
 
 QUIET = Reporter(silent=True)
@@ -112,6 +114,33 @@ def test_the_baseline_of_a_language_model_is_the_unigram(tmp_path, tokenizer_fol
     found = tiny.evaluate(tmp_path / "run", made, "validation", QUIET, baseline=True)
     assert found["loss"]["baseline"]["value"] == pytest.approx(figures["unigram_loss"]["value"])
     assert found["perplexity"]["baseline"]["value"] == pytest.approx(math.exp(figures["unigram_loss"]["value"]))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("clm", "gpt2"), ("mlm", "bert")])
+@pytest.mark.parametrize(("targets", "epochs"), [(10**6, floors.EPOCHS), (1, 1)])
+def test_the_unigram_is_the_frequency_of_the_training_targets_and_one(name, kind, targets, epochs):
+    """A small text is seen a few times, with other masks each time; what is measured has those of an evaluation."""
+    task = tasks.load(name)
+    options = task.options(max_length=16).evaluating()
+    texts = [row["text"][: 40 + 30 * i] for i, row in enumerate(tiny.lines("docs-text", limit=12))]
+    train, held = (
+        fine.encoded(task.under(options), kind, options, [{"text": text} for text in part])
+        for part in (texts[:8], texts[8:])
+    )
+
+    def of(rows, epoch, number):
+        labels = rows.batch([number], [batching.generator(0, epoch, number, batching.EVALUATION)])["labels"]
+        return labels[labels != IGNORE].tolist()
+
+    counts = Counter(
+        target for epoch in range(epochs) for number in range(len(train)) for target in of(train, epoch, number)
+    )
+    total = counts.total() + len(train.tokenizer)
+    for limit in (None, 2):
+        first = [number for number in range(len(held)) if limit is None or held.data.documents[number] < limit]
+        wanted = [math.log(total / (counts[target] + 1)) for number in first for target in of(held, 0, number)]
+        found = floors.unigram_loss(train, held, targets=targets, limit=limit)
+        assert found == pytest.approx(sum(wanted) / len(wanted), rel=1e-12)
 
 
 @pytest.mark.parametrize("changes", [{"packing": True}, {"fim_rate": 1.0}])

@@ -8,12 +8,13 @@ from collections import Counter
 from pathlib import Path
 
 import children
+import numpy as np
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
 
-from hftune import checkpoint, folder, prepare, recipe, run
+from hftune import batching, checkpoint, folder, prepare, recipe, run
 from hftune.errors import UserError
 from hftune.report import Reporter
 
@@ -153,6 +154,78 @@ def test_two_ranks_compute_the_same_step(task, tokenizer_folder, tmp_path):
         torch.testing.assert_close(two[name], one[name], atol=1e-7, rtol=0)  # 0.1 times 1e-6
     assert again["loss"]["value"] == pytest.approx(figures["loss"]["value"], abs=1e-6)
     assert again["loss"]["count"] == figures["loss"]["count"]
+
+
+BETAS = {"adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-3}
+ADAM = {"optim": "adamw", **BETAS, "learning_rate": 1e-2, "warmup_ratio": 0.3}
+DESCENT = {"optim": "sgd", "adam_beta1": 0.5, "learning_rate": 0.1}
+
+
+def plain_loop(made, kind, rate):
+    """(weights, entries of the log) of a recipe without dropout: torch's own optimizer and loss, a step at a time."""
+    train, prepared = made.train, prepare.prepare(made, ["train"], Reporter(silent=True))
+    model, rows = prepare.build_model(prepared).model.eval(), prepared.rows["train"]
+    plan, entries = run.make_plan(made, rows), []
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    if kind is torch.optim.AdamW:
+        more = {"betas": (train.adam_beta1, train.adam_beta2), "eps": train.adam_epsilon, "fused": False}
+    else:
+        more = {"momentum": train.adam_beta1}
+    optimizer = kind(groups, lr=train.learning_rate, **more)
+    for step in range(train.max_steps):
+        epoch, chosen = plan.rows(step)
+        batch = rows.batch(chosen, [batching.generator(train.seed, epoch, int(row)) for row in chosen])
+        labels = batch.pop("labels").flatten()
+        logits = model(**batch).logits.flatten(0, -2)
+        smoothing = train.label_smoothing_factor
+        loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm or torch.inf)
+        for group in optimizer.param_groups:
+            group["lr"] = train.learning_rate * rate(step)
+        optimizer.step()
+        entries.append((loss.item(), norm.item(), train.learning_rate * rate(step)))
+    return model.state_dict(), np.array(entries)
+
+
+def linear(step):
+    """Of six steps two are for warmup."""
+    return step / 2 if step < 2 else (6 - step) / 4
+
+
+def cosine(step):
+    return step / 3 if step < 3 else (1 + np.cos(np.pi * (step - 3) / 3)) / 2
+
+
+@pytest.mark.parametrize("task", ["mlm", "classify"])
+@pytest.mark.parametrize(
+    ("kind", "rate", "settings"),
+    [
+        (torch.optim.AdamW, linear, {**ADAM, "weight_decay": 0.5, "label_smoothing_factor": 0.2, "max_grad_norm": 0.3}),
+        (torch.optim.SGD, cosine, {**DESCENT, "warmup_steps": 3, "max_grad_norm": 0.4, "lr_scheduler_type": "cosine"}),
+        (torch.optim.SGD, lambda _: 1.0, {**DESCENT, "max_grad_norm": 0, "lr_scheduler_type": "constant"}),
+    ],
+    ids=["adam", "descent", "unclipped"],
+)
+def test_a_run_is_the_plain_loop_of_its_recipe(kind, rate, settings, task, tokenizer_folder, tmp_path):
+    """What a setting of training is called is what it does to the weights, and to the lines of the log."""
+    source = tiny.mlm(tmp_path) if task == "mlm" else tiny.classify(tmp_path, str(tokenizer_folder))
+    config = {**tiny.MODEL["config"], "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    source |= {"model": {"init": "bert", "config": config}, "tokenizer": {"path": str(tokenizer_folder)}}
+    source["train"] |= {"max_steps": 6, "batch_size": 12, **settings}
+    made = recipe.from_dict(source)
+    wanted, entries = plain_loop(made, kind, rate)
+    run.train(made, Reporter(silent=True))
+    found = load_file(tmp_path / "run" / "model.safetensors")
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, wanted[name], atol=2e-5, rtol=0)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    told = [[line[key] for key in ("loss", "grad_norm", "learning_rate")] for line in log if "loss" in line]
+    np.testing.assert_allclose(told, entries, atol=1e-5)
+    assert max(entries[:, 1]) > made.train.max_grad_norm, "there was something to clip"
 
 
 def test_transformers_loads_the_run(straight):
