@@ -1,5 +1,6 @@
 """The command line: one function a command. Only typer and the standard library are imported here."""
 
+import io
 import os
 import sys
 from contextlib import suppress
@@ -528,6 +529,9 @@ def main() -> None:
     for name in ("stdin", "stdout", "stderr"):  # one that is closed gets nothing, and no file is opened in its place
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # files and pipes get UTF-8 whatever the locale says, as JSON must be
+        encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
     try:
         try:
             app()

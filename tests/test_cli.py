@@ -347,3 +347,14 @@ def test_a_closed_standard_output_is_one_that_nobody_reads(words, status):
         stderr=subprocess.PIPE, text=True, check=False, cwd=tiny.ROOT,
     )  # fmt: skip
     assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
+
+
+@pytest.mark.parametrize(
+    "locale", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "cp1252"}]
+)
+def test_files_and_pipes_get_utf_8_whatever_the_locale_says(locale):
+    """Figures and answers that were computed already were lost at the first letter that the locale does not know."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hftune", "metrics"], capture_output=True, check=False, env={**os.environ, **locale}
+    )
+    assert (done.returncode, "Popović" in done.stdout.decode("utf-8")) == (0, True), done.stderr
