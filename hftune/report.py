@@ -1,6 +1,8 @@
 """What a person sees: one live line while it trains, a table at its end; plain lines where there is no terminal."""
 
+import errno
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -42,6 +44,21 @@ def readable(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {name: figure for name, figure in figures.items() if name not in many}
 
 
+class _Patient(Console):
+    """Whoever reads may go away, as `tee` does at Ctrl-C and a terminal before SIGHUP: the words are lost, and not the work."""
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+    def on_broken_pipe(self) -> None:
+        raise  # as it is; rich would end the process
+
+
 class Reporter:
     """Speaks for one run.
 
@@ -52,7 +69,7 @@ class Reporter:
 
     def __init__(self, as_json: bool = False, silent: bool = False):
         self.as_json, self.silent = as_json, silent
-        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True, emoji=False)
+        self.console = _Patient(stderr=as_json, highlight=False, soft_wrap=True, emoji=False)
         if not self.console.is_terminal:
             self.console.width = UNBOUNDED
         self._bar: Progress | None = None
