@@ -1,4 +1,4 @@
-"""What a person sees: one live line while it trains, a table at its end; plain lines where there is no terminal."""
+"""What a person sees: one live line while it trains, a table at its end; plain lines where no terminal can show one."""
 
 import errno
 import json
@@ -70,8 +70,10 @@ class Reporter:
     def __init__(self, as_json: bool = False, silent: bool = False):
         self.as_json, self.silent = as_json, silent
         self.console = _Patient(stderr=as_json, highlight=False, soft_wrap=True, emoji=False)
-        if not self.console.is_terminal:
+        terminal = self.console.file.isatty()  # with FORCE_COLOR rich takes files and pipes for one
+        if not terminal:
             self.console.width = UNBOUNDED
+        self._live = terminal and not self.console.is_dumb_terminal
         self._bar: Progress | None = None
         self._task: Any = None
         self._began = (0.0, 0)
@@ -97,7 +99,7 @@ class Reporter:
     def begin(self, total: int, done: int = 0) -> None:
         """Training starts (or goes on) at step `done` of `total`."""
         self._began = (time.monotonic(), done)
-        if self.silent or not self.console.is_terminal:
+        if self.silent or not self._live:
             return
         self._bar = Progress(
             SpinnerColumn(),
