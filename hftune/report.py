@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from .safety import clean
 
@@ -69,7 +69,7 @@ class Reporter:
 
     def __init__(self, as_json: bool = False, silent: bool = False):
         self.as_json, self.silent = as_json, silent
-        self.console = _Patient(stderr=as_json, highlight=False, soft_wrap=True, emoji=False)
+        self.console = _Patient(stderr=as_json, highlight=False, soft_wrap=True, emoji=False, markup=False)
         terminal = self.console.file.isatty()  # with FORCE_COLOR rich takes files and pipes for one
         if not terminal:
             self.console.width = UNBOUNDED
@@ -84,12 +84,12 @@ class Reporter:
         """One line."""
         self._spoke = time.monotonic()
         if not self.silent:
-            self.console.print(escape(clean(text)))
+            self.console.print(clean(text))
 
     def warn(self, text: str) -> None:
         """One line of warning."""
         if not self.silent:
-            self.console.print(f"[yellow]warning:[/] {escape(clean(text))}")
+            self.console.print(Text.assemble(("warning:", "yellow"), " ", clean(text)))
 
     def going(self, what: str, done: int, total: int | None = None) -> None:
         """How many rows of something long are done: one line, where there was none for a while."""
@@ -139,7 +139,7 @@ class Reporter:
         if self.silent:
             return
         table = Table(
-            title=escape(clean(title)),
+            title=clean(title),
             title_justify="left",
             show_header=bool(header),
             box=None,
@@ -147,9 +147,9 @@ class Reporter:
             padding=(0, 1 if header else 3, 0, 0),
         )
         for name in header or [""] * max(map(len, rows), default=0):
-            table.add_column(escape(clean(name)), overflow="fold")  # names that are cut may be alike
+            table.add_column(clean(name), overflow="fold")  # names that are cut may be alike
         for row in rows:
-            table.add_row(*(escape(clean(cell)) for cell in row))
+            table.add_row(*map(clean, row))
         self.console.print(table)
 
     def figures(self, title: str, figures: dict[str, Any]) -> None:
