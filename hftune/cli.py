@@ -130,7 +130,7 @@ def finetune(
     """
     from . import commands
 
-    if recipe is not None and "=" in recipe and not Path(recipe).exists():
+    if recipe is not None and "=" in recipe and not os.path.exists(recipe):
         overrides, recipe = [recipe, *(overrides or [])], None
     given = {"--task": task, "--model": model, "--train": train, "--validation": validation}
     source = commands.recipe_source(recipe, given, output)
@@ -230,7 +230,7 @@ def evaluate(
             "--processes": processes != 1, "--trust-remote-code": trust_remote_code, "a run": run,
         }  # fmt: skip
         return commands.evaluate_files(predictions, references or [], metric, others, as_json)
-    if run is not None and "=" in run and not Path(run).exists():
+    if run is not None and "=" in run and not os.path.exists(run):
         overrides, run = [run, *(overrides or [])], None
     asked = {"by": recipe, "task": task, "data": rows or [], "split": split, "output": output}
     settings = {"limit": limit, "batch_tokens": batch_tokens, "metrics": metric or None}
@@ -521,7 +521,7 @@ def schema() -> None:
 def main() -> None:
     """Entry point: a fault of the user's is one line and exit status 2; a fault of ours keeps its traceback, status 1."""
     from .errors import Lost, UserError
-    from .files import disk_is_full
+    from .files import disk_is_full, refused
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -539,6 +539,9 @@ def main() -> None:
             with suppress(BrokenPipeError):  # whoever reads went away
                 sys.stdout.flush()  # what cannot be written is told here, and not while Python ends
     except OSError as error:
+        if told := refused(error):
+            sys.stderr.write(f"error: {told}\n")
+            raise SystemExit(told.status) from None
         if not disk_is_full(error):
             raise
         # what standard output still holds is not to be tried again while Python ends
