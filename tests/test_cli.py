@@ -392,9 +392,10 @@ def test_what_may_not_be_read_is_one_line(words, tmp_path, monkeypatch, capfd):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["hftune", *words, "of-others/run"])
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(os, "stat", closed)
+    monkeypatch.setattr(os, "stat", closed)
+    with pytest.raises(SystemExit) as stop:
         cli.main()
+    monkeypatch.undo()
     error = capfd.readouterr().err
     assert (stop.value.code, "Traceback" in error) == (2, False), error
     assert len(error.splitlines()) == 2
