@@ -1,5 +1,6 @@
 """The command line: one function a command. Only typer and the standard library are imported here."""
 
+import io
 import os
 import sys
 from contextlib import suppress
@@ -129,7 +130,7 @@ def finetune(
     """
     from . import commands
 
-    if recipe is not None and "=" in recipe and not Path(recipe).exists():
+    if recipe is not None and "=" in recipe and not os.path.exists(recipe):
         overrides, recipe = [recipe, *(overrides or [])], None
     given = {"--task": task, "--model": model, "--train": train, "--validation": validation}
     source = commands.recipe_source(recipe, given, output)
@@ -229,7 +230,7 @@ def evaluate(
             "--processes": processes != 1, "--trust-remote-code": trust_remote_code, "a run": run,
         }  # fmt: skip
         return commands.evaluate_files(predictions, references or [], metric, others, as_json)
-    if run is not None and "=" in run and not Path(run).exists():
+    if run is not None and "=" in run and not os.path.exists(run):
         overrides, run = [run, *(overrides or [])], None
     asked = {"by": recipe, "task": task, "data": rows or [], "split": split, "output": output}
     settings = {"limit": limit, "batch_tokens": batch_tokens, "metrics": metric or None}
@@ -520,7 +521,7 @@ def schema() -> None:
 def main() -> None:
     """Entry point: a fault of the user's is one line and exit status 2; a fault of ours keeps its traceback, status 1."""
     from .errors import Lost, UserError
-    from .files import disk_is_full
+    from .files import disk_is_full, refused
     from .launch import LAUNCHED, has_the_word
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -529,6 +530,9 @@ def main() -> None:
     for name in ("stdin", "stdout", "stderr"):  # one that is closed gets nothing, and no file is opened in its place
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):  # files and pipes get UTF-8 whatever the locale says, as JSON must be
+        encoding = sys.stdout.encoding if sys.stdout.isatty() else "utf-8"
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
     try:
         try:
             app()
@@ -536,6 +540,9 @@ def main() -> None:
             with suppress(BrokenPipeError):  # whoever reads went away
                 sys.stdout.flush()  # what cannot be written is told here, and not while Python ends
     except OSError as error:
+        if told := refused(error):
+            sys.stderr.write(f"error: {told}\n")
+            raise SystemExit(told.status) from None
         if not disk_is_full(error):
             raise
         # what standard output still holds is not to be tried again while Python ends

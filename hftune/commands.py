@@ -405,7 +405,7 @@ def train_tokenizer(
         raise UserError(f"{output} holds something else than a tokenizer", hint=hint, where="--output")
     if model is not None:
         configs.check_type(model, "--model")
-    settings = [word for word in files if word.startswith("data.") and "=" in word and not Path(word).exists()]
+    settings = [word for word in files if word.startswith("data.") and "=" in word and not os.path.exists(word)]
     named = {"train": [word for word in files if word not in settings]} if len(settings) < len(files) else {}
     block = recipes.rows({**named, "columns": {} if column == "text" else {"text": column}}, settings)
     reader = data.open_split(block, "train", text_columns=["text"])

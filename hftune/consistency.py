@@ -266,8 +266,11 @@ def places(recipe: Recipe) -> list[UserError]:
     """That what the recipe wants to write can be written: the run folder and the cache."""
     from .keys import cache_folder
 
-    cache = cache_folder(recipe.data.cache_dir)
-    found = [_unwritable(Path(recipe.output.dir), "output.dir"), _unwritable(cache, "data.cache_dir")]
+    found = [_unwritable(Path(recipe.output.dir), "output.dir")]
+    try:
+        found.append(_unwritable(cache_folder(recipe.data.cache_dir), "data.cache_dir"))
+    except UserError as homeless:
+        found.append(homeless)
     return [fault for fault in found if fault]
 
 

@@ -47,6 +47,13 @@ def disk_is_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
+def refused(error: OSError) -> UserError | None:
+    """That a place may not be used, or has a name that none can have, as a fault; None where an error says something else."""
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG) or not error.filename:
+        return None
+    return UserError(str(error.strerror), hint="give another path", where=str(error.filename)[:200])
+
+
 def mebibytes(size: float) -> str:
     """Bytes as a person reads them."""
     return f"{size / 2**20:,.1f} MiB" if size < 100 * 2**20 else f"{size / 2**20:,.0f} MiB"

@@ -8,11 +8,21 @@ from typing import Any
 
 import xxhash
 
+from .errors import UserError
+
 
 def default_folder() -> Path:
-    """Where encoded rows are kept: `$HFTUNE_CACHE`, else `$XDG_CACHE_HOME/hftune`, else `~/.cache/hftune`."""
-    named = os.environ.get("HFTUNE_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "hftune"
+    """Where encoded rows are kept: `$HFTUNE_CACHE`, else `$XDG_CACHE_HOME/hftune`, else `~/.cache/hftune`.
+
+    Raises:
+        UserError: there is no home folder, as of a user whom the system does not know.
+    """
+    named = os.environ.get("HFTUNE_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/hftune"
+    found = os.path.expanduser(named)
+    if found.startswith("~"):
+        hint = "set HFTUNE_CACHE, or data.cache_dir, to the folder where encoded rows are to be kept"
+        raise UserError(f"there is no home folder, and so no {named}", hint=hint, where="data.cache_dir")
+    return Path(found)
 
 
 def cache_folder(named: str | None) -> Path:

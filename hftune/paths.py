@@ -169,7 +169,7 @@ def _kind(path: str) -> tuple[str, str]:
 def _folder(folder: str, format: str | None, split: str) -> list[str]:
     """The data files below a folder, hidden ones left out, sorted."""
     found: list[str] = []
-    for number, (here, folders, names) in enumerate(os.walk(folder)):
+    for number, (here, folders, names) in enumerate(os.walk(folder, onerror=_closed)):
         if len(found) + number > MOST_FILES:
             raise _too_many(folder)
         folders[:] = [f for f in folders if not f.startswith(".")]
@@ -190,6 +190,16 @@ def _folder(folder: str, format: str | None, split: str) -> list[str]:
             f"the folder {shown(folder, 200)} holds no data", hint=f"known suffixes: {' '.join(FORMATS)}; or set format"
         )
     return _of_split(folder, data, split)
+
+
+def _closed(error: OSError) -> None:
+    """A folder within that may not be read: os.walk would pass over it, and with it over the rows there.
+
+    Raises:
+        UserError: always.
+    """
+    hint = "have its rights changed, or name what is to be read by a glob"
+    raise UserError(f"{shown(str(error.filename), 200)} cannot be read: {error.strerror}", hint=hint)
 
 
 def _of_split(folder: str, found: list[str], split: str) -> list[str]:
@@ -223,6 +233,8 @@ def _nearby(path: str) -> str:
     folder = os.path.dirname(path)
     while folder and not os.path.isdir(folder):
         folder = os.path.dirname(folder)
+    if not os.access(folder or ".", os.R_OK | os.X_OK):
+        return f"the folder {safe(folder) or '.'} may not be read"
     names = sorted(n for n in os.listdir(folder or ".") if not n.startswith("."))
     below = os.path.relpath(path, folder or ".").split(os.sep)[0]
     near = difflib.get_close_matches(below, names, 3, 0.6) or names[:5]

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -158,7 +158,8 @@ def _train_tokenizer(
     if len(made) < block.vocab_size:
         reporter.say(f"it has {len(made):,} entries: the training text holds no more")
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    tokenizer.save(made, aside)
+    with _kept_in(folder.parent):
+        tokenizer.save(made, aside)
     shutil.rmtree(folder, ignore_errors=True)
     try:
         os.rename(aside, folder)
@@ -248,18 +249,11 @@ def encode_split(
     before = reader.heard
     reader.reject_path, reader.heard = own, partial(reporter.going, f"encoding {split}")
     try:
-        (folder / key).mkdir(parents=True, exist_ok=True)
-        found = store.encode(reader, by_source(task, tok, options), key, folder)
-        if own.exists():
-            os.replace(own, rejects)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise UserError(
-            f"cannot write to {folder}: {error.strerror}",
-            hint="make room, or set data.cache_dir to another folder; what was encoded so far is kept",
-            where="data.cache_dir",
-        ) from error
+        with _kept_in(folder):
+            (folder / key).mkdir(parents=True, exist_ok=True)
+            found = store.encode(reader, by_source(task, tok, options), key, folder)
+            if own.exists():
+                os.replace(own, rejects)
     finally:
         reader.heard = before
         with suppress(OSError):
@@ -277,6 +271,21 @@ def encode_split(
         (begun / "rejects").mkdir(exist_ok=True)
         shutil.copyfile(rejects, begun / "rejects" / f"{split}.jsonl")
     return Rows(found, task, tok, options)
+
+
+@contextmanager
+def _kept_in(folder: Path) -> Iterator[None]:
+    """Within, something is written to a cache folder; that it cannot be is one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}",
+            hint="make room, or set data.cache_dir to another folder; what was encoded so far is kept",
+            where="data.cache_dir",
+        ) from error
 
 
 def by_source(task: Task, tok: Any, options: Any) -> Callable[[list[Any]], dict[str, Any]]:

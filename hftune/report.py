@@ -1,6 +1,8 @@
-"""What a person sees: one live line while it trains, a table at its end; plain lines where there is no terminal."""
+"""What a person sees: one live line while it trains, a table at its end; plain lines where no terminal can show one."""
 
+import errno
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -8,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from .safety import clean
 
@@ -42,6 +44,21 @@ def readable(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {name: figure for name, figure in figures.items() if name not in many}
 
 
+class _Patient(Console):
+    """Whoever reads may go away, as `tee` does at Ctrl-C and a terminal before SIGHUP: the words are lost, and not the work."""
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+    def on_broken_pipe(self) -> None:
+        raise  # as it is; rich would end the process
+
+
 class Reporter:
     """Speaks for one run.
 
@@ -52,9 +69,11 @@ class Reporter:
 
     def __init__(self, as_json: bool = False, silent: bool = False):
         self.as_json, self.silent = as_json, silent
-        self.console = Console(stderr=as_json, highlight=False, soft_wrap=True, emoji=False)
-        if not self.console.is_terminal:
+        self.console = _Patient(stderr=as_json, highlight=False, soft_wrap=True, emoji=False, markup=False)
+        terminal = self.console.file.isatty()  # with FORCE_COLOR rich takes files and pipes for one
+        if not terminal:
             self.console.width = UNBOUNDED
+        self._live = terminal and not self.console.is_dumb_terminal
         self._bar: Progress | None = None
         self._task: Any = None
         self._began = (0.0, 0)
@@ -65,12 +84,12 @@ class Reporter:
         """One line."""
         self._spoke = time.monotonic()
         if not self.silent:
-            self.console.print(escape(clean(text)))
+            self.console.print(clean(text))
 
     def warn(self, text: str) -> None:
         """One line of warning."""
         if not self.silent:
-            self.console.print(f"[yellow]warning:[/] {escape(clean(text))}")
+            self.console.print(Text.assemble(("warning:", "yellow"), " ", clean(text)))
 
     def going(self, what: str, done: int, total: int | None = None) -> None:
         """How many rows of something long are done: one line, where there was none for a while."""
@@ -80,7 +99,7 @@ class Reporter:
     def begin(self, total: int, done: int = 0) -> None:
         """Training starts (or goes on) at step `done` of `total`."""
         self._began = (time.monotonic(), done)
-        if self.silent or not self.console.is_terminal:
+        if self.silent or not self._live:
             return
         self._bar = Progress(
             SpinnerColumn(),
@@ -120,7 +139,7 @@ class Reporter:
         if self.silent:
             return
         table = Table(
-            title=escape(clean(title)),
+            title=clean(title),
             title_justify="left",
             show_header=bool(header),
             box=None,
@@ -128,9 +147,9 @@ class Reporter:
             padding=(0, 1 if header else 3, 0, 0),
         )
         for name in header or [""] * max(map(len, rows), default=0):
-            table.add_column(escape(clean(name)), overflow="fold")  # names that are cut may be alike
+            table.add_column(clean(name), overflow="fold")  # names that are cut may be alike
         for row in rows:
-            table.add_row(*(escape(clean(cell)) for cell in row))
+            table.add_row(*map(clean, row))
         self.console.print(table)
 
     def figures(self, title: str, figures: dict[str, Any]) -> None:

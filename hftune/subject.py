@@ -1,6 +1,7 @@
 """What `hftune eval` measures: a run, or a plain model by a recipe or by a task; on which rows; where the figures go."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -289,7 +290,7 @@ def _named(data: Sequence[str]) -> tuple[tuple[str, Source], ...]:
     found = []
     for text in data:
         name, equals, path = text.partition("=")
-        if not equals or text.startswith("{") or Path(text).exists():
+        if not equals or text.startswith("{") or os.path.exists(text):
             name, path = "", text
         elif not re.fullmatch(r"[A-Za-z0-9][\w-]*", name) or not path:
             raise UserError(f"{text!r} is not of the form NAME=PATH", hint="e.g. news=news.jsonl", where="--data")

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from pathlib import Path
 
 import children
 import fine
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
-from hftune import prepare, recipe, store, tokenizer
+from hftune import consistency, prepare, recipe, store, tokenizer
 from hftune.arrays import Ragged
 from hftune.errors import Interrupted, UserError
 from hftune.report import Reporter
@@ -244,3 +245,26 @@ def test_another_chat_template_gives_other_rows(tmp_path, monkeypatch):
     source["tokenizer"]["chat_template"] = "templates/chat.jinja"  # which is not there
     with pytest.raises(UserError, match=r"chat_template: no file templates/chat\.jinja"):
         text()
+
+
+def test_without_a_home_the_cache_is_to_be_named(tmp_path, monkeypatch):
+    """As of a user whom a container does not know: a traceback; and a ~ that no shell had expanded became a folder's name."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    for name in ("HFTUNE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    made = recipe.from_dict({**tiny.mlm(tmp_path), "data": {"train": str(tiny.corpus(tmp_path))}})
+    (fault,) = consistency.places(made)
+    assert (fault.where, "HFTUNE_CACHE" in fault.hint) == ("data.cache_dir", True)
+    monkeypatch.undo()
+    monkeypatch.setenv("HFTUNE_CACHE", "~/kept")
+    assert store.cache_folder(None) == Path.home() / "kept"
+
+
+def test_a_cache_that_cannot_be_written_is_one_line_before_a_tokenizer_is_trained_too(tmp_path, monkeypatch):
+    """`hftune inspect` writes no run, and looked for no place to write."""
+    (tmp_path / "file").write_text("")
+    source = tiny.mlm(tmp_path)
+    source["data"]["cache_dir"] = str(tmp_path / "file" / "cache")
+    with pytest.raises(UserError, match="cannot write to") as fault:
+        prepare.prepare(recipe.from_dict(source), ["train"], Reporter(silent=True))
+    assert fault.value.where == "data.cache_dir"

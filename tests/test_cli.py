@@ -366,3 +366,55 @@ def test_a_closed_standard_output_is_one_that_nobody_reads(words, status):
         stderr=subprocess.PIPE, text=True, check=False, cwd=tiny.ROOT,
     )  # fmt: skip
     assert (done.returncode, "Traceback" in done.stderr) == (status, False), done.stderr
+
+
+@pytest.mark.parametrize(
+    "locale", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "cp1252"}]
+)
+def test_files_and_pipes_get_utf_8_whatever_the_locale_says(locale):
+    """Figures and answers that were computed already were lost at the first letter that the locale does not know."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hftune", "metrics"], capture_output=True, check=False, env={**os.environ, **locale}
+    )
+    assert (done.returncode, "Popović" in done.stdout.decode("utf-8")) == (0, True), done.stderr
+
+
+LONG = "model.config={id2label: {0: " + "a" * 300 + "}}"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["finetune", LONG, "--task", "nothing", "--model", "no/model", "--train", "no.csv"], "task.name is"),
+        (["eval", LONG], "model.config is the model's own"),
+        (["tokenizer", "train", "data.train=[" + "no.txt, " * 40 + "no.txt]", "--output", "made"], "no file or folder"),
+        (["generate", "Write a letter. " * 20], "File name too long"),
+        (["compare", "a" * 300, "b"], "File name too long"),
+    ],
+    ids=["finetune", "eval", "tokenizer", "generate", "compare"],
+)
+def test_a_word_longer_than_a_name_can_be_is_a_setting_or_one_line(words, said, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["hftune", *words])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    error = capfd.readouterr().err
+    assert (stop.value.code, said in error, "Traceback" in error) == (2, True, False), error
+
+
+@pytest.mark.parametrize("words", [["eval"], ["report"], ["check"], ["predict"], ["compare", "other"]], ids=str)
+def test_what_may_not_be_read_is_one_line(words, tmp_path, monkeypatch, capfd):
+    """Whoever runs the tests may be root, who may read everything."""
+
+    def closed(path, *more, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["hftune", *words, "of-others/run"])
+    monkeypatch.setattr(os, "stat", closed)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    monkeypatch.undo()
+    error = capfd.readouterr().err
+    assert (stop.value.code, "Traceback" in error) == (2, False), error
+    assert len(error.splitlines()) == 2

@@ -380,6 +380,36 @@ def test_nothing_is_cut_or_wrapped_where_there_is_no_terminal_and_no_text_become
     assert said == "a :smile: b"
 
 
+def test_colours_that_are_forced_make_no_terminal_of_a_file(capsys, monkeypatch):
+    """As where tests run by themselves: the live line was drawn four times a second, and names were folded at 80 columns."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    entry = {"step": 1, "loss": 0.5, "tokens_per_second": 9.0, "padding_fraction": 0.0}
+    reporter = Reporter()
+    reporter.begin(1)
+    reporter.step(entry, 1)
+    reporter.end()
+    reporter.table("title", [("name" * 40, "1.0000")])
+    reporter.warn("a")
+    step, _, name, warning = capsys.readouterr().out.splitlines()
+    assert (step.split("  ")[0], name.split()[0]) == ("step 1/1", "name" * 40)
+    assert warning == "\x1b[33mwarning:\x1b[0m a"
+
+
+def test_a_terminal_without_a_live_line_gets_plain_ones(monkeypatch):
+    """Such as Emacs's: a run said nothing of its steps."""
+    monkeypatch.setenv("TERM", "dumb")
+    reader, writer = os.openpty()
+    with open(writer, "w", encoding="utf-8") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        reporter = Reporter()
+        reporter.begin(1)
+        reporter.step({"step": 1, "loss": 0.5, "tokens_per_second": 9.0, "padding_fraction": 0.0}, 1)
+        reporter.end()
+        said = os.read(reader, 1000).decode()
+    os.close(reader)
+    assert said.startswith("step 1/1  loss 0.5000")
+
+
 @pytest.mark.parametrize("number", [12, 13])
 def test_a_table_that_was_asked_for_is_shown_or_said_where_it_is(number, capsys):
     names = [f"c{i}" for i in range(number)]

@@ -185,3 +185,19 @@ def test_hostile_names_are_escaped(here):
     lay(here, name)
     assert File(name, "text").name == repr(name)
     assert (fault("a\x1b[31m.txt").message + fault("b.txt").hint).isprintable()
+
+
+def test_what_may_not_be_read_is_told_and_not_passed_over(here, monkeypatch):
+    """A run took the rest of a folder for all of it. Whoever runs the tests may be root, who may read everything."""
+    lay(here, "corpus/a/one.txt", "corpus/b/two.txt")
+    listed = os.scandir
+
+    def closed(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert fault("corpus").message == "'corpus/b' cannot be read: Permission denied"
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "corpus")
+    assert fault("corpus/three.txt").hint == "the folder corpus may not be read"

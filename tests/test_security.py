@@ -219,10 +219,18 @@ def test_faults_and_reports_obey_no_control_sequence(capsys):
     Reporter().say(ESCAPES)
     Reporter().warn(ESCAPES)
     Reporter().table(ESCAPES, [(ESCAPES, ESCAPES)])
-    Reporter().say("[bold]not markup[/bold] [link=http://x]y[/link]")
     said = str(fault) + "".join(capsys.readouterr())
     assert not set("\x1b\x07\u202e\r") & set(said)
-    assert "[bold]not markup[/bold] [link=http://x]y[/link]" in said
+
+
+@pytest.mark.parametrize(
+    "text", ["[bold]a[/bold] [link=http://x]b[/link]", "[/]", r"a \[ b", "a\\", r"\[bold] :smile:"]
+)
+def test_no_text_is_markup(text, capsys):
+    Reporter().say(text)
+    Reporter().warn(text)
+    Reporter().table(text, [(text, text)], [text, "b"])
+    assert capsys.readouterr().out.count(text) == 6
 
 
 def test_names_from_data_are_no_markup_on_the_card(tmp_path):

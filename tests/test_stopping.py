@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import children
@@ -14,7 +15,7 @@ import zoo
 from typer.testing import CliRunner
 
 from hftune import cli, loop, machine, prepare, recipe, run, task
-from hftune.errors import UserError
+from hftune.errors import Interrupted, UserError
 from hftune.report import Reporter
 
 
@@ -286,6 +287,40 @@ def test_it_stops_by_the_clock_and_goes_on(tmp_path, tokenizer_folder):
     assert (state["state"], state["step"], state["reason"]) == ("interrupted", 1, "max_time 0.001s")
     _, state, _ = trained(tmp_path, tokenizer_folder, max_steps=3)
     assert (state["state"], state["step"]) == ("finished", 3)
+
+
+def deaf(source, opened, number):
+    """A run whose words nobody reads any more from step 3 on, when it gets a signal."""
+    from hftune import folder
+
+    reader, writer = opened()
+    os.dup2(writer, 1)
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    log = folder.RunFolder.log
+
+    def deadly(self, entry):
+        log(self, entry)
+        if entry.get("step") == 3 and "loss" in entry:
+            os.close(reader)
+            os.kill(os.getpid(), number)
+
+    folder.RunFolder.log = deadly
+    try:
+        run.train(recipe.from_dict(source), Reporter())
+    except Interrupted as stop:
+        raise SystemExit(stop.code) from None
+
+
+@pytest.mark.parametrize(
+    ("opened", "number", "status"), [(os.pipe, signal.SIGINT, 130), (os.openpty, signal.SIGHUP, 129)]
+)
+def test_it_stops_after_saving_though_nobody_reads_any_more(opened, number, status, tmp_path, tokenizer_folder):
+    """Ctrl-C ends `tee` first, and a terminal is gone before its SIGHUP is answered: the next line cost the checkpoint."""
+    source = tiny.classify(tmp_path, str(tokenizer_folder), max_steps=9, eval_steps=1)
+    assert children.child(deaf, source, opened, number) == status
+    state = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (state["state"], state["step"]) == ("interrupted", 3)
+    assert (tmp_path / "run" / "checkpoints" / "step-3").is_dir()
 
 
 def test_a_mixture_has_the_weights_and_prefixes_of_its_sources(tmp_path, tokenizer_folder):
