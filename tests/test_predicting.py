@@ -11,6 +11,7 @@ import zoo
 
 from hftune import (
     commands,
+    data,
     fill_mask,
     finished,
     generation,
@@ -385,6 +386,18 @@ def test_a_prefix_of_all_training_rows_is_put_before_what_is_predicted(tokenizer
         for given in ({}, {"data": [file]}, {"data": [bare]})
     )
     assert own == again != other
+
+
+@pytest.mark.parametrize("kind", [*TEXTS, "rtd"])
+def test_a_prefix_is_put_before_a_text_with_gaps_too(kind):
+    """It was learned behind a prefix, and asked without one."""
+    options, tokenizer = task.load(kind).options(max_length=32).predicting(), zoo.tok(NAMES[kind])
+    own, text, word = task.load(kind).under(options), TEXTS.get(kind, GAP), "note: "
+    row, spelled, bare = data.Row({"text": text}), data.Row({"text": word + text}), data.Row({"text": text})
+    row.prefix, spelled.prefix, bare.prefix = word, "", ""
+    found, wanted, other = (own.encode([one], tokenizer, options) for one in (row, spelled, bare))
+    assert found["input_ids"] == wanted["input_ids"] != other["input_ids"]
+    assert found["text"] == [text]
 
 
 def test_rows_are_read_as_training_files_of_a_folder_or_glob(tmp_path):
