@@ -45,7 +45,7 @@ def predict(
 ) -> list[dict[str, Any]]:
     """The text with the likeliest token in each gap, and for each gap the likeliest tokens with their probabilities.
 
-    Gaps are filled each by itself, as in training.
+    Gaps are filled each by itself, as in training. Two tokens may have one text: a word, and the end of another.
     """
     from .heads import vocabulary
 
@@ -58,7 +58,7 @@ def predict(
         whole = np.array(row["input_ids"], np.int64)
         whole[whole == tokenizer.mask_token_id] = ids[start:end, 0].cpu().numpy()
         gaps = [
-            {tokenizer.decode([id]): score for id, score in zip(*pair, strict=True)}
+            [{"text": tokenizer.decode([id]), "score": score} for id, score in zip(*pair, strict=True)]
             for pair in zip(ids[start:end].tolist(), scores[start:end].tolist(), strict=True)
         ]
         found.append({"prediction": tokenizer.decode(whole.tolist(), skip_special_tokens=True), "fills": gaps})

@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import math
+from types import SimpleNamespace
 
 import pytest
 import test_table
@@ -117,9 +119,30 @@ def test_gaps_are_filled_one_by_one_with_the_likeliest():
     assert [len(answer["fills"]) for answer in together] == [2, 1]
     assert together[0]["prediction"] == alone[0]["prediction"]
     for gap, id in zip(together[0]["fills"], best.tolist(), strict=True):
-        assert next(iter(gap)) == tok.decode([id])
-        assert sorted(gap.values(), reverse=True) == list(gap.values())
+        scores = [one["score"] for one in gap]
+        assert gap[0]["text"] == tok.decode([id])
+        assert len(scores) == fill_mask.BEST
+        assert sorted(scores, reverse=True) == scores
     assert "[MASK]" not in together[1]["prediction"]
+
+
+def test_tokens_of_one_text_are_told_apart_from_each_other():
+    """The likelier of them was shown with the probability of the other."""
+    import torch
+
+    tok = zoo.tok("xlnet")
+    vocabulary = tok.get_vocab()
+    word, end = next((vocabulary[f"▁{t}"], id) for t, id in sorted(vocabulary.items()) if f"▁{t}" in vocabulary)
+    options = task.load("mlm").options(max_length=32).predicting()
+    made = fill_mask.encode([{"text": "of <mask>"}], tok, options)
+    raw = [{"input_ids": made["input_ids"][0], "text": "of <mask>"}]
+    batch = _tensors(fill_mask.collate(raw, tok, options, None))
+    logits = torch.zeros(*batch["input_ids"].shape, len(tok))
+    logits[..., word], logits[..., end] = 20.0, 19.0
+    [answer] = fill_mask.predict(lambda **given: SimpleNamespace(logits=logits), batch, raw, tok, options)
+    first, second = answer["fills"][0][:2]
+    assert first["text"] == second["text"]
+    assert (first["score"], second["score"]) == pytest.approx((1 / (1 + math.exp(-1)), 1 / (1 + math.exp(1))), abs=1e-4)
 
 
 def _tensors(batch):
