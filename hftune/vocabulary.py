@@ -19,6 +19,7 @@ from .errors import UserError
 
 COVERAGE = 0.9999  # share of the characters that a vocabulary of letters spells: small corpora keep their punctuation
 ALPHABET = 1000  # most letters of a WordPiece vocabulary, as in BERT's own; more only where COVERAGE asks for them
+WORD = 500  # most letters of a word that is looked up: Thai and Khmer set none apart, and time grows with the cube
 SAMPLE = 20  # texts on which the saved tokenizer is tried
 REQUIRED = re.compile(
     r"required_chars\D*\d+ vs (\d+)"
@@ -273,7 +274,7 @@ def _wordpiece(
         show_progress=False,
     )
     backend.train_from_iterator(corpus, trainer)
-    trained = Tokenizer(models.WordPiece(backend.get_vocab(), unk_token=unk))
+    trained = Tokenizer(models.WordPiece(backend.get_vocab(), unk_token=unk, max_input_chars_per_word=WORD))
     trained.normalizer, trained.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     trained.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     return trained

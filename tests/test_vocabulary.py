@@ -156,6 +156,18 @@ def test_scripts_of_more_than_a_thousand_letters_are_spelled(first):
     assert ("##" + first in own) == (first == "가"), "an ideograph never goes on with a word"
 
 
+def test_a_sentence_without_spaces_is_no_unknown_word(tmp_path):
+    """Of text without spaces each clause of more than a hundred letters was lost."""
+    clause = "การพัฒนาระบบประมวลผลภาษาธรรมชาติสำหรับภาษาไทยนั้นมีความท้าทายหลายประการ"
+    pieces = [clause[i : i + 7] for i in range(0, len(clause) - 7, 3)]
+    made = train(pieces * 3, "wordpiece", 400)
+    tokenizer.save(made, tmp_path)
+    for loaded in (made, AutoTokenizer.from_pretrained(tmp_path)):
+        ids = loaded(clause * 4, add_special_tokens=False)["input_ids"]
+        assert loaded.decode(ids) == clause * 4
+    assert made("a" * 501, add_special_tokens=False)["input_ids"] == [made.unk_token_id]
+
+
 def test_row_of_an_architecture():
     assert family("bpe", "bart") is FAMILIES["roberta"]
     assert family("wordpiece", "never heard of") is FAMILIES["bert"]
