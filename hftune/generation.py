@@ -75,7 +75,10 @@ def generate(
 
 
 class Stream:
-    """Ids to text, each as soon as what it stands for cannot change: bytes of a character wait for the last of them."""
+    """Ids to text, each as soon as what it stands for cannot change: bytes of a character wait for the last of them.
+
+    So do the last two words where the tokenizer takes spaces away ("do n ' t", "end .").
+    """
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -85,12 +88,20 @@ class Stream:
     def __call__(self, id: int) -> str:
         """The text that has become certain."""
         self.ids.append(id)
-        return "" if self._text().endswith("\ufffd") else self.rest()
+        text = self._text()
+        if text.endswith("\ufffd"):
+            return ""
+        if self.tokenizer.clean_up_tokenization_spaces:
+            text = " ".join(text.rstrip().split(" ")[:-2])
+        return self._show(text)
 
     def rest(self) -> str:
         """What has not been shown."""
-        text = self._text()
-        new, self.shown = text[len(self.shown) :], text
+        return self._show(self._text())
+
+    def _show(self, text: str) -> str:
+        new = text[len(self.shown) :]
+        self.shown += new
         return new
 
     def _text(self) -> str:

@@ -17,8 +17,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from .errors import UserError
 
-ALPHABET = 1000  # most letters of a WordPiece vocabulary, as in BERT's own
-COVERAGE = 0.9999  # share of the characters that a Unigram vocabulary spells: small corpora keep their punctuation
+COVERAGE = 0.9999  # share of the characters that a vocabulary of letters spells: small corpora keep their punctuation
+ALPHABET = 1000  # most letters of a WordPiece vocabulary, as in BERT's own; more only where COVERAGE asks for them
+WORD = 500  # most letters of a word that is looked up: Thai and Khmer set none apart, and time grows with the cube
 SAMPLE = 20  # texts on which the saved tokenizer is tried
 REQUIRED = re.compile(
     r"required_chars\D*\d+ vs (\d+)"
@@ -259,9 +260,9 @@ def _wordpiece(
     for char, count in counts.items():
         for letter in "".join(backend.normalizer.normalize_str(char).split()):
             letters[letter] += count
-    alphabet = sorted(sorted(letters, key=lambda c: (-letters[c], c))[:ALPHABET])
+    alphabet = sorted(_commonest(letters, lambda c: 1 + _within(backend, c), size.trained * 3 // 4))
     # The trainer numbers the continuing letters as a hash table yields them, other at each run: so they go in first
-    inner = [f"##{c}" for c in alphabet if len(backend.pre_tokenizer.pre_tokenize_str(f"a{c}")) == 1]
+    inner = [f"##{c}" for c in alphabet if _within(backend, c)]
     if (least := len(first) + len(inner) + len(alphabet)) >= size.trained:
         raise size.too_small(least, "special tokens and letters")
     trainer = trainers.WordPieceTrainer(
@@ -273,10 +274,27 @@ def _wordpiece(
         show_progress=False,
     )
     backend.train_from_iterator(corpus, trainer)
-    trained = Tokenizer(models.WordPiece(backend.get_vocab(), unk_token=unk))
+    trained = Tokenizer(models.WordPiece(backend.get_vocab(), unk_token=unk, max_input_chars_per_word=WORD))
     trained.normalizer, trained.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     trained.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     return trained
+
+
+def _within(backend: Tokenizer, letter: str) -> bool:
+    """Whether a letter can go on with a word: a punctuation mark or an ideograph is one by itself."""
+    return len(backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(f"a{letter}"))) == 1
+
+
+def _commonest(letters: Counter[str], entries: Callable[[str], int], room: int) -> list[str]:
+    """ALPHABET letters; of scripts with more of them as many as come to COVERAGE, while their entries are at most `room`."""
+    ordered = sorted(letters, key=lambda c: (-letters[c], c))
+    wanted, spelled, taken = COVERAGE * letters.total(), 0, 0
+    for number, letter in enumerate(ordered):
+        taken += entries(letter)
+        if number >= ALPHABET and (spelled >= wanted or taken > room):
+            return ordered[:number]
+        spelled += letters[letter]
+    return ordered
 
 
 def _bpe(

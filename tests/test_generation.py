@@ -1,11 +1,13 @@
 """`hftune generate`: a tiny run writes, token by token, the same text by every way."""
 
+import copy
 import json
 
 import fine
 import pytest
 import tiny
 import torch
+import zoo
 from transformers import GPT2LMHeadModel
 from typer.testing import CliRunner
 
@@ -104,6 +106,18 @@ def test_half_a_character_waits_for_the_other_half():
     assert "".join(pieces) == "é 日本 x\n"
     assert not any("\ufffd" in piece for piece in pieces)
     assert "" in pieces
+
+
+@pytest.mark.parametrize("name", ["bert", "t5"])
+def test_a_space_that_is_taken_away_again_costs_no_letter(name):
+    """The full stop behind it was not shown."""
+    tokenizer = copy.deepcopy(zoo.tok(name))
+    tokenizer.clean_up_tokenization_spaces = True
+    ids = tokenizer("it is so . they do n't , you 're ' and ' i 'm !", add_special_tokens=False)["input_ids"]
+    stream = generation.Stream(tokenizer)
+    pieces = [*map(stream, ids), stream.rest()]
+    assert "".join(pieces) == tokenizer.decode(ids) == "it is so. they don't, you're'and'i'm!"
+    assert sum(map(bool, pieces)) > 4
 
 
 @pytest.mark.parametrize("command", ["eval", "predict", "generate"])

@@ -12,6 +12,7 @@ import zoo
 
 from hftune import (
     commands,
+    data,
     fill_mask,
     finished,
     generation,
@@ -125,7 +126,7 @@ def test_gaps_are_filled_one_by_one_with_the_likeliest():
 
 
 def test_tokens_that_read_alike_keep_their_own_probabilities():
-    """They shared one name, which got the least of their probabilities, at the place of the likeliest."""
+    """Tokens such as the parts of a character, which by themselves all read as one."""
     import torch
 
     built, tok = zoo.build("roberta", zoo.MLM).model.eval(), zoo.tok("roberta")
@@ -430,6 +431,18 @@ def test_a_prefix_of_all_training_rows_is_put_before_what_is_predicted(tokenizer
         for given in ({}, {"data": [file]}, {"data": [bare]})
     )
     assert own == again != other
+
+
+@pytest.mark.parametrize("kind", [*TEXTS, "rtd"])
+def test_a_prefix_is_put_before_a_text_with_gaps_too(kind):
+    """It was learned behind a prefix, and asked without one."""
+    options, tokenizer = task.load(kind).options(max_length=32).predicting(), zoo.tok(NAMES[kind])
+    own, text, word = task.load(kind).under(options), TEXTS.get(kind, GAP), "note: "
+    row, spelled, bare = data.Row({"text": text}), data.Row({"text": word + text}), data.Row({"text": text})
+    row.prefix, spelled.prefix, bare.prefix = word, "", ""
+    found, wanted, other = (own.encode([one], tokenizer, options) for one in (row, spelled, bare))
+    assert found["input_ids"] == wanted["input_ids"] != other["input_ids"]
+    assert found["text"] == [text]
 
 
 def test_rows_are_read_as_training_files_of_a_folder_or_glob(tmp_path):

@@ -1,6 +1,7 @@
 """Trained tokenizers: the same file each time, the same ids after reloading, the special tokens of each family."""
 
 import json
+import random
 import re
 import tracemalloc
 from functools import cache
@@ -132,6 +133,39 @@ def test_sentinels_of_t5_have_the_last_ids():
 @pytest.mark.parametrize("kind", KINDS)
 def test_vocabulary_is_as_large_as_asked(kind):
     assert len(train(corpus(), kind, 900)) == 900
+
+
+def unknown(made, texts):
+    """The share of the tokens of texts that stand for what cannot be spelled."""
+    ids = [id for row in made(texts, add_special_tokens=False, verbose=False)["input_ids"] for id in row]
+    return ids.count(made.unk_token_id) / len(ids)
+
+
+@pytest.mark.parametrize("first", ["一", "가"])  # each a word by itself, or parts of words
+def test_scripts_of_more_than_a_thousand_letters_are_spelled(first):
+    """A fifth of such a text was unknown to the vocabulary trained from it, however large it was to be."""
+    letters = [chr(ord(first) + i) for i in range(2500)]
+    chance = random.Random(0)
+    weights = [1 / (rank + 20) for rank in range(len(letters))]  # as letters are spread in real text
+    texts = [" ".join("".join(chance.choices(letters, weights, k=3)) for _ in range(30)) for _ in range(300)]
+    assert unknown(train(texts, "wordpiece", 8000), texts) < 1e-3
+    small = train(texts, "wordpiece", 2600)  # not all fit, and some room is left for words
+    assert len(small) <= 2600
+    assert unknown(small, texts) < 0.4
+    own = set(small.get_vocab())
+    assert ("##" + first in own) == (first == "가"), "an ideograph never goes on with a word"
+
+
+def test_a_sentence_without_spaces_is_no_unknown_word(tmp_path):
+    """Of text without spaces each clause of more than a hundred letters was lost."""
+    clause = "การพัฒนาระบบประมวลผลภาษาธรรมชาติสำหรับภาษาไทยนั้นมีความท้าทายหลายประการ"
+    pieces = [clause[i : i + 7] for i in range(0, len(clause) - 7, 3)]
+    made = train(pieces * 3, "wordpiece", 400)
+    tokenizer.save(made, tmp_path)
+    for loaded in (made, AutoTokenizer.from_pretrained(tmp_path)):
+        ids = loaded(clause * 4, add_special_tokens=False)["input_ids"]
+        assert loaded.decode(ids) == clause * 4
+    assert made("a" * 501, add_special_tokens=False)["input_ids"] == [made.unk_token_id]
 
 
 def test_row_of_an_architecture():
