@@ -5,11 +5,14 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from . import __version__
+
+if TYPE_CHECKING:
+    from .errors import UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -520,9 +523,8 @@ def schema() -> None:
 
 def main() -> None:
     """Entry point: a fault of the user's is one line and exit status 2; a fault of ours keeps its traceback, status 1."""
-    from .errors import Lost, UserError
-    from .files import disk_is_full, refused
-    from .launch import LAUNCHED, has_the_word
+    from .errors import UserError
+    from .files import fault
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -540,23 +542,24 @@ def main() -> None:
             with suppress(BrokenPipeError):  # whoever reads went away
                 sys.stdout.flush()  # what cannot be written is told here, and not while Python ends
     except OSError as error:
-        if told := refused(error):
-            sys.stderr.write(f"error: {told}\n")
-            raise SystemExit(told.status) from None
-        if not disk_is_full(error):
+        told = fault(error)
+        if told is None:
             raise
         # what standard output still holds is not to be tried again while Python ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        where = f"{error.filename}: " if error.filename else ""
-        if has_the_word(alone=True):
-            sys.stderr.write(
-                f"error: {where}no space left on the disk\n  hint: make room, then give the command again\n"
-            )
-        raise SystemExit(2) from None
+        _end(told, alone=True)
     except UserError as error:
-        lost = type(error) is Lost and LAUNCHED in os.environ  # the launcher says which rank that was
-        if not lost and has_the_word(alone=error.status == 1):
-            sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(error.status) from None
+        _end(error, alone=error.status == 1)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _end(fault: "UserError", alone: bool) -> NoReturn:
+    """Tell a fault, unless another process of the command does, and exit with its status."""
+    from .errors import Lost
+    from .launch import LAUNCHED, has_the_word
+
+    lost = type(fault) is Lost and LAUNCHED in os.environ  # the launcher says which rank that was
+    if not lost and has_the_word(alone):
+        sys.stderr.write(f"error: {fault}\n")
+    raise SystemExit(fault.status) from None

@@ -47,11 +47,14 @@ def disk_is_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
-def refused(error: OSError) -> UserError | None:
-    """That a place may not be used, or has a name that none can have, as a fault; None where an error says something else."""
-    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG) or not error.filename:
-        return None
-    return UserError(str(error.strerror), hint="give another path", where=str(error.filename)[:200])
+def fault(error: OSError) -> UserError | None:
+    """A full disk, a place that may not be used, or a name that none can have, in one line; None where an error says something else."""
+    where = str(error.filename)[:200] if error.filename else None
+    if disk_is_full(error):
+        return UserError("no space left on the disk", hint="make room, then give the command again", where=where)
+    if where and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG):
+        return UserError(str(error.strerror), hint="give another path", where=where)
+    return None
 
 
 def mebibytes(size: float) -> str:
