@@ -72,7 +72,7 @@ def check(
                 kept.parent.mkdir(parents=True, exist_ok=True)
                 write_json(kept, {"facts": findings.facts, "warnings": findings.warnings[told:]})
     stop_at(findings.faults)
-    first = ("task", "output", "train", "validation", "test")
+    first = ("task", "model", "output", "train", "validation", "test")
     facts = {name: findings.facts[name] for name in first if name in findings.facts} | findings.facts
     return facts | ({"warnings": findings.warnings} if findings.warnings else {})
 

@@ -125,10 +125,18 @@ def _forget(model: Any, info: dict[str, Any]) -> bool:
     return bool(outputs)
 
 
+def rows(entries: int) -> int:
+    """Rows of the embeddings of new weights for so many entries of a vocabulary: a multiple of 8 suits the matrix kernels."""
+    return -(-entries // 8) * 8
+
+
 def new_configuration(recipe: Model, tokenizer: Any, settings: dict[str, Any]) -> Any:
     """The configuration of a model of new weights: vocabulary and special ids are the tokenizer's."""
-    rows = -(-len(tokenizer) // 8) * 8  # a multiple of 8 suits the matrix kernels
-    more: dict[str, Any] = {"vocab_size": rows, **special_ids(configuration(recipe), tokenizer), **settings}
+    more: dict[str, Any] = {
+        "vocab_size": rows(len(tokenizer)),
+        **special_ids(configuration(recipe), tokenizer),
+        **settings,
+    }
     return configuration(recipe, **more)
 
 

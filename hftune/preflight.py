@@ -72,7 +72,7 @@ def preflight(
     with findings.collect():
         models.check_lengths(prepare.suited(recipe.model, config, task, options, made), options)
     with findings.collect():
-        _check_model(recipe, task, options, made, held, findings, trust_remote_code)
+        _check_model(recipe, task, options, made, stand_in, held, findings, trust_remote_code)
     if task.config(options, made).get("id2label") == {}:
         return  # the training rows, which say the labels, could not be read: every other row would be at fault
     for split, seen in looks.items():
@@ -178,6 +178,7 @@ def _check_model(
     task: tasks.Task,
     options: Any,
     tokenizer: Any,
+    stand_in: bool,
     held: dict[str, weights.Shapes],
     findings: Findings,
     trust_remote_code: bool,
@@ -191,9 +192,13 @@ def _check_model(
     if source.init:
         config = models.new_configuration(source, tokenizer, settings)
         models.check_fit(config, tokenizer)
+        if stand_in:
+            config.get_text_config().vocab_size = models.rows(recipe.tokenizer.vocab_size)
     else:
         config = models.configuration(source, trust_remote_code, **settings)
     model = models.shell(config, task.head, source.attention)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    findings.facts["model"] = f"{source.init or source.path}, {count / 1e6:,.1f} M parameters"
     own = weights.as_named(held["path"], model) if "path" in held else None
     folder = hub.locate(source.path, source.revision, "model.path") if source.path else None
     if folder and (folder / "generation_config.json").is_file() and hasattr(model, "generation_config"):

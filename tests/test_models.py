@@ -14,8 +14,22 @@ import torch
 import transformers
 import zoo
 
-from hftune import checking, configs, heads, hub, methods, models, recipe, shortcuts, task, tokenizer
+from hftune import (
+    checking,
+    configs,
+    heads,
+    hub,
+    methods,
+    models,
+    preflight,
+    prepare,
+    recipe,
+    shortcuts,
+    task,
+    tokenizer,
+)
 from hftune.errors import UserError
+from hftune.report import Reporter
 from hftune.schema import Model
 
 
@@ -83,6 +97,17 @@ def test_check_too_knows_a_body_by_its_other_name(freeze, tmp_path):
         }
     )
     assert not checking.check(made).get("warnings")
+
+
+def test_check_tells_the_size_that_the_model_will_have(tmp_path, monkeypatch):
+    """With a tokenizer that is not trained yet, too."""
+    monkeypatch.setattr(preflight, "STAND_IN", 200)
+    made = tiny.mlm(tmp_path)
+    made["model"] = {"init": "bert", "config": {**tiny.MODEL["config"], "hidden_size": 1024, "num_hidden_layers": 1}}
+    wanted = recipe.from_dict(made)
+    told = checking.check(wanted)["model"]
+    summary = prepare.build_model(prepare.prepare(wanted, ["train"], Reporter(silent=True))).summary
+    assert summary.startswith(f"{told}, all new")
 
 
 @pytest.mark.parametrize("name", [*zoo.DECODERS, *zoo.SEQ2SEQ])
