@@ -190,10 +190,9 @@ def _of(config: Any, head: str, attention: str) -> Any:
     import torch
     import transformers
 
-    from . import ends, sinusoids
+    from . import sinusoids
 
     sinusoids.hasten(config)
-    ends.allow(config)
     given = None if attention == "auto" else attention
     depth = max(
         int(getattr(config, name, None) or 0) for name in ("num_hidden_layers", "decoder_layers", "encoder_layers")
@@ -224,13 +223,12 @@ def load(
     import transformers
     from safetensors import SafetensorError
 
-    from . import ends, sinusoids
+    from . import sinusoids
 
     place = hub.locate(path, recipe.revision, where, weights.WHOLE)
     weights.shapes(place, where)
     arguments = {} if recipe.attention == "auto" else {"attn_implementation": recipe.attention}
     sinusoids.hasten(config)
-    ends.allow(config)
 
     def read(names: dict[str, str] | None = None) -> tuple[Any, dict[str, Any]]:
         with _quiet():
