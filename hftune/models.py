@@ -395,9 +395,13 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def prepare_tokenizer(tokenizer: Any, model_type: str) -> Any:
-    """Set on the tokenizer what the architecture needs of it; it is saved with the model and so reloads alike."""
+def prepare_tokenizer(tokenizer: Any, model_type: str, head: str = "") -> Any:
+    """Set on the tokenizer what the architecture, and its head, need of it; it is saved with the model and so reloads alike."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES as WRITING
+
     row = architecture(model_type)
+    if head == "AutoModelForSequenceClassification" and model_type in WRITING:
+        _end_once(tokenizer)  # where these heads look
     tokenizer.padding_side = row.padding_side
     if row.token_type_ids and "token_type_ids" not in tokenizer.model_input_names:
         tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]
@@ -406,3 +410,19 @@ def prepare_tokenizer(tokenizer: Any, model_type: str) -> Any:
             tokenizer.eos_token or tokenizer.unk_token
         )  # no loss looks there, and nothing attends to it
     return tokenizer
+
+
+def _end_once(tokenizer: Any) -> None:
+    """Let what is spelled like the end of a text (</s>) be text where it stands in one."""
+    from tokenizers import normalizers
+
+    tokenizer.split_special_tokens = True
+    end, backend = tokenizer.eos_token, getattr(tokenizer, "backend_tokenizer", None)
+    if (
+        backend is None
+        or end is None
+        or tokenizer.eos_token_id not in tokenizer(end, add_special_tokens=False)["input_ids"]
+    ):
+        return
+    apart = normalizers.Replace(end, f"{end[:1]} {end[1:]}")  # Unigram finds it among its pieces all the same
+    backend.normalizer = normalizers.Sequence([backend.normalizer, apart]) if backend.normalizer else apart

@@ -142,7 +142,7 @@ def load_tokenizer(
         [token for token in task.tokens(options, found) if token not in found.get_vocab()], special_tokens=True
     )
     options.settle(found)
-    return models.prepare_tokenizer(found, model_type)
+    return models.prepare_tokenizer(found, model_type, task.head)
 
 
 def _train_tokenizer(

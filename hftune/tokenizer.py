@@ -106,7 +106,7 @@ def save(tokenizer: Any, folder: Path | str) -> None:
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         backend.no_truncation()
         backend.no_padding()
-    for name in ("padding_side", "truncation_side", "model_input_names"):
+    for name in ("padding_side", "truncation_side", "model_input_names", "split_special_tokens"):
         tokenizer.init_kwargs[name] = getattr(tokenizer, name)  # save_pretrained writes those that it finds here
     config = folder / "config.json"
     settings = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
@@ -124,7 +124,7 @@ def fingerprint(tokenizer: Any) -> str:
         content = repr((type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())))
     settings = (
         sorted(tokenizer.special_tokens_map.items()), list(tokenizer.model_input_names), tokenizer.padding_side,
-        tokenizer.truncation_side, tokenizer.chat_template,
+        tokenizer.truncation_side, tokenizer.chat_template, *(["split"] if tokenizer.split_special_tokens else []),
     )  # fmt: skip
     return hashlib.sha256(f"{content}\n{settings!r}".encode()).hexdigest()[:16]
 

@@ -1,13 +1,17 @@
 """Classification: its trivial baselines, and what does not depend on the batch."""
 
+import copy
+
 import fine
 import numpy as np
 import pytest
 import splits
 import torch
+import zoo
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hftune import models, tokenizer
 from hftune.errors import UserError
 from hftune.task import IGNORE
 from hftune.tasks import classify
@@ -62,6 +66,26 @@ def test_an_empty_text_is_read_whatever_stands_beside_it(kind):
             return model(**batch).logits
 
     torch.testing.assert_close(logits([0])[0], logits([0, 1, 2])[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["t5", "bart"])
+def test_a_text_may_hold_what_ends_a_text(name, tmp_path):
+    """Struck out words (</s> in HTML) broke a training off: these heads want one end of text in each row of a batch."""
+    made = models.prepare_tokenizer(copy.deepcopy(zoo.tok(name)), name, classify.TASK.head)
+    tokenizer.save(made, tmp_path)
+    values = fine.rows([{"text": text, "label": "a"} for text in ("some words", "a <s>struck</s> word")])
+    options = classify.ClassifyOptions(label_names=("a", "b"))
+    again = tokenizer.load(str(tmp_path))
+    found, others = (classify.encode(values, one, options)["input_ids"] for one in (made, again))
+    assert found == others
+    assert [ids.count(made.eos_token_id) for ids in found] == [1, 1]
+    assert tokenizer.fingerprint(made) == tokenizer.fingerprint(again) != tokenizer.fingerprint(zoo.tok(name))
+    batch = classify.collate([{"input_ids": np.array(ids)} for ids in found], made, options, None)
+    with torch.no_grad():
+        zoo.build(name, classify.TASK.head).model.eval()(**{key: torch.tensor(row) for key, row in batch.items()})
+    assert not models.prepare_tokenizer(
+        copy.deepcopy(zoo.tok(name)), name, "AutoModelForSeq2SeqLM"
+    ).split_special_tokens
 
 
 @given(
