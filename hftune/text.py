@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from . import data
 from .arrays import Ragged, inputs
 from .encoding import encode_batch, encode_offsets, unknown_id
 
@@ -122,10 +123,11 @@ def _bound(tokenizer: Any) -> int:
 
 
 def read(rows: list[Any], tokenizer: Any, options: Any) -> dict[str, Any]:
-    """Columns of texts that are to be predicted as they stand: `input_ids` (lists of at most max_length ids) and `text`; rows `truncated`."""
-    texts = [str(row["text"]) for row in rows]
-    found, cut = truncated(tokenizer, options.max_length, texts)
-    return {"input_ids": found["input_ids"], "text": texts, "truncated": int(cut.sum())}
+    """Columns of texts that are to be predicted as they stand, each behind the prefix of its row: `input_ids` (lists of at most
+    max_length ids) and `text` as it was given; rows `truncated`.
+    """
+    found, cut = truncated(tokenizer, options.max_length, data.prefixed(rows, "text"))
+    return {"input_ids": found["input_ids"], "text": data.texts(rows, "text"), "truncated": int(cut.sum())}
 
 
 def asked(predict: Any, encode: Any = read) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 
+import fine
 import pytest
 import test_table
 import tiny
@@ -374,6 +375,19 @@ def test_what_stood_before_every_text_in_training_stands_before_new_ones(tokeniz
         assert scores(made, f"{{path: {new}, prefix: '{prefix}'}}") == pytest.approx(wanted)
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(texts)))
         assert (scores(made, "-") == pytest.approx(wanted)) == stands
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("mlm", "bert"), ("plm", "xlnet"), ("span", "t5"), ("denoise", "bart"), ("rtd", "electra")]
+)
+def test_it_stands_before_texts_with_gaps_too(kind, name):
+    tok, options = zoo.tok(name), task.load(kind).options(max_length=32).predicting()
+    text = f"a word {tok.mask_token or '<extra_id_0>'} a gap"
+    plain, behind = fine.rows([{"text": f"the mood of this: {text}"}, {"text": text}])
+    behind.prefix = "the mood of this: "
+    one, other = (task.load(kind).under(options).encode([row], tok, options) for row in (plain, behind))
+    assert list(one["input_ids"][0]) == list(other["input_ids"][0])
+    assert other["text"] == [text], "what was given"
 
 
 def test_text_that_the_tokenizer_does_not_know_is_told(tokenizer_folder, tmp_path, capsys):
