@@ -123,7 +123,9 @@ def _bound(tokenizer: Any) -> int:
 
 
 def read(rows: list[Any], tokenizer: Any, options: Any) -> dict[str, Any]:
-    """Columns of texts that are to be predicted as they stand: `input_ids` (lists of at most max_length ids) and `text`; rows `truncated`."""
+    """Columns of texts that are to be predicted as they stand, each behind the prefix of its row: `input_ids` (lists of at most
+    max_length ids) and `text` as it was given; rows `truncated`.
+    """
     found, cut = truncated(tokenizer, options.max_length, data.prefixed(rows, "text"))
     return {"input_ids": found["input_ids"], "text": data.texts(rows, "text"), "truncated": int(cut.sum())}
 

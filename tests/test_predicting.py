@@ -5,6 +5,7 @@ import io
 import json
 
 import children
+import fine
 import pytest
 import test_table
 import tiny
@@ -394,6 +395,19 @@ def test_rows_are_predicted_in_the_arithmetic_in_which_they_are_measured(tokeniz
         given = list(predicting.predict_rows(tmp_path / "run", found, made["data"]["validation"], None))
         wanted = [pytest.approx(line["scores"], abs=1e-6) for line in measured]
         assert ([line["scores"] for line in given] == wanted) == same
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("mlm", "bert"), ("plm", "xlnet"), ("span", "t5"), ("denoise", "bart"), ("rtd", "electra")]
+)
+def test_it_stands_before_texts_with_gaps_too(kind, name):
+    tok, options = zoo.tok(name), task.load(kind).options(max_length=32).predicting()
+    text = f"a word {tok.mask_token or '<extra_id_0>'} a gap"
+    plain, behind = fine.rows([{"text": f"the mood of this: {text}"}, {"text": text}])
+    behind.prefix = "the mood of this: "
+    one, other = (task.load(kind).under(options).encode([row], tok, options) for row in (plain, behind))
+    assert list(one["input_ids"][0]) == list(other["input_ids"][0])
+    assert other["text"] == [text], "what was given"
 
 
 def test_text_that_the_tokenizer_does_not_know_is_told(tokenizer_folder, tmp_path, capsys):

@@ -206,12 +206,12 @@ def noise_row(free: Any, denoiser: Denoiser, rng: np.random.Generator) -> Any:
 
 
 def read(rows: list[Any], tokenizer: Any, options: SpanOptions) -> dict[str, Any]:
-    """Columns: `input_ids` (lists of at most max_length ids) and `text`; rows `truncated`."""
+    """Columns: see text.read."""
     room = options.max_length - 1
     found = tokenizer(data.prefixed(rows, "text"), add_special_tokens=False, verbose=False)["input_ids"]
     cut = sum(len(ids) > room for ids in found)
-    given = [[*ids[:room], tokenizer.eos_token_id] for ids in found]
-    return {"input_ids": given, "text": data.texts(rows, "text"), "truncated": cut}
+    ids = [[*row[:room], tokenizer.eos_token_id] for row in found]
+    return {"input_ids": ids, "text": data.texts(rows, "text"), "truncated": cut}
 
 
 def predict(
