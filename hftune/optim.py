@@ -181,7 +181,11 @@ def move(optimizer: Any, norm: Tensor, scaler: Any = None) -> None:
         inner.found_inf = (~torch.isfinite(norm)).float()  # the name by which torch's own scaler says so
         optimizer.step()
     elif bool(torch.isfinite(norm)):
-        optimizer.step()
+        if scaler is None:
+            optimizer.step()
+        else:  # accelerate would put another `step` in the optimizer, over which schedules warn
+            scaler.step(inner)
+            scaler.update()
 
 
 def skipped(optimizer: torch.optim.Optimizer) -> bool:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import weakref
 from types import SimpleNamespace
 
@@ -288,7 +289,9 @@ def overflow(made):
     """Too large a scale costs no step: it is halved until the gradients fit, and then all is as if it had begun so."""
     job, log = work(made, accelerator=half_precision(2.0**40))
     progress = Progress()
-    assert loop.train(job, progress) == "finished"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert loop.train(job, progress) == "finished"
     assert (progress.step, progress.skipped) == (4, 0)
     scales = [entry["scale"] for entry in events(log)]
     assert scales[:3] == [2.0**39, 2.0**38, 2.0**37]
