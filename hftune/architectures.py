@@ -68,6 +68,7 @@ MARIAN = Architecture(decoder_start="pad", names=BART_NAMES, lora=BART_LORA, ia3
 ARCHITECTURES: dict[str, Architecture] = {
     **dict.fromkeys(["roberta", "xlm-roberta", "camembert", "roberta-prelayernorm"], ROBERTA),
     **dict.fromkeys(["longformer", "mpnet", "xmod", "xlm-roberta-xl", "data2vec-text", "ibert", "luke"], AFTER_PAD),
+    **dict.fromkeys(["esm", "lilt", "markuplm", "layoutlmv3"], AFTER_PAD),
     "bert": Architecture(token_type_ids=True),
     "albert": Architecture(
         token_type_ids=True, lora=("query", "value"), ia3=("key", "value", "ffn_output"), prefix=False
@@ -103,6 +104,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     # mBART's labels end in </s> and the language's code, and the decoder begins with the last of them
     **dict.fromkeys(["bart", "mbart", "m2m_100"], BART),
     "led": Architecture(decoder_start="eos"),
+    "fsmt": Architecture(decoder_start="eos", names=BART_NAMES),
 }
 
 

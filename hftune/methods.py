@@ -79,6 +79,10 @@ def _check_model(options: Any, config: Any) -> None:
         message = f"{config.model_type} is to balance its experts by a loss of its own, which only whole batches have"
         hint = "set model.config.output_router_logits: false; its router is then trained by the task's loss alone"
         raise UserError(message, hint=hint, where="model.config.output_router_logits")
+    if 0 < getattr(config, "rescale_every", 0) < config.num_hidden_layers:
+        message = f"{config.model_type} divides some of its weights whenever it is measured, and would be saved so"
+        hint = "set model.config.rescale_every: 0, which float32 and bf16 do not need"
+        raise UserError(message, hint=hint, where="model.config.rescale_every")
     if getattr(config, "attention_type", None) == "block_sparse":
         bound = (5 + 2 * config.num_random_blocks) * config.block_size
         if width(options.max_length) > bound:

@@ -64,7 +64,7 @@ def choose(model: nn.Module, batch: dict[str, Tensor], task: Task, options: Any)
 def _head(model: nn.Module, batch: dict[str, Tensor], task: Task, options: Any) -> str:
     core = unwrap(model)
     decoder = core.get_output_embeddings()
-    if decoder is None:
+    if decoder is None or isinstance(decoder, nn.Embedding):  # FSMT names the one that its decoder reads by
         return "full"
     modes = ["full", "fused", "kept"] if type(decoder) is nn.Linear else ["full", "kept"]
     if not len(places(batch[task.terms[0].labels])):

@@ -68,12 +68,12 @@ FAMILIES = {
         ),
     ),
     "modernbert": Family(
-        _BERT, _BERT_SINGLE, _BERT_PAIR, ("modernbert", "distilbert", "mpnet", "nomic_bert", "eurobert"),
+        _BERT, _BERT_SINGLE, _BERT_PAIR, ("modernbert", "distilbert", "nomic_bert", "eurobert"),
     ),
     "roberta": Family(
         {"bos": "<s>", "cls": "<s>", "pad": "<pad>", "eos": "</s>", "sep": "</s>", "unk": "<unk>", "mask": "<mask>"},
         "{cls} $A {sep}", "{cls} $A {sep} {sep} $B {sep}",
-        ("roberta", "xlm-roberta", "camembert", "longformer", "bart", "mbart", "led", "m2m_100", "blenderbot"),
+        ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet", "bart", "mbart", "led", "m2m_100", "blenderbot"),
     ),
     "gpt2": Family(
         _GPT, "$A", "$A $B:1", ("gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "phi", "bloom", "mamba", "mamba2"),

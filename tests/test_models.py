@@ -152,14 +152,18 @@ def test_positions_for_no_row_at_all_are_told():
         models.check_lengths(config, options)
 
 
-@pytest.mark.parametrize("name", ["mpnet", "xmod", "xlm-roberta-xl", "data2vec-text"])
+@pytest.mark.parametrize(
+    "name", ["mpnet", "xmod", "xlm-roberta-xl", "data2vec-text", "esm", "lilt", "markuplm", "layoutlmv3"]
+)
 def test_positions_counted_from_the_padding_are_fewer(name):
     """Held against the model itself: the longest row can be computed, one more token cannot."""
-    from transformers import AutoConfig, AutoModelForMaskedLM
+    from transformers import AutoConfig, AutoModel
 
     more = {"languages": ["en_XX"], "default_language": "en_XX"} if name == "xmod" else {}
-    config = AutoConfig.for_model(name, **{**zoo.SIZE, **more, "vocab_size": 64, "max_position_embeddings": 40})
-    model, bound = AutoModelForMaskedLM.from_config(config).eval(), models.positions(config)
+    more |= {"hidden_size": 48, "pad_token_id": 1, "max_position_embeddings": 40}
+    more |= {"coordinate_size": 8, "shape_size": 8, "visual_embed": False} if name == "layoutlmv3" else {}
+    config = AutoConfig.for_model(name, **{**zoo.SIZE, **more, "vocab_size": 64})
+    model, bound = AutoModel.from_config(config).eval(), models.positions(config)
     model(input_ids=torch.full((1, bound), 5))
     with pytest.raises((IndexError, RuntimeError)):
         model(input_ids=torch.full((1, bound + 1), 5))
@@ -500,18 +504,38 @@ def test_a_new_bias_behind_the_head_is_learned(name, head):
     assert float(bias.grad.abs().sum()) > 0
 
 
+def test_a_table_that_ids_are_looked_up_in_is_no_head_to_spare():
+    """FSMT calls it its output embedding; its logits are a product with its weight."""
+    model = zoo.build("bart", zoo.S2S, init="fsmt", config=zoo.SIZE).model
+    batch = zoo.batch("bart", zoo.S2S)
+    assert shortcuts.choose(model, batch, zoo.task(zoo.S2S), None).head == "full"
+
+
+def test_a_model_that_rescales_its_weights_is_saved_wrongly(tmp_path):
+    """Why it is refused: once transformers mends it, this fails."""
+    model = zoo.build(
+        "gpt2", zoo.CLM, init="rwkv", config={"hidden_size": 32, "num_hidden_layers": 2, "rescale_every": 1}
+    ).model.train()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.eval()(input_ids=torch.ones(1, 4, dtype=torch.long))
+    assert not all(torch.equal(p, before[name]) for name, p in model.train().named_parameters())
+
+
 @pytest.mark.parametrize(
     ("name", "config", "length", "told"),
     [
         ("mixtral", {"output_router_logits": True}, 512, "a loss of its own"),
         ("mixtral", {}, 512, None),
+        ("rwkv", {}, 512, "divides some of its weights"),
+        ("rwkv", {"rescale_every": 0}, 512, None),
+        ("rwkv", {"num_hidden_layers": 6}, 512, None),
         ("big_bird", {}, 1024, "attends in blocks until a batch has 704 positions"),
         ("big_bird", {}, 704, None),
         ("big_bird", {"attention_type": "original_full"}, 1024, None),
     ],
 )
 def test_what_would_make_gradients_depend_on_the_cut_is_refused(name, config, length, told):
-    kind = "clm" if name == "mixtral" else "mlm"
+    kind = "mlm" if name == "big_bird" else "clm"
     made = recipe.from_dict(
         {
             "task": {"name": kind, "max_length": length},
