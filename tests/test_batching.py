@@ -30,6 +30,34 @@ def test_a_batch_of_tokens_keeps_its_bound(sizes, tokens):
     steps = plan.epoch(1)
     assert sorted(np.concatenate(steps).tolist()) == list(range(len(sizes)))
     assert all(len(step) == 1 or sizes[step].sum() <= tokens for step in steps)
+    assert all(sizes[step].sum() + sizes[after[0]] > tokens for step, after in itertools.pairwise(steps)), (
+        "as many as fit"
+    )
+
+
+@given(lengths, st.integers(2, 9), st.none() | st.integers(32, 200), st.integers(0, 5))
+def test_rows_of_like_length_share_a_step_where_they_are_grouped(sizes, batch, tokens, seed):
+    """Put back in order of length, the steps are the rows in order of length."""
+    steps = [sizes[step] for step in Plan(sizes, seed, batch, tokens, group_by_length=True).epoch(0)]
+    in_order = np.concatenate(sorted(steps, key=lambda step: (-step.max(), -step.min())))
+    assert in_order.tolist() == sorted(sizes, reverse=True)
+
+
+def longest_of_grouped(rows):
+    sizes = np.arange(rows)
+    return [sizes[step].max() for step in Plan(sizes, 0, 8, group_by_length=True).epoch(0)]
+
+
+def test_grouped_steps_come_in_random_order():
+    found = longest_of_grouped(8 * batching.GROUP)
+    half = len(found) // 2
+    assert np.mean(found[:half]) == pytest.approx(np.mean(found[half:]), rel=0.2)
+
+
+def test_rows_are_grouped_within_parts_of_an_epoch():
+    """A step of each part has about the same longest row."""
+    found = np.sort(longest_of_grouped(4 * 8 * batching.GROUP)).reshape(-1, 4)
+    assert np.ptp(found, axis=1).max() < 8 * 8
 
 
 @given(lengths, st.integers(1, 7), st.integers(0, 40))

@@ -278,6 +278,25 @@ def test_further_figures_stand_beside_those_that_a_run_shares(words, run):
     assert json.loads((run / "metrics.json").read_text()).keys() >= before.keys()
 
 
+def test_intervals_have_the_confidence_that_was_asked_for(run, place, tmp_path):
+    """Of losses, of answers and of documents; a baseline's too."""
+    for asked in (
+        (run, "--baseline"),
+        (place / "gpt", "--task", "clm", "--data", place / "text.jsonl", "task.max_length=40"),
+    ):
+        found = {}
+        for confidence in (0.95, 0.5):
+            words = (*asked, "--output", tmp_path / str(confidence), f"eval.confidence={confidence}")
+            for name, figure in figures(*words).items():
+                for part in (figure, figure.get("baseline", {})):
+                    if part.get("low") is not None:
+                        found.setdefault(name, []).append(part["high"] - part["low"])
+        assert {"loss", "accuracy" if asked[0] == run else "bits_per_byte"} <= found.keys()
+        for name, widths in found.items():
+            half = len(widths) // 2
+            assert all(0 <= few <= 0.6 * many for many, few in zip(widths[:half], widths[half:], strict=True)), name
+
+
 def test_the_whole_set_of_a_run_that_looks_at_a_part_is_that_part(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     limited = recipe.dump(recipe.load(run / "recipe.yaml", ["eval.limit=5"]))

@@ -176,7 +176,8 @@ def plain_loop(made, kind, rate):
     optimizer = kind(groups, lr=train.learning_rate, **more)
     for step in range(train.max_steps):
         epoch, chosen = plan.rows(step)
-        batch = rows.batch(chosen, [batching.generator(train.seed, epoch, int(row)) for row in chosen])
+        generators = [batching.generator(train.seed, epoch, int(row)) for row in chosen]
+        batch = rows.batch(chosen, generators, step / train.max_steps)
         labels = batch.pop("labels").flatten()
         logits = model(**batch).logits.flatten(0, -2)
         smoothing = train.label_smoothing_factor
@@ -215,6 +216,7 @@ def test_a_run_is_the_plain_loop_of_its_recipe(kind, rate, settings, task, token
     source = tiny.mlm(tmp_path) if task == "mlm" else tiny.classify(tmp_path, str(tokenizer_folder))
     config = {**tiny.MODEL["config"], "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     source |= {"model": {"init": "bert", "config": config}, "tokenizer": {"path": str(tokenizer_folder)}}
+    source["task"] |= {"mask_rate": 0.5, "mask_rate_end": 0.2} if task == "mlm" else {}
     source["train"] |= {"max_steps": 6, "batch_size": 12, **settings}
     made = recipe.from_dict(source)
     wanted, entries = plain_loop(made, kind, rate)

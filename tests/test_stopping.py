@@ -15,6 +15,7 @@ import zoo
 from typer.testing import CliRunner
 
 from hftune import cli, loop, machine, prepare, recipe, run, task
+from hftune.batching import Plan
 from hftune.errors import Interrupted, UserError
 from hftune.report import Reporter
 
@@ -321,6 +322,19 @@ def test_it_stops_after_saving_though_nobody_reads_any_more(opened, number, stat
     state = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (state["state"], state["step"]) == ("interrupted", 3)
     assert (tmp_path / "run" / "checkpoints" / "step-3").is_dir()
+
+
+@pytest.mark.parametrize(
+    "train", [{"batch_size": 4}, {"batch_tokens": 150}, {"group_by_length": True}, {"seed": 3}], ids=str
+)
+def test_a_step_has_the_rows_that_the_recipe_says(train, tmp_path, tokenizer_folder):
+    source = tiny.classify(tmp_path, str(tokenizer_folder))
+    source["train"] = {"max_steps": 1, **train}
+    made = recipe.from_dict(source)
+    rows = prepare.prepare(made, ["train"], Reporter(silent=True)).rows["train"]
+    wanted = Plan(rows.data.lengths, **{"seed": 42, "batch_size": 32, **train})
+    found = run.make_plan(made, rows)
+    assert [step.tolist() for step in found.epoch(1)] == [step.tolist() for step in wanted.epoch(1)]
 
 
 def test_a_mixture_has_the_weights_and_prefixes_of_its_sources(tmp_path, tokenizer_folder):
