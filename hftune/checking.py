@@ -143,7 +143,7 @@ def _common(train: Look, others: dict[str, Look]) -> Iterator[str]:
 
 def _check_folder(path: Path, recipe: Recipe, findings: Findings, fresh: bool, allow: Sequence[str]) -> None:
     """What already lies where the run is to go."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return
     if state := read_json(path / STATE):
         if fresh:
@@ -170,10 +170,10 @@ def _kept(recipe: Recipe, readers: dict[str, Any], trust_remote_code: bool) -> P
     for path in filter(None, named):
         if path == block.chat_template and not os.path.isfile(os.path.expanduser(path)):
             continue
-        there = Path(path).expanduser()
-        if not there.exists():
+        there = os.path.expanduser(path)
+        if not os.path.exists(there):
             return None
-        files.append(_stamps(there))
+        files.append(_stamps(Path(there)))
     try:
         rows = {split: reader.fingerprint() for split, reader in readers.items()}
     except UserError:

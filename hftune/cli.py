@@ -521,6 +521,18 @@ def schema() -> None:
     commands.schema()
 
 
+def _stand() -> None:
+    """That there is a current folder: without one no relative path means anything, and torch's libraries do not load."""
+    from .errors import UserError
+
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError(
+            "the current folder is gone", hint="cd to one that is there, then give the command again"
+        ) from None
+
+
 def main() -> None:
     """Entry point: a fault of the user's is one line and exit status 2; a fault of ours keeps its traceback, status 1."""
     from .errors import UserError
@@ -537,6 +549,7 @@ def main() -> None:
         sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
     try:
         try:
+            _stand()
             app()
         finally:
             with suppress(BrokenPipeError):  # whoever reads went away

@@ -43,7 +43,7 @@ def _revisions(recipe: Recipe) -> Iterator[UserError]:
     weights = (model.path, model.encoder, model.decoder)
     read = None if block.train else block.path or model.path or model.encoder
     for where, revision, paths in (("model", model.revision, weights), ("tokenizer", block.revision, (read,))):
-        if revision and not any(path and not Path(path).expanduser().exists() for path in paths):
+        if revision and not any(path and not os.path.exists(os.path.expanduser(path)) for path in paths):
             named = ", ".join(filter(None, paths)) or "what is made here"
             message = f"revision is for what comes from the Hub, and {named} does not"
             yield UserError(message, hint="remove it, or name a Hub id", where=f"{where}.revision")

@@ -146,11 +146,17 @@ class RunFolder:
             ) from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             lock.seek(0)
             raise UserError(
                 f"another process is training in {path}: {lock.read().strip() or 'unknown'}",
                 hint="wait for it, or choose another folder with output.dir=DIR",
+                where="output.dir",
+            ) from error
+        except OSError as error:  # a file system without locks, as a cluster's may be
+            raise UserError(
+                f"{path} cannot be locked against a second run: {error.strerror}",
+                hint="choose a folder on another disk with output.dir=DIR, or have its file system mounted with locks (flock)",
                 where="output.dir",
             ) from error
         lock.truncate(0)
@@ -220,9 +226,9 @@ class RunFolder:
     def begin(self, wanted: Recipe, **facts: Any) -> None:
         """Write the recipe and say that the run is at work."""
         self._write_recipe(wanted)
-        command = shlex.join(map(without_tokens, ["hftune", *sys.argv[1:]]))
+        command = _shown(shlex.join(map(without_tokens, ["hftune", *sys.argv[1:]])))
         self.set("running", command=command, versions=versions(), git=git_commit(), hardware=hardware(),
-                 directory=os.getcwd(), started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts)  # fmt: skip
+                 directory=_shown(os.getcwd()), started=time.strftime("%Y-%m-%dT%H:%M:%S%z"), **facts)  # fmt: skip
 
     def _write_recipe(self, wanted: Recipe) -> None:
         if self.main:
@@ -266,6 +272,11 @@ class RunFolder:
             aside = self.path / f".{LOG}"
             aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
             os.replace(aside, self.path / LOG)
+
+
+def _shown(text: str) -> str:
+    """Text of the system's, of which bytes that are no UTF-8 are written out: no JSON can hold them."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _not_for_children(lock: IO[str]) -> None:

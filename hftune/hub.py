@@ -50,10 +50,15 @@ def named(path: str, where: str) -> Path | None:
     Raises:
         UserError: the path is no Hub id, and there is no such folder.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
+    folder = Path(os.path.expanduser(path))
+    try:
+        if folder.is_dir():
+            return folder
+        there = folder.exists()
+    except OSError as error:
+        hint = "give a folder or a Hub id (owner/name)"
+        raise UserError(f"{path} cannot be read: {error.strerror}", hint=hint, where=where) from None
+    if there:
         raise UserError(f"{path} is a file", hint="give the folder that holds it", where=where)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise UserError(f"no folder {path}", hint="give a folder or a Hub id (owner/name)", where=where)

@@ -330,7 +330,9 @@ def _place(output: str | None, model: Path) -> Path | None:
     if output is None:
         return None
     path = Path(output)
-    if path.exists() and (not path.is_dir() or path.resolve() == model.expanduser().resolve() or not _free(path)):
+    if path.exists() and (
+        not path.is_dir() or os.path.realpath(path) == os.path.realpath(os.path.expanduser(model)) or not _free(path)
+    ):
         raise UserError(
             f"{output} is there already, and holds no results of hftune eval",
             hint="choose a new folder",

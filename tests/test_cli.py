@@ -418,3 +418,12 @@ def test_what_may_not_be_read_is_one_line(words, tmp_path, monkeypatch, capfd):
     error = capfd.readouterr().err
     assert (stop.value.code, "Traceback" in error) == (2, False), error
     assert len(error.splitlines()) == 2
+
+
+def test_without_a_current_folder_a_command_is_one_line(tmp_path):
+    """A library of torch's ended the process with a line of its own, where its name was not even said."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    words = ["sh", "-c", 'rmdir "$1"; shift; exec "$@"', "sh", str(gone), sys.executable, "-m", "hftune", "env"]
+    done = subprocess.run(words, cwd=gone, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: the current folder is gone")

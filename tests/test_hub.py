@@ -349,3 +349,19 @@ def test_a_revision_of_what_is_here_is_not_passed_over(tmp_path, more, where):
     made = lone(tmp_path, **json.loads(json.dumps(more).replace("{here}", str(tmp_path))))
     found = [fault for fault in consistency.check(made, task.load("mlm")) if "revision" in fault.message]
     assert [fault.where for fault in found] == [where] * bool(where)
+
+
+@pytest.mark.parametrize("path", ["closed/model", "a" * 300, "~nobody-of-that-name/model"])
+def test_a_folder_that_may_not_be_read_or_cannot_be_is_one_line(path, monkeypatch):
+    """Whoever runs the tests may be root, who may read everything."""
+    stat = os.stat
+
+    def closed(path, **options):
+        if "closed" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr(os, "stat", closed)
+    with pytest.raises(UserError) as fault:
+        hub.locate(path, None, "model.path")
+    assert fault.value.where == "model.path"

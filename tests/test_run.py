@@ -1,9 +1,12 @@
 """A run from end to end: repeatable, resumable to the bit, loadable by transformers."""
 
+import errno
 import json
+import os
 import random
 import re
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -485,6 +488,29 @@ def test_a_second_start_names_the_first(straight):
     with pytest.raises(UserError, match="another process is training"):
         folder.RunFolder.claim(recipe.from_dict(source))
     del held
+
+
+def test_a_file_system_without_locks_is_no_other_process(tmp_path, tokenizer_folder, monkeypatch):
+    """Whoever waited for that process waited for ever."""
+
+    def none(file, kind):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with pytest.raises(UserError, match="cannot be locked against a second run: Function not implemented"):
+        folder.RunFolder.claim(recipe.from_dict(tiny.classify(tmp_path, str(tokenizer_folder))))
+
+
+def test_a_run_is_made_where_a_name_is_no_utf_8(tmp_path, tokenizer_folder, monkeypatch):
+    """As names of an older system are: the run ended with a traceback before its first step."""
+    there = tmp_path / os.fsdecode(b"caf\xe9")
+    there.mkdir()
+    monkeypatch.chdir(there)
+    monkeypatch.setattr(sys, "argv", ["hftune", "finetune", os.fsdecode(b"caf\xe9.yaml")])
+    children.train(tiny.classify(tmp_path, str(tokenizer_folder), max_steps=1))
+    state = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
+    assert state["directory"] == f"{tmp_path}/caf\\udce9"
+    assert "udce9.yaml" in state["command"]
 
 
 @pytest.mark.parametrize(
