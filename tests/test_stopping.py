@@ -8,6 +8,7 @@ from pathlib import Path
 
 import children
 import fine
+import kills
 import numpy as np
 import pytest
 import tiny
@@ -138,9 +139,11 @@ def test_a_checkpoint_is_not_put_off_for_ever(interval, kept, tmp_path, tokenize
     assert found == [f"step-{step}" for step in kept]
 
 
-@pytest.mark.parametrize("broken", [signal.SIGKILL, signal.SIGTERM, None])
-@pytest.mark.parametrize("at", [4, 6])
-def test_an_evaluation_that_is_broken_off_costs_no_step(at, broken, tmp_path, tokenizer_folder):
+@pytest.mark.parametrize(
+    ("at", "broken", "world"),
+    [(at, broken, 1) for at in (4, 6) for broken in (signal.SIGKILL, signal.SIGTERM, None)] + [(4, signal.SIGTERM, 2)],
+)
+def test_an_evaluation_that_is_broken_off_costs_no_step(at, broken, world, tmp_path, tokenizer_folder):
     """By a kill, a signal or a fault of its own, in between and at the end: it is taken up again, and nothing else."""
     train = {"max_steps": 6, "eval_steps": 2, "save_steps": 4, "logging_steps": 1, "early_stopping_patience": 3}
 
@@ -164,11 +167,11 @@ def test_an_evaluation_that_is_broken_off_costs_no_step(at, broken, tmp_path, to
         children.train(source)
 
     source = made("again")
-    assert children.child(broken_off) != 0
+    assert 0 not in (children.ranks(world, broken_off) if world > 1 else [children.child(broken_off)])
     checkpoints = tmp_path / "again" / "run" / "checkpoints"
     assert (checkpoints / f"step-{at}").is_dir(), "saved before it is measured"
-    assert children.child(children.train, source) == 0
-    assert children.child(children.train, made("straight")) == 0
+    for one in (source, made("straight")):
+        assert kills.start(one, None, world) == [0] * world
     (log, _, figures), (straight, _, wanted) = told(tmp_path / "again"), told(tmp_path / "straight")
     assert figures == wanted
     assert [{k: v for k, v in e.items() if k != "tokens_per_second"} for e in log if "event" not in e] == [
