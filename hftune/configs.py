@@ -194,6 +194,28 @@ def check_head(config: Any, head: str) -> None:
     )
 
 
+def check_readable(config: Any, path: str, where: str = "model.path") -> None:
+    """That transformers can read the weights of a checkpoint which keeps them in few bits: most ways need a package of their own.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if getattr(config, "quantization_config", None) is None:
+        return
+    import copy
+
+    from transformers.quantizers.auto import get_hf_quantizer
+
+    try:
+        get_hf_quantizer(copy.deepcopy(config), None, None, None, {})
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{path} keeps its weights in few bits, and they cannot be read here: {hub.first_line(error)}",
+            hint="give the model of whole weights that it was made of",
+            where=where,
+        ) from error
+
+
 def decoder_only(config: Any) -> bool:
     """Whether an architecture writes text behind what it read, and does nothing else with text."""
     own = getattr(config, "auto_map", None) or {}

@@ -9,7 +9,7 @@ from . import hub
 from .arrays import fitting, width
 from .errors import UserError
 from .folder import is_run
-from .models import Built, positions
+from .models import Built, check_readable, positions
 from .schema import PROMPTS, Peft, Recipe
 from .task import Task
 
@@ -38,6 +38,7 @@ def check(recipe: Recipe, task: Task, options: Any, config: Any) -> None:
             hint=f"make one of it and its base by {by}, and give that folder",
             where="model.path",
         )
+    check_readable(config, model.path or "")
     _check_model(options, config)
     if train.gradient_checkpointing and not recomputes(config, task.head):
         message = f"transformers cannot recompute the activations of {config.model_type}"

@@ -15,6 +15,7 @@ from .configs import (
     check_fit,
     check_head,
     check_lengths,
+    check_readable,
     configuration,
     fitting_lengths,
     positions,
@@ -26,7 +27,7 @@ from .schema import Model
 from .task import labels_of, unnamed
 
 __all__ = [
-    "Architecture", "Built", "architecture", "build", "check_fit", "check_head", "check_lengths", "configuration", "dry_run_save",
+    "Architecture", "Built", "architecture", "build", "check_fit", "check_head", "check_lengths", "check_readable", "configuration", "dry_run_save",
     "fitting_lengths", "grow", "load", "miniature", "new_configuration", "new_names", "origin", "positions", "prepare_tokenizer", "shell", "sibling", "tops",
 ]  # fmt: skip
 
@@ -217,6 +218,7 @@ def load(
         UserError: it cannot be had, has no such head, or its weights do not fit the configuration.
     """
     check_head(config, head)
+    check_readable(config, path, where)
     import pickle
 
     import torch

@@ -24,6 +24,7 @@ from hftune import (
     preflight,
     prepare,
     recipe,
+    run,
     shortcuts,
     task,
     tokenizer,
@@ -302,6 +303,26 @@ def test_labels_without_names_stand_for_any(there, here, tmp_path):
 def test_a_bf16_checkpoint_is_trained_in_float32(folder, tmp_path):
     zoo.build("bert", zoo.MLM).model.bfloat16().save_pretrained(tmp_path)
     assert {p.dtype for p in zoo.build("bert", zoo.MLM, path=str(tmp_path)).model.parameters()} == {torch.float32}
+
+
+def test_weights_of_few_bits_that_cannot_be_read_are_told_by_check_and_before_any_row_is_encoded(tmp_path, monkeypatch):
+    """Each way to keep them needs a package of its own; here as on a machine that has none."""
+    zoo.build("bert", zoo.MLM).model.save_pretrained(tmp_path / "model")
+    tokenizer.save(zoo.tok("bert"), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}})
+    )
+    monkeypatch.setattr("transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available", lambda *_: False)
+    made = {**tiny.mlm(tmp_path), "model": {"path": str(tmp_path / "model")}, "tokenizer": {}}
+    words = r"model\.path: .*model keeps its weights in few bits.*bitsandbytes(.|\n)*whole weights"
+    monkeypatch.setattr("hftune.prepare.prepare", None)
+    for work in (checking.check, lambda wanted: run.train(wanted, Reporter(silent=True))):
+        with pytest.raises(UserError, match=words):
+            work(recipe.from_dict(made))
+    with pytest.raises(UserError, match=words):
+        zoo.build("bert", zoo.MLM, path=str(tmp_path / "model"))
 
 
 @pytest.mark.parametrize("pad", [None, 40])
