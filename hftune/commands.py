@@ -228,6 +228,7 @@ def generate(
     subject.check_settings(overrides, subject.ANSWERING)
     recipe = recipes.load(path / RECIPE, overrides)
     generation.check(path, recipe)
+    _check_number(given, sample or any(value is not None for value in drawn.values()), recipe.task.options)
     recipe = recipes.load(path / RECIPE, [*overrides, *_task_settings(given, drawn, sample)])
     text = _standard_input() if prompt == "-" else prompt
     from . import breakdown
@@ -255,6 +256,17 @@ def generate(
         sys.stdout.flush()
     if cut:
         reporter.warn("the prompt is longer than the model reads: truncated")
+
+
+def _check_number(given: dict[str, Any], sample: bool, options: Any) -> None:
+    """That several texts are asked for by a way of decoding that gives as many: the recipe's, or another that was asked for."""
+    number, beams = given["num_return_sequences"], given["num_beams"]
+    sampled = sample or (options.do_sample and beams is None)
+    if number is not None and not sampled and number > (beams or options.num_beams):
+        message = (
+            f"{number} texts are more than the {beams or options.num_beams} that are searched for without sampling"
+        )
+        raise UserError(message, hint=f"add --sample, or --num-beams {number}", where="--num-return-sequences")
 
 
 def _run(name: str) -> Path:

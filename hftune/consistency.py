@@ -47,6 +47,11 @@ def _revisions(recipe: Recipe) -> Iterator[UserError]:
             named = ", ".join(filter(None, paths)) or "what is made here"
             message = f"revision is for what comes from the Hub, and {named} does not"
             yield UserError(message, hint="remove it, or name a Hub id", where=f"{where}.revision")
+    distant = {path for path in (model.encoder, model.decoder) if path and not Path(path).expanduser().exists()}
+    if model.revision and len(distant) > 1:
+        message = f"a revision is of one repository, and {model.encoder} and {model.decoder} are two"
+        hint = "remove it, or download that revision of the one and give its folder"
+        yield UserError(message, hint=hint, where="model.revision")
 
 
 def warnings(recipe: Recipe, task: Task) -> Iterator[str]:

@@ -6,8 +6,10 @@ only the part it was at. A part that is truncated or was made by something else 
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -25,6 +27,7 @@ from .keys import key_of as key_of
 
 PART_CHARS = 16_000_000  # text of one part: what a kill can cost, and what is held in memory at once
 BATCH_CHARS = 2_000_000  # text handed to the tokenizer at once
+STALE = 3600  # seconds after which nobody still writes a part
 
 
 def _size(row: dict[str, Any]) -> int:
@@ -219,6 +222,7 @@ def encode(reader: Iterable[Any], function: Any, key: str, folder: Path) -> Enco
     if (found := _open(home, key)) is not None:
         return found
     home.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
     done.unlink(missing_ok=True)
     parts: list[_Part] = []
     while (part := _Part.open(home / f"part-{len(parts):05d}.arrow", key)) is not None:
@@ -258,6 +262,27 @@ def encode(reader: Iterable[Any], function: Any, key: str, folder: Path) -> Enco
     aside.write_text(json.dumps({"parts": len(parts), "report": report}), encoding="utf-8")
     os.replace(aside, done)
     return Encoded(key, parts, dict(report))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove parts that a killed process was writing, of whatever key: each is written at once, and named after its process.
+
+    What was touched lately may be of a process on another machine, or in another container, that shares the folder.
+    """
+    for left in folder.glob("*/.part-*.arrow.*"):
+        with suppress(OSError, ValueError):
+            if time.time() - left.stat().st_mtime > STALE and not _lives(int(left.suffix[1:])):
+                left.unlink()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        pass
+    return True
 
 
 def _open(home: Path, key: str) -> Encoded | None:

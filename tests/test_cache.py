@@ -134,6 +134,23 @@ def test_a_kill_costs_only_the_part_that_was_not_finished(tmp_path):
     assert sum(whole) <= sum(calls) + sum(again) < sum(whole) + 2 * len(ROWS) / parts
 
 
+def test_what_a_kill_left_half_written_is_removed_by_the_next_that_prepares(tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    gone = multiprocessing.get_context("fork").Process(target=int)
+    gone.start()
+    gone.join()
+    for number, process in enumerate((gone.pid, gone.pid, os.getpid())):
+        left = other / f".part-0000{number}.arrow.{process}"
+        left.write_bytes(b"half")
+        if number != 1:  # else it may be of a process on another machine
+            os.utime(left, (0, 0))
+    (other / "part-00000.arrow").write_bytes(b"whole")
+    store.encode(ROWS, encode, "key", tmp_path)
+    names = sorted(path.name for path in other.iterdir())
+    assert names == [f".part-00001.arrow.{gone.pid}", f".part-00002.arrow.{os.getpid()}", "part-00000.arrow"]
+
+
 def test_a_kill_loses_no_count(tmp_path):
     """Rows that were truncated before it are told after it."""
 

@@ -89,6 +89,15 @@ def test_several_texts_come_in_order_and_as_json(finished):
     assert ask(finished, "The", "-n", 2, "--num-beams", 3) == f"[1]\n{beams[0]}\n[2]\n{beams[1]}\n"
 
 
+@pytest.mark.parametrize("more", [[], ["--num-beams", "2"], ["--num-beams", "2", "task.do_sample=true"]], ids=str)
+def test_more_texts_than_are_searched_for_are_told_in_the_words_of_the_command(finished, more):
+    found = CliRunner().invoke(cli.app, ["generate", str(finished), "The", "-n", "3", *more])
+    assert isinstance(found.exception, UserError)
+    assert (found.exception.where, found.exception.hint) == (
+        "--num-return-sequences", "add --sample, or --num-beams 3",
+    )  # fmt: skip
+
+
 def test_tokens_are_shown_as_they_come(finished):
     pieces = []
     recipe_of = recipe.load(finished / RECIPE)
@@ -215,7 +224,7 @@ def test_a_run_asks_by_the_template_that_it_was_allowed_to_go_on_with(finished, 
 def test_faults_are_told(finished, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         ask(tmp_path, "x")
-    with pytest.raises(UserError, match=r"^command line: task\.num_return_sequences=2: .*do_sample"):
+    with pytest.raises(UserError, match=r"^--num-return-sequences: without sampling .* 1, not 2\n"):
         ask(finished, "x", "-n", 2)
     with pytest.raises(UserError, match="positions"):
         ask(finished, "x", "--max-new-tokens", 100)

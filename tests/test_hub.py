@@ -343,6 +343,8 @@ def test_the_revision_of_a_model_is_not_asked_of_another_repository(tmp_path, mo
         ({"model": {"init": "bert"}, "tokenizer": {"train": "bpe", "revision": "v1"}}, "tokenizer.revision"),
         ({"model": {"path": "owner/name", "revision": "v1"}, "tokenizer": {"revision": "v1"}}, None),
         ({"model": {"encoder": "{here}", "decoder": "owner/name", "revision": "v1"}}, None),
+        ({"model": {"encoder": "owner/name", "decoder": "owner/name", "revision": "v1"}}, None),
+        ({"model": {"encoder": "owner/name", "decoder": "other/name", "revision": "v1"}}, "model.revision"),
     ],
 )
 def test_a_revision_of_what_is_here_is_not_passed_over(tmp_path, more, where):
