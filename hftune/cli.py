@@ -522,9 +522,14 @@ def schema() -> None:
 
 
 def _stand() -> None:
-    """That there is a current folder: without one no relative path means anything, and torch's libraries do not load."""
+    """That the system is one of those it can run on, and that there is a current folder.
+
+    Without one no relative path means anything, and torch's libraries do not load.
+    """
     from .errors import UserError
 
+    if sys.platform == "win32":  # no locks by flock, no signals to a group
+        raise UserError("hftune runs on Linux and macOS", hint="on Windows use it in WSL, the Linux in Windows")
     try:
         os.getcwd()
     except FileNotFoundError:

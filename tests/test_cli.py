@@ -427,3 +427,10 @@ def test_without_a_current_folder_a_command_is_one_line(tmp_path):
     words = ["sh", "-c", 'rmdir "$1"; shift; exec "$@"', "sh", str(gone), sys.executable, "-m", "hftune", "env"]
     done = subprocess.run(words, cwd=gone, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.splitlines()[0]) == (2, "error: the current folder is gone")
+
+
+def test_on_windows_it_says_where_it_runs(monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(UserError, match="Linux and macOS") as found:
+        cli._stand()
+    assert "WSL" in str(found.value)
