@@ -65,14 +65,15 @@ def merge(
     """Write the plain model, with its tokenizer, that computes what a run's model and adapter do; returns of what it is made.
 
     Raises:
-        UserError: the run has no adapter, one that cannot be merged, or the output cannot be written.
+        UserError: the run is not finished, has no adapter, one that cannot be merged, or the output cannot be written.
     """
     adapter = hub.adapter(str(path))
-    if not adapter:
+    if not adapter and (path / "config.json").exists():
         raise UserError(f"{path} has no adapter to merge", hint="a run without the block peft is a plain model already")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output} is there already", hint="choose a new folder with --output", where="--output")
     prepared = _pieces(path, recipe, cast(Options, recipe.task.options), reporter, trust_remote_code)
+    assert adapter, "of a run without a model _pieces has said so"
     built = prepare.build_model(prepared, trust_remote_code=trust_remote_code)
     tell_base(path, built, reporter)
     model = adapters.merge(built.model)

@@ -26,6 +26,7 @@ from .safety import without_tokens
 
 STATE, RECIPE, LOG, METRICS, CHECKPOINTS = "run.json", "recipe.yaml", "log.jsonl", "metrics.json", "checkpoints"
 PAGE = "report.html"
+LOCK = ".lock"  # says who holds the folder
 MODEL = "model"  # what is being written of it lies in .model, then beside the rest
 MERGED = "merged"  # the plain model that an adapter and its base make
 
@@ -123,6 +124,7 @@ class RunFolder:
     state: dict[str, Any] = field(default_factory=dict)
     needs: int = 0  # bytes of a checkpoint, once that is known
     _lock: IO[str] | None = None
+    _holder: str = ""  # what the lock's file says
 
     @classmethod
     def claim(cls, wanted: Recipe, *, fresh: bool = False, allow: Sequence[str] = (), main: bool = True) -> "RunFolder":
@@ -137,7 +139,7 @@ class RunFolder:
             return cls(path, main=False, state=read_json(path / STATE))
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = (path / ".lock").open("a+", encoding="utf-8")
+            lock = (path / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
             raise UserError(
                 f"cannot write to {path}: {error.strerror}",
@@ -159,11 +161,12 @@ class RunFolder:
                 hint="choose a folder on another disk with output.dir=DIR, or have its file system mounted with locks (flock)",
                 where="output.dir",
             ) from error
+        holder = f"process {os.getpid()} on {socket.gethostname()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}"
         lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}, started {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        lock.write(holder)
         lock.flush()
         _not_for_children(lock)
-        folder = cls(path, state=read_json(path / STATE), _lock=lock)
+        folder = cls(path, state=read_json(path / STATE), _lock=lock, _holder=holder)
         folder._sweep()
         if fresh and (path / STATE).exists():  # else what lies there is somebody else's
             folder.clear()
@@ -171,7 +174,7 @@ class RunFolder:
             folder._same_recipe(wanted, allow)
         elif folder.state:
             folder.state = {}  # nothing is lost by starting over, with whatever recipe
-        elif strange := [p.name for p in path.iterdir() if p.name != ".lock"]:
+        elif strange := [p.name for p in path.iterdir() if p.name != LOCK]:
             raise UserError(
                 f"{path} holds files that are not a run's: {', '.join(sorted(strange)[:4])}",
                 hint="choose an empty or new folder",
@@ -213,7 +216,7 @@ class RunFolder:
     def clear(self) -> None:
         """Remove the run that is there."""
         for item in self.path.iterdir():
-            if item.name == ".lock":
+            if item.name == LOCK:
                 continue
             shutil.rmtree(item) if item.is_dir() and not item.is_symlink() else item.unlink()
         self.state = {}
@@ -247,9 +250,25 @@ class RunFolder:
         if self.main:
             write_json(self.path / STATE, self.state)
 
+    def taken_away(self) -> UserError | None:
+        """Why nothing may be written here any more: the folder is gone, or another process has made it anew."""
+        if self._lock is None:
+            return None
+        try:
+            holder = (self.path / LOCK).read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            holder = ""
+        if holder == self._holder:
+            return None
+        return UserError(
+            f"{self.path} was {f'taken by {holder}' if holder else 'removed'} while the run was at work",
+            hint="stop a run before its folder is removed; the same command starts anew",
+            where="output.dir",
+        )
+
     def ended(self, state: str) -> None:
         """The work ended before its end, in that state; on a full disk that cannot be said."""
-        if self.state.get("state") in ("preparing", "running"):
+        if self.state.get("state") in ("preparing", "running") and not self.taken_away():
             with suppress(OSError):
                 self.set(state)
 
@@ -259,7 +278,13 @@ class RunFolder:
             self._lock.close()
 
     def log(self, entry: dict[str, Any]) -> None:
-        """Append a line to log.jsonl."""
+        """Append a line to log.jsonl.
+
+        Raises:
+            UserError: the folder was taken away.
+        """
+        if gone := self.taken_away():
+            raise gone
         if self.main:
             with (self.path / LOG).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_finite(entry), ensure_ascii=False, allow_nan=False) + "\n")

@@ -109,7 +109,9 @@ def _ends(folder: RunFolder, reporter: Reporter) -> Iterator[None]:
     except Exception as error:
         breakdown.hush()
         folder.ended("failed")
-        told = breakdown.explain(error, str(folder.path), checkpoint.latest(folder.checkpoints), folder.needs)
+        told = folder.taken_away() or breakdown.explain(
+            error, str(folder.path), checkpoint.latest(folder.checkpoints), folder.needs
+        )
         if told is None:
             raise
         raise told from error
@@ -435,6 +437,8 @@ class Run:
         if not all(bool(torch.isfinite(p).all()) for p in self.core.parameters() if p.requires_grad):
             raise loop.NotFinite(f"step {progress.step}: the optimizer made a weight that is not finite")
         progress.scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+        if gone := self.folder.taken_away():
+            raise gone
         if self.folder.main:
             checkpoint.ensure_space(self.folder.checkpoints, self.folder.needs)
             checkpoint.save(

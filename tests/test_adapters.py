@@ -382,6 +382,12 @@ def test_a_run_whose_base_is_gone_says_which(runs, tmp_path):
         finished.ready(tmp_path / "run", recipe.load(tmp_path / "run" / "recipe.yaml"))
 
 
+def test_a_run_that_is_not_finished_has_no_adapter_yet(base, tmp_path):
+    assert children.child(children.train_and_die, source(base, tmp_path, "lora"), 1) == -signal.SIGKILL
+    with pytest.raises(UserError, match="run is not finished: it has no model yet"):
+        finished.merge(tmp_path / "run", recipe.load(tmp_path / "run" / "recipe.yaml"), tmp_path / "merged")
+
+
 def test_a_run_without_an_adapter_is_not_merged(base, tmp_path):
     plain = source(base, tmp_path, "lora", max_steps=1)
     plain.pop("peft")

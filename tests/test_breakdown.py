@@ -25,6 +25,7 @@ from safetensors.torch import load_file
 from hftune import breakdown, checkpoint, distributed, heads, loop, machine, optim, prepare, recipe, shortcuts
 from hftune.batching import Plan
 from hftune.errors import Breakdown, Interrupted, UserError
+from hftune.folder import RunFolder
 from hftune.loop import Job, Progress, Steps
 from hftune.report import Reporter
 from hftune.schema import Train
@@ -695,6 +696,34 @@ def test_a_folder_that_cannot_be_written_is_named(source, tmp_path):
     status, said = told(at(source, place / "run"), other_user)
     assert status == 2
     assert said.startswith(f"output.dir: cannot write to {place / 'run'}: Permission denied")
+
+
+@pytest.mark.parametrize("other", [None, "process 7 on elsewhere, started later"])
+def test_a_run_writes_nothing_where_its_folder_was(other, source, tmp_path):
+    folder = tmp_path / "run"
+
+    def take_away():
+        log = RunFolder.log
+
+        def logged(self, entry):
+            log(self, entry)
+            if entry["step"] == 2:
+                shutil.rmtree(folder)
+                if other:
+                    folder.mkdir()
+                    (folder / ".lock").write_text(other)
+                    (folder / "run.json").write_text('{"state": "running"}')
+
+        RunFolder.log = logged
+
+    status, said = told(at(source, folder, save_steps=100), take_away)
+    assert status == 2
+    assert said.startswith(f"output.dir: {folder} was {f'taken by {other}' if other else 'removed'} while the run was")
+    if other:
+        assert {path.name for path in folder.iterdir()} == {".lock", "run.json"}
+        assert state(folder) == "running"
+    else:
+        assert not folder.exists()
 
 
 def interrupt(number, point):
