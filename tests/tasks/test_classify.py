@@ -7,6 +7,7 @@ import splits
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedConfig
 
 from hftune.errors import UserError
 from hftune.task import IGNORE
@@ -151,3 +152,21 @@ def test_labels_are_in_one_order_in_every_process(numbers, other):
     written = {f"{n:0{width}d}" for n in numbers for width in range(1, 6)} | ({other} if other else set())
     order = sorted(written) if other else sorted(written, key=lambda name: (int(name), name))
     assert classify.labels(rows(*written), classify.ClassifyOptions()).label_names == tuple(order)
+
+
+@pytest.mark.parametrize(
+    ("names", "problem", "kind"),
+    [
+        (["spam"], "multi_label_classification", "multi"),
+        (["spam"], None, "regression"),
+        (["a", "b"], "regression", "regression"),
+        (["a", "b"], "multi_label_classification", "multi"),
+        (["a", "b"], None, "single"),
+    ],
+)
+def test_a_model_says_of_what_kind_its_labels_are(names, problem, kind):
+    """Of a model of several labels a row that knows one label the rows were wanted to be numbers."""
+    config = PreTrainedConfig(id2label=dict(enumerate(names)), problem_type=problem)
+    found = classify.known(classify.ClassifyOptions(), config)
+    assert found.kind == kind
+    assert found.label_names == (None if kind == "regression" else tuple(names))
