@@ -39,7 +39,7 @@ def write(path: Path, recipe: Recipe, model_type: str, state: Mapping[str, Any] 
             metric_value=figure["value"],
         )
         for name, figure in shown.items()
-        if "[" not in name
+        if "[" not in name and "note" not in figure  # what needs one, such as a floor, is no result of the model
     ]
     adapted = hub.adapter(str(path)) is not None
     metadata = ModelCardData(
@@ -47,7 +47,7 @@ def write(path: Path, recipe: Recipe, model_type: str, state: Mapping[str, Any] 
         eval_results=results or None,
     )  # fmt: skip
     rows = [
-        f"| {markdown(name)} | {fixed(figure['value'])} | {_interval(figure)} | {figure.get('count', '')} | {figure.get('split', '')} |"
+        f"| {markdown(_called(name, figure))} | {fixed(figure['value'])} | {_interval(figure)} | {figure.get('count', '')} | {figure.get('split', '')} |"
         for name, figure in shown.items()
     ]
     older, tokens, spent = older_model(state), state.get("tokens", 0), duration(state.get("training_seconds", 0))
@@ -87,6 +87,10 @@ def _measured_on(recipe: Recipe, split: str) -> str:
     name = split.partition("[")[0]
     found = getattr(recipe.data, name) if name in ("train", "validation", "test") else None
     return ", ".join(source.path for source in found or [])
+
+
+def _called(name: str, figure: dict[str, Any]) -> str:
+    return f"{name}: {figure['note']}" if "note" in figure else name
 
 
 def _interval(figure: dict[str, Any]) -> str:

@@ -219,6 +219,21 @@ def test_the_card_holds_what_was_measured(run, place):
         assert (run / "recipe.yaml").read_text() in (run / "README.md").read_text(), "as it ran, not as overridden"
 
 
+def test_a_floor_is_no_result_of_the_model(tmp_path):
+    """What xz needs for the text stood among the results that the Hub shows of a language model."""
+    from huggingface_hub import ModelCard
+
+    made = recipe.from_dict(tiny.mlm(tmp_path))
+    (tmp_path / "recipe.yaml").write_text(recipe.dump(made), encoding="utf-8")
+    own = {"value": 1.5, "count": 9, "split": "test"}
+    floor = {"value": 2.5, "count": 9, "split": "test", "note": "xz -9 on the same text"}
+    (tmp_path / "metrics.json").write_text(json.dumps({"bits_per_byte": own, "xz_bits_per_byte": floor}))
+    card.write(tmp_path, made, "bert", {})
+    found = ModelCard.load(tmp_path / "README.md")
+    assert [one.metric_type for one in found.data.eval_results] == ["bits_per_byte"]
+    assert "xz -9 on the same text | 2.5000 |" in found.text
+
+
 @pytest.mark.parametrize(("path", "named"), [("runs/bert", None), ("./bert", None), ("owner/bert", "owner/bert")])
 def test_the_card_names_a_base_model_of_the_hub_alone(path, named, tmp_path, monkeypatch):
     """Also where it is written anew from another folder than the run was started in."""

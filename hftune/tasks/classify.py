@@ -123,7 +123,8 @@ def notes(rows: Iterable[Any], options: ClassifyOptions) -> list[str]:
 def known(options: ClassifyOptions, config: Any) -> Any:
     """The kind and the label names that a trained model's configuration has; see Task.known."""
     if "kind" not in options.model_fields_set:
-        problem = "regression" if config.num_labels == 1 else config.problem_type
+        # one output of which the configuration says nothing is a number to transformers' losses
+        problem = config.problem_type or ("regression" if config.num_labels == 1 else "single_label_classification")
         kind = {"regression": "regression", "multi_label_classification": "multi"}.get(problem, "single")
         options = options.model_copy(update={"kind": kind})
     return options if options.kind == "regression" else label_names(options, config)

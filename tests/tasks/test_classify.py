@@ -10,8 +10,9 @@ import torch
 import zoo
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedConfig, pipeline
 
-from hftune import models, tokenizer
+from hftune import models, predicting, prepare, task, tokenizer
 from hftune.errors import UserError
 from hftune.task import IGNORE
 from hftune.tasks import classify
@@ -175,3 +176,42 @@ def test_labels_are_in_one_order_in_every_process(numbers, other):
     written = {f"{n:0{width}d}" for n in numbers for width in range(1, 6)} | ({other} if other else set())
     order = sorted(written) if other else sorted(written, key=lambda name: (int(name), name))
     assert classify.labels(rows(*written), classify.ClassifyOptions()).label_names == tuple(order)
+
+
+@pytest.mark.parametrize(
+    ("names", "problem", "kind"),
+    [
+        (["spam"], "multi_label_classification", "multi"),
+        (["spam"], None, "regression"),
+        (["a", "b"], "regression", "regression"),
+        (["a", "b"], "multi_label_classification", "multi"),
+        (["a", "b"], None, "single"),
+    ],
+)
+def test_a_model_says_of_what_kind_its_labels_are(names, problem, kind):
+    """Of a model of several labels a row that knows one label the rows were wanted to be numbers."""
+    config = PreTrainedConfig(id2label=dict(enumerate(names)), problem_type=problem)
+    found = classify.known(classify.ClassifyOptions(), config)
+    assert found.kind == kind
+    assert found.label_names == (None if kind == "regression" else tuple(names))
+
+
+@pytest.mark.parametrize("name", [name for name, head in zoo.PAIRS if head == zoo.CLASSIFY])
+def test_probabilities_are_those_of_a_pipeline(name, tmp_path):
+    """Of rows of several lengths together, where the pipeline has each alone."""
+    made = task.load("classify")
+    options = made.options(label_names=("a", "b", "c"), max_length=48)
+    built, tok = zoo.build(name, zoo.CLASSIFY).model.eval(), zoo.tok(name)
+    built.config.update(made.config(options, tok) | {"pad_token_id": tok.pad_token_id})
+    built.save_pretrained(tmp_path)
+    tokenizer.save(tok, tmp_path)
+    texts = ["a word", "", "na\u00efve e\u0301 \U0001f600 \u65e5\u672c\u8a9e!\r\n and\u00a0more", "long " * 80]
+    rows = fine.rows([{"text": text} for text in texts])
+    found, cut = predicting.predict(built, prepare.Prepared(None, made, options, tok, name), rows, 4096, range(4))
+    asked = pipeline("text-classification", str(tmp_path), device="cpu", top_k=None)
+    assert cut == 1
+    for text, answer in zip(texts, found, strict=True):
+        if text or len(tok("")["input_ids"]):  # a pipeline breaks down without a token
+            own = asked(text, truncation=True, max_length=48)
+            own = own[0] if isinstance(own[0], list) else own
+            assert answer["scores"] == pytest.approx({one["label"]: one["score"] for one in own}, abs=1e-6)
