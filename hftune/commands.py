@@ -260,12 +260,10 @@ def generate(
 
 def _check_number(given: dict[str, Any], sample: bool, options: Any) -> None:
     """That several texts are asked for by a way of decoding that gives as many: the recipe's, or another that was asked for."""
-    number, beams = given["num_return_sequences"], given["num_beams"]
-    sampled = sample or (options.do_sample and beams is None)
-    if number is not None and not sampled and number > (beams or options.num_beams):
-        message = (
-            f"{number} texts are more than the {beams or options.num_beams} that are searched for without sampling"
-        )
+    number, sampled = given["num_return_sequences"], sample or (options.do_sample and given["num_beams"] is None)
+    beams = given["num_beams"] or options.num_beams
+    if number is not None and not sampled and number > beams:
+        message = f"without sampling there are no more texts than beams: {beams}, not {number}"
         raise UserError(message, hint=f"add --sample, or --num-beams {number}", where="--num-return-sequences")
 
 

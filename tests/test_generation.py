@@ -224,7 +224,7 @@ def test_a_run_asks_by_the_template_that_it_was_allowed_to_go_on_with(finished, 
 def test_faults_are_told(finished, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         ask(tmp_path, "x")
-    with pytest.raises(UserError, match=r"^--num-return-sequences: without sampling .* 1, not 2\n"):
+    with pytest.raises(UserError, match=r"^--num-return-sequences: without sampling .* 1, not 2"):
         ask(finished, "x", "-n", 2)
     with pytest.raises(UserError, match="positions"):
         ask(finished, "x", "--max-new-tokens", 100)
