@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import children
@@ -514,6 +515,36 @@ def test_rotation_counts_no_broken_checkpoint(tmp_path):
     checkpoint.save(tmp_path, 5, model, optimizer, {}, {})
     checkpoint.rotate(tmp_path, 1, None, 5)
     assert left(tmp_path) == ["step-5"]
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def change(file):
+    """As a disk does that loses what it was given: of the same length."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut, change, Path.unlink])
+def test_a_checkpoint_of_which_any_file_is_damaged_is_passed_over(damage, tmp_path):
+    model, optimizer = some_checkpoints(tmp_path, 2, 4)
+    model(torch.ones(3)).sum().backward()
+    optimizer.step()  # so that there are moments
+    whole = checkpoint.save(tmp_path, 6, model, optimizer, {}, {}, carried={"ranks": torch.ones(2)})
+    assert checkpoint.newest(tmp_path)[0].step == 6
+    names = left(whole.path)
+    assert len(names) == 6
+    for name in set(names) - ({"manifest.json"} if damage is change else set()):
+        shutil.copytree(whole.path, tmp_path / "step-8")
+        damage(tmp_path / "step-8" / name)
+        found, passed = checkpoint.newest(tmp_path)
+        assert found.step == 6
+        assert [line.split(":")[0] for line in passed] == ["passed over step-8"]
+        assert name.split(".")[0] in passed[0]
+        shutil.rmtree(tmp_path / "step-8")
 
 
 def test_a_checkpoint_whose_weights_are_not_finite_is_passed_over(tmp_path):

@@ -482,6 +482,18 @@ def test_a_folder_that_is_no_runs_is_left_as_it_is(fresh, tmp_path, tokenizer_fo
     assert len(list(place.rglob("thesis.txt"))) == 4
 
 
+def test_without_a_name_it_is_the_run_that_was_worked_on_last(tmp_path):
+    with pytest.raises(UserError, match="no run under"):
+        folder.newest(tmp_path)
+    for name, when in (("a", 100), ("b", 300), ("c", 200), ("no run", 400)):
+        (tmp_path / name).mkdir()
+        for file in (folder.STATE, *([folder.RECIPE] if name != "no run" else [])):
+            (tmp_path / name / file).write_text("{}")
+            os.utime(tmp_path / name / file, (when, when))
+    os.utime(tmp_path / "a" / folder.RECIPE, (500, 500))  # to read or touch a recipe is no work
+    assert folder.newest(tmp_path) == tmp_path / "b"
+
+
 def test_a_second_start_names_the_first(straight):
     _path, source = straight
     held = folder.RunFolder.claim(recipe.from_dict(source))

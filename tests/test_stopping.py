@@ -97,6 +97,9 @@ def test_the_best_checkpoint_by_any_metric_stays(metric, best, save_steps, tmp_p
     assert len(seen) == state["step"] == 10
     assert figures[metric]["value"] == pytest.approx(best(seen), abs=1e-6)
     assert seen[-1] != best(seen)
+    kept = {int(path.name.removeprefix("step-")) for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept >= {1 + seen.index(best(seen)), 10}
+    assert len(kept) <= 3, "two, besides the best"
 
 
 @pytest.mark.parametrize("change", ["train.metric_for_best_model", "data.validation", "eval.limit"])

@@ -68,6 +68,7 @@ def test_nothing_depends_on_the_batch(kind, values):
         (one,) = choice.predict(Counting(), alone, [row], data.tokenizer, data.options)
         assert one == found[number] | {"scores": pytest.approx(found[number]["scores"], abs=1e-9)}
         assert sum(one["scores"]) == pytest.approx(1)
+        assert one["scores"][one["prediction"]] == max(one["scores"])
         assert len(one["scores"]) == len(values[number]["choices"])
         assert one["reference"] == values[number]["label"]
         loss = choice.loss(Counting(), alone, data.options, heads.Criterion(by_row=True))["loss"].rows

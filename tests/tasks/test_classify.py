@@ -130,6 +130,38 @@ def test_gradients_are_the_same_at_every_split(kind, problem):
     assert np.isfinite(splits.assert_same(fine.model(classify.TASK, data, kind), data, rtol=1e-4)["loss"])
 
 
+@pytest.mark.parametrize("problem", ["single", "multi", "regression"])
+def test_answers_are_those_of_a_pipeline(problem, tmp_path):
+    """The names, the probability of each, and numbers as they are."""
+    from transformers import pipeline
+
+    labels = {"single": "cab", "multi": [["c"], ["b", "a"], []], "regression": [0.5, -1, 2]}[problem]
+    values = [{"text": f"some {word * 9} and more", "label": labels[i % 3]} for i, word in enumerate("abcdefghij")]
+    options = classify.labels(fine.rows(values), classify.ClassifyOptions(kind=problem))
+    data = fine.encoded(classify.TASK, "bert", options, values)
+    model = fine.model(classify.TASK, data, "bert").eval()
+    batch = fine.batch(data, range(10))
+    with torch.no_grad():  # else all are about as likely
+        model.classifier.weight.mul_(200)
+        model.classifier.bias.sub_(model(**{k: v for k, v in batch.items() if k != "labels"}).logits.mean(0))
+        found = classify.predict(model, batch, [data.data[i] for i in range(10)], data.tokenizer, options)
+    said = pipeline("text-classification", model, tokenizer=data.tokenizer, device="cpu", top_k=None)
+    for answer, value, told in zip(found, values, said([value["text"] for value in values]), strict=True):
+        scores = {one["label"]: one["score"] for one in told}
+        if problem == "regression":
+            assert [answer["prediction"]] == pytest.approx(list(scores.values()), abs=1e-4)
+            assert answer["reference"] == value["label"]
+            continue
+        assert answer["scores"] == pytest.approx(scores, abs=1e-4)
+        assert list(answer["scores"]) == ["a", "b", "c"]
+        if problem == "single":
+            assert (answer["prediction"], answer["reference"]) == (max(scores, key=scores.get), value["label"])
+        else:
+            assert answer["prediction"] == [name for name in "abc" if scores[name] > 0.5]
+            assert answer["reference"] == sorted(value["label"])
+    assert len({str(answer["prediction"]) for answer in found}) > 1, "not the same answer everywhere"
+
+
 @given(
     (st.floats(-3e38, 3e38) | st.integers(-(10**30), 10**30)).filter(lambda n: np.float32(n) != IGNORE), st.booleans()
 )

@@ -428,6 +428,9 @@ def test_a_run_reports_both_losses(tmp_path, tokenizer_folder, init, kind):
     assert figures["accuracy"]["value"] == pytest.approx(
         np.mean([row["prediction"] == row["reference"] for row in rows])
     )
+    assert all(row["prediction"] == max(row["scores"], key=row["scores"].get) for row in rows)
+    surprise = -np.mean([np.log(row["scores"][row["reference"]]) for row in rows])
+    assert figures[f"{kind}_loss"]["value"] == pytest.approx(surprise, abs=1e-5)
     for auto in (AutoModelForPreTraining, AutoModelForMaskedLM):
         _, info = auto.from_pretrained(folder, output_loading_info=True)
         assert not info["missing_keys"]

@@ -2,6 +2,8 @@
 
 import json
 import signal
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import children
 import fine
@@ -197,6 +199,21 @@ def test_evaluation_is_fixed_at_any_batch_and_by_nothing_global(job):
         )
         found.append(loop.mean_loss(by_row, prepared.task))
     assert found[1:] == [pytest.approx(found[0], abs=1e-6)] * 2
+
+
+def test_each_token_is_told_by_its_own_probability():
+    """The special ones around a text, and padding, are left out."""
+    main = Mock(side_effect=lambda input_ids, **more: SimpleNamespace(logits=(3.0 - 6.0 * (input_ids % 2))[..., None]))
+    tok, options = fine.tok("bert"), rtd.RtdOptions(max_length=48).predicting()
+    values = [{"text": text} for text in ("one file", "a list of the other files, and more", "no")]
+    data = fine.encoded(rtd.TASK.under(options), "bert", options, values)
+    rows = [data.data[i] for i in range(3)]
+    found = rtd.predict(SimpleNamespace(main=main), fine.batch(data, range(3)), rows, tok, options)
+    for value, answer in zip(values, found, strict=True):
+        ids = tok(value["text"], add_special_tokens=False)["input_ids"]
+        assert answer["tokens"] == tok.convert_ids_to_tokens(ids)
+        assert answer["prediction"] == ["original" if id % 2 else "replaced" for id in ids]
+        assert answer["scores"] == pytest.approx([1 / (1 + np.exp(3 if id % 2 else -3)) for id in ids])
 
 
 def test_the_generators_head_is_computed_at_its_targets_alone(job):
