@@ -402,8 +402,10 @@ def prepare_tokenizer(tokenizer: Any, model_type: str, head: str = "") -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES as WRITING
 
     row = architecture(model_type)
-    if head == "AutoModelForSequenceClassification" and model_type in WRITING:
-        _end_once(tokenizer)  # where these heads look
+    pairs = ("AutoModelForQuestionAnswering", "AutoModelForMultipleChoice")
+    counted = {"AutoModelForSequenceClassification": WRITING, **dict.fromkeys(pairs, ("longformer",))}
+    if model_type in counted.get(head, ()):  # these heads find their way by the ends of the texts
+        _end_once(tokenizer)
     tokenizer.padding_side = row.padding_side
     if row.token_type_ids and "token_type_ids" not in tokenizer.model_input_names:
         tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]

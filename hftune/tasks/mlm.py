@@ -32,7 +32,7 @@ class MlmOptions(Masking):
     next_sentence: Literal["nsp", "sop"] | None = Field(
         None,
         description="rows are pairs of segments, and a second head tells whether the second follows the first "
-        "(nsp: else it is of another document) or the two are in order (sop: else swapped)",
+        "(nsp: else it is of another document, or of elsewhere in a document by itself) or the two are in order (sop: else swapped)",
     )
 
     def predicting(self) -> "MlmOptions":
@@ -48,8 +48,8 @@ def encode(rows: list[Any], tokenizer: Any, options: MlmOptions) -> dict[str, An
     """Documents to rows of at most max_length tokens; no row holds text of two documents, but for nsp's random pairs.
 
     Columns: `input_ids` ragged int32, `word_starts` ragged int8 (1 where a token begins a word) if words are masked
-    whole, `begins`, `bytes` and `words` (see text.document_sizes), and for pairs instead of these `second` int64, where the second segment begins, and `unrelated` int64, 1 if that is of another
-    document.
+    whole, `begins`, `bytes` and `words` (see text.document_sizes), and for pairs instead of these `second` int64, where the second segment begins, and `unrelated` int64, 1 if that is from
+    elsewhere.
     """
     check(tokenizer)
     texts = data.prefixed(rows, "text")
@@ -109,15 +109,23 @@ class Documents:
         first = np.searchsorted(bounds, ids.offsets[np.cumsum([0, *counts])])
         return cls(bounds, first, np.flatnonzero(np.diff(first)))
 
-    def another(self, document: int, rng: np.random.Generator) -> int:
-        """One of the other documents that have sentences."""
-        own, drawn = int(np.searchsorted(self.full, document)), int(rng.integers(len(self.full) - 1))
-        return int(self.full[drawn + (drawn >= own)])
+    def elsewhere(self, document: int, at: int, to: int, rng: np.random.Generator) -> tuple[int, int]:
+        """A sentence of one of the other documents, and the end of that document.
 
-    def until(self, start: int, tokens: int, document: int) -> int:
-        """The sentence before which there are that many tokens from `start` on, or the document's end."""
-        end = np.searchsorted(self.bounds, self.bounds[start] + max(1, tokens))
-        return int(min(end, self.first[document + 1]))
+        A document by itself is two of them, what stands before the sentences `at` to `to` and what stands behind.
+        """
+        if len(self.full) > 1:
+            own, drawn = int(np.searchsorted(self.full, document)), int(rng.integers(len(self.full) - 1))
+            other = int(self.full[drawn + (drawn >= own)])
+            begin, end = (int(n) for n in self.first[other : other + 2])
+            return int(rng.integers(begin, end)), end
+        begin, end = (int(n) for n in self.first[document : document + 2])
+        drawn = int(rng.integers(begin, end - (to - at)))
+        return (drawn, at) if drawn < at else (drawn + to - at, end)
+
+    def until(self, start: int, tokens: int, end: int) -> int:
+        """The sentence before which there are that many tokens from `start` on, at most `end`."""
+        return int(min(np.searchsorted(self.bounds, self.bounds[start] + max(1, tokens)), end))
 
     def pairs(
         self, document: int, room: int, rng: np.random.Generator, *, random: bool
@@ -125,23 +133,23 @@ class Documents:
         """Pairs of segments of a document, each filled with sentences to `room` tokens and cut to it.
 
         Devlin et al. 2019, appendix A.2, with its code: in half of the pairs, where `random` is set, the second segment
-        is of another of the documents; the sentences that it stands for begin the next pair. A sentence that is left
-        alone at the end is cut in two.
+        is of another of the documents (see `elsewhere`); the sentences that it stands for begin the next pair. A sentence
+        that is left alone at the end is cut in two.
 
         Yields:
-            Positions of the tokens of both segments, and 1 if the second is of another document, else 0.
+            Positions of the tokens of both segments, and 1 if the second is from elsewhere, else 0.
         """
-        at, end = (int(n) for n in self.first[document : document + 2])
+        first, end = (int(n) for n in self.first[document : document + 2])
+        at = first
         while at < end:
-            to = self.until(at, room, document)
+            to = self.until(at, room, end)
             cut = at + int(rng.integers(1, max(2, to - at)))
             start, stop = self.bounds[at], self.bounds[to]
             middle = self.bounds[cut] if cut < to else (start + stop) // 2
-            strange = random and len(self.full) > 1 and rng.random() < 0.5
+            strange = random and (len(self.full) > 1 or to - at < end - first) and rng.random() < 0.5
             if strange:
-                other = self.another(document, rng)
-                begin = int(rng.integers(self.first[other], self.first[other + 1]))
-                finish = self.until(begin, room - int(middle - start), other)
+                begin, last = self.elsewhere(document, at, to, rng)
+                finish = self.until(begin, room - int(middle - start), last)
                 second = np.arange(self.bounds[begin], self.bounds[finish])
             else:
                 second = np.arange(middle, stop)

@@ -246,7 +246,7 @@ def test_pairs_are_of_one_document_or_of_two(lengths, kind, whole_word):
         assert second
         assert len(rows[i]["input_ids"]) <= options.max_length
         if all(letters):  # segments of full stops alone tell nothing
-            assert (letters[0] != letters[1]) == bool(rows[i]["unrelated"])
+            assert (letters[0] != letters[1]) == bool(rows[i]["unrelated"]) or sum(map(bool, lengths)) == 1
             assert all(len(one) == 1 for one in letters)
         assert not (kind == "sop" and rows[i]["unrelated"])
         assert rows.has("word_starts") == whole_word
@@ -264,14 +264,14 @@ def numbered(sizes):
 def test_the_second_segment_goes_on_where_the_first_ends(sizes):
     """But for what is cut off to fit; and of a document that is not cut, nothing is lost."""
     text = numbered(sizes)
-    rows, _, tok = pairs([text], max_length=128)
+    rows, _, tok = pairs([text], next_sentence="sop", max_length=128)
     whole = tok(text, add_special_tokens=False)["input_ids"]
     for i in range(len(rows)):
         row, second = rows[i]["input_ids"].tolist(), int(rows[i]["second"])
         place = [
             tok.convert_tokens_to_ids(tok.convert_ids_to_tokens(part)) for part in (row[1 : second - 1], row[second:-1])
         ]
-        assert rows[i]["unrelated"] == 0, "there is no other document"
+        assert rows[i]["unrelated"] == 0
         assert all(part for part in place)
         joined = place[0] + place[1]
         starts = [s for s in range(len(whole)) if whole[s : s + len(place[0])] == place[0]]
@@ -319,6 +319,16 @@ def test_half_of_the_pairs_are_random():
     assert abs(random / len(rows) - 0.5) < 5 * np.sqrt(0.25 / len(rows))
     longest = [len(rows[i]["input_ids"]) for i in range(len(rows))]
     assert np.mean(np.array(longest) == 64) > 0.8, "rows are full"
+
+
+def test_half_of_the_pairs_of_a_document_by_itself_are_random():
+    """None was, so that a model learned from one book, or from books too long to be read together, that all is next."""
+    text = " ".join(row["text"] for row in tiny.lines("docs-text", limit=120))
+    rows, _, _ = pairs([text], max_length=64)
+    random = sum(int(rows[i]["unrelated"]) for i in range(len(rows)))
+    assert abs(random / len(rows) - 0.5) < 5 * np.sqrt(0.25 / len(rows))
+    short, _, _ = pairs([written([3, 4], "a")])
+    assert [short[i]["unrelated"] for i in range(len(short))] == [0], "there is nothing else"
 
 
 def test_sentence_order_swaps_half_of_the_pairs():

@@ -11,7 +11,7 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from hftune import evaluation, heads, shortcuts
+from hftune import evaluation, heads, models, shortcuts
 from hftune.errors import UserError
 from hftune.tasks import qa
 
@@ -200,6 +200,16 @@ def test_what_is_wrong_with_an_answer_is_said(answers, said):
     with pytest.raises(UserError, match=said) as fault:
         fine.encoded(qa.TASK, "bert", options(), [row])
     assert "rows.jsonl:1" in str(fault.value)
+
+
+def test_longformer_finds_its_separators_whatever_the_context_holds():
+    """A context with </s> in it, as in HTML, broke a training off: its head wants three separators in each window."""
+    made = models.prepare_tokenizer(copy.deepcopy(fine.tok("roberta")), "longformer", qa.TASK.head)
+    contexts = ("built by <s>Anna</s> then", "built by Anna")
+    given = fine.rows([{"context": text, "question": "who </s> built it?"} for text in contexts])
+    windows = qa.encode(given, made, qa.QaOptions(max_length=64))
+    assert [ids.tolist().count(made.sep_token_id) for ids in windows["input_ids"]] == [3, 3]
+    assert windows["text"] == list(contexts)
 
 
 def test_questions_without_answer_aim_at_none():
