@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from statistics import median
 from types import FrameType
@@ -78,6 +78,13 @@ def precision(recipe: Train | None) -> str:
         # older GPUs take bf16 too, and compute it by way of float32
         return "bf16" if gpu() and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "no" if asked == "fp32" else asked
+
+
+def arithmetic(recipe: Train) -> AbstractContextManager[Any]:
+    """What a finished run predicts within: the precision that it is measured in, but fp16 on a machine that has it alone."""
+    kind = "no" if recipe.precision == "fp16" and not gpu() else precision(recipe)
+    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast("cuda" if gpu() else "cpu", halves[kind]) if kind in halves else nullcontext()
 
 
 def choose_kernels(asked: str, length: int, kept: dict[str, Any], acc: Any = None) -> dict[str, Any]:

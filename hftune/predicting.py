@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 
-from . import batching, data, evaluation, finished, prepare, store, tokenizer, unpadding
+from . import batching, data, evaluation, finished, machine, prepare, store, tokenizer, unpadding
 from . import recipe as recipes
 from . import subject as subjects
 from . import task as tasks
@@ -150,7 +150,7 @@ def predict(
         batch = found.batch(chosen, [batching.generator(0, 0, int(row), batching.EVALUATION) for row in chosen])
         batch = {k: v.to(model.device) for k, v in batch.items()}
         raw = [{**found.data[int(row)], "row": of_row[row]} for row in chosen]
-        with unpadding.only(model, batch):
+        with machine.arithmetic(prepared.recipe.train), unpadding.only(model, batch):
             given = prepared.task.predict(model, batch, raw, prepared.tokenizer, prepared.options)  # type: ignore[misc]
         for number, source, answer in zip(chosen, raw, given, strict=True):
             answers[int(number)] = {**{k: v for k, v in source.items() if isinstance(v, str)}, **answer}

@@ -4,9 +4,11 @@ import gzip
 import io
 import json
 
+import children
 import pytest
 import test_table
 import tiny
+import torch
 import zoo
 
 from hftune import (
@@ -15,6 +17,7 @@ from hftune import (
     finished,
     generation,
     judging,
+    machine,
     measure,
     models,
     predicting,
@@ -26,6 +29,7 @@ from hftune import (
     task,
 )
 from hftune.errors import UserError
+from hftune.files import read_lines
 from hftune.report import Reporter
 from hftune.schema import Model
 from hftune.tasks import span
@@ -280,6 +284,31 @@ def test_what_two_models_say_of_a_row_does_not_make_it_two_rows(kind, tmp_path, 
     assert found[0] != found[1]
     assert list(map(judging._row, found[0])) == list(map(judging._row, found[1]))
     assert all("reference" in judging._row(line) for line in found[0])
+
+
+def predict_in_bf16(source, folder):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    run.train(recipe.from_dict(source), Reporter(silent=True))
+    made = recipe.load(folder / "run" / "recipe.yaml")
+    found = list(predicting.predict_rows(folder / "run", made, source["data"]["validation"], None))
+    measured = list(read_lines(folder / "run" / "predictions" / "validation.jsonl"))
+    assert len(found) == len(measured) == 20
+    for one, other in zip(found, measured, strict=True):
+        assert one["scores"] == pytest.approx(other["scores"], abs=1e-6)
+
+
+def test_a_run_predicts_in_the_precision_that_it_was_measured_in(tokenizer_folder, tmp_path):
+    """In a child: accelerate keeps the precision for the whole process."""
+    source = tiny.classify(tmp_path, str(tokenizer_folder), precision="bf16", max_steps=12, learning_rate=1e-2)
+    assert children.child(predict_in_bf16, source, tmp_path) == 0
+
+
+def test_a_run_in_fp16_predicts_without_a_gpu_too(monkeypatch):
+    monkeypatch.setattr(machine, "gpu", lambda: False)
+    with machine.arithmetic(schema.Train(precision="fp16")):
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_files_are_read_as_those_of_training_are(tokenizer_folder, tmp_path, monkeypatch):
