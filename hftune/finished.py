@@ -33,9 +33,8 @@ def ready(
     """A finished run that is to predict: its pieces, and its model in eval mode.
 
     Raises:
-        UserError: the run is not finished, its task predicts nothing, or its arithmetic is none of this machine's.
+        UserError: the run is not finished, or its task predicts nothing.
     """
-    machine.precision(recipe.train)
     prepared = _pieces(path, recipe, cast(Options, recipe.task.options).predicting(), reporter, trust_remote_code)
     if prepared.task.predict is None:
         raise UserError(f"the task {recipe.task.name} predicts nothing by itself", where="task.name")

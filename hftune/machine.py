@@ -81,15 +81,10 @@ def precision(recipe: Train | None) -> str:
 
 
 def autocast(recipe: Train, device: torch.device) -> AbstractContextManager[Any]:
-    """The arithmetic of a recipe for a model that no accelerator has: within it as accelerate's Accelerator.autocast.
-
-    Raises:
-        UserError: see `precision`.
-    """
-    name = precision(recipe)
-    if name == "no":
-        return nullcontext()
-    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[name])
+    """What a finished run predicts within: the arithmetic that it is measured in, but fp16 on a GPU alone."""
+    name = "no" if recipe.precision == "fp16" and not gpu() else precision(recipe)
+    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device.type, halves[name]) if name in halves else nullcontext()
 
 
 def choose_kernels(asked: str, length: int, kept: dict[str, Any], acc: Any = None) -> dict[str, Any]:

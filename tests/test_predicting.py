@@ -9,6 +9,7 @@ import fine
 import pytest
 import test_table
 import tiny
+import torch
 import zoo
 
 from hftune import (
@@ -18,6 +19,7 @@ from hftune import (
     finished,
     generation,
     judging,
+    machine,
     measure,
     models,
     predicting,
@@ -309,6 +311,12 @@ def test_what_two_models_say_of_a_row_does_not_make_it_two_rows(kind, tmp_path, 
     assert found[0] != found[1]
     assert list(map(judging._row, found[0])) == list(map(judging._row, found[1]))
     assert all("reference" in judging._row(line) for line in found[0])
+
+
+def test_a_run_in_fp16_predicts_without_a_gpu_too(monkeypatch):
+    monkeypatch.setattr(machine, "gpu", lambda: False)
+    with machine.autocast(schema.Train(precision="fp16"), torch.device("cpu")):
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_files_are_read_as_those_of_training_are(tokenizer_folder, tmp_path, monkeypatch):
