@@ -43,15 +43,19 @@ def _revisions(recipe: Recipe) -> Iterator[UserError]:
     weights = (model.path, model.encoder, model.decoder)
     read = None if block.train else block.path or model.path or model.encoder
     for where, revision, paths in (("model", model.revision, weights), ("tokenizer", block.revision, (read,))):
-        if revision and not any(path and not os.path.exists(os.path.expanduser(path)) for path in paths):
+        if revision and not any(path and not _is_here(path) for path in paths):
             named = ", ".join(filter(None, paths)) or "what is made here"
             message = f"revision is for what comes from the Hub, and {named} does not"
             yield UserError(message, hint="remove it, or name a Hub id", where=f"{where}.revision")
-    distant = {path for path in (model.encoder, model.decoder) if path and not Path(path).expanduser().exists()}
+    distant = {path for path in (model.encoder, model.decoder) if path and not _is_here(path)}
     if model.revision and len(distant) > 1:
         message = f"a revision is of one repository, and {model.encoder} and {model.decoder} are two"
         hint = "remove it, or download that revision of the one and give its folder"
         yield UserError(message, hint=hint, where="model.revision")
+
+
+def _is_here(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))
 
 
 def warnings(recipe: Recipe, task: Task) -> Iterator[str]:
