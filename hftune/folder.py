@@ -292,7 +292,7 @@ class RunFolder:
     def forget_after(self, step: int, unmeasured: bool = False) -> None:
         """Drop the log's lines beyond a step, and that of its evaluation if it is to be measured: a resumed run writes them again."""
         if self.main and (self.path / LOG).exists():
-            lines = (self.path / LOG).read_text(encoding="utf-8").splitlines()
+            lines = (self.path / LOG).read_text(encoding="utf-8").split("\n")  # a label may hold other separators
             kept = [line for line in lines if (entry := _entry(line)) is not None and _is_of(entry, step, unmeasured)]
             aside = self.path / f".{LOG}"
             aside.write_text("".join(line + "\n" for line in kept), encoding="utf-8")

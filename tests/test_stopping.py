@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from hftune import cli, loop, machine, prepare, recipe, run, task
 from hftune.batching import Plan
 from hftune.errors import Interrupted, UserError
+from hftune.folder import RunFolder
 from hftune.report import Reporter
 
 
@@ -402,3 +403,17 @@ def test_words_take_no_prefix():
     row.prefix = "tell: "
     with pytest.raises(UserError, match="a word without a tag"):
         task.load("tag").encode([row], fine.tok("bert"), task.load("tag").options(label_names=("O", "B")))
+
+
+def test_the_log_keeps_what_a_resumed_run_had_written(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in (1, 2):
+        folder.log({"step": step, "loss": 1.0})
+        folder.log({"step": step, "eval_recall[a\u2028b]": 0.5})
+    whole = (tmp_path / "log.jsonl").read_text().split("\n")
+    folder.forget_after(2)
+    assert (tmp_path / "log.jsonl").read_text().split("\n") == whole
+    folder.forget_after(2, unmeasured=True)
+    assert (tmp_path / "log.jsonl").read_text().split("\n") == [*whole[:3], ""]
+    folder.forget_after(1)
+    assert (tmp_path / "log.jsonl").read_text().split("\n") == [*whole[:2], ""]
