@@ -1,5 +1,6 @@
 """The run folder: its lock, its state, and what may be started in it."""
 
+import errno
 import fcntl
 import json
 import os
@@ -11,8 +12,8 @@ import subprocess
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from .safety import without_tokens
 STATE, RECIPE, LOG, METRICS, CHECKPOINTS = "run.json", "recipe.yaml", "log.jsonl", "metrics.json", "checkpoints"
 PAGE = "report.html"
 LOCK = ".lock"  # says who holds the folder
+PREDICTIONS = "predictions"
 MODEL = "model"  # what is being written of it lies in .model, then beside the rest
 MERGED = "merged"  # the plain model that an adapter and its base make
 
@@ -208,8 +210,10 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Remove what a killed process was writing; the state comes first, so that without one there is nothing else of a run."""
-        names = [f".{name}*" for name in (STATE, RECIPE, LOG, METRICS, MODEL, PAGE)]
-        patterns = [*names, "predictions/.*"] if (self.path / STATE).exists() else names[:1]
+        names = [f".{name}*" for name in (STATE, RECIPE, LOG, MODEL)]
+        patterns = names if (self.path / STATE).exists() else names[:1]
+        if len(patterns) > 1 and not _measuring(self.path):
+            patterns = [*patterns, f".{METRICS}*", f".{PAGE}*", f"{PREDICTIONS}/.*"]
         for left in [left for pattern in patterns for left in self.path.glob(pattern)]:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
@@ -302,6 +306,33 @@ class RunFolder:
 def _shown(text: str) -> str:
     """Text of the system's, of which bytes that are no UTF-8 are written out: no JSON can hold them."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def measuring(path: Path) -> Iterator[None]:
+    """Within, an evaluation writes into a folder, and a training that starts there leaves alone what it has begun."""
+    handle = os.open(path / PREDICTIONS, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _measuring(path: Path) -> bool:
+    """Whether an evaluation is writing into a folder."""
+    try:
+        handle = os.open(path / PREDICTIONS, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno == errno.EWOULDBLOCK
+    finally:
+        os.close(handle)
+    return False
 
 
 def _not_for_children(lock: IO[str]) -> None:

@@ -31,7 +31,7 @@ from . import subject as subjects
 from . import task as tasks
 from .errors import UserError, as_given, stop_at
 from .files import read_json, read_lines, write_json
-from .folder import METRICS, RECIPE, tell_age
+from .folder import METRICS, PREDICTIONS, RECIPE, measuring, tell_age
 from .recipe import Recipe, dump
 from .report import Reporter
 from .schema import Model
@@ -84,15 +84,17 @@ def evaluate(
     figures: dict[str, Any] = {}
     with ExitStack() as stack:
         place = subject.place or _scratch(accelerator, stack)
+        if subject.place is not None and accelerator.is_main_process:
+            stack.enter_context(measuring(place))
         for rows, ready in prepared:
             found = _measure(subject, rows, ready, model, accelerator, place, reporter, baseline)
             figures.update({f"{rows.prefix}{name}": figure for name, figure in found.items()})
         accelerator.wait_for_everyone()
-    if subject.place is None:
-        if not subject.plain:
-            reporter.say(f"not kept: {subject.path} holds {WHOLE}; {ELSEWHERE}")
-    elif accelerator.is_main_process:
-        _keep(subject, subject.place, figures, first)
+        if subject.place is None:
+            if not subject.plain:
+                reporter.say(f"not kept: {subject.path} holds {WHOLE}; {ELSEWHERE}")
+        elif accelerator.is_main_process:
+            _keep(subject, subject.place, figures, first)
     return figures
 
 
@@ -120,8 +122,8 @@ def _told_by_model(subject: Subject, reporter: Reporter, trust_remote_code: bool
 
 def _check_writable(place: Path) -> None:
     try:
-        (place / subjects.PREDICTIONS).mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=place / subjects.PREDICTIONS):
+        (place / PREDICTIONS).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=place / PREDICTIONS):
             pass
     except OSError as error:
         raise UserError(f"cannot write to {place}: {error.strerror}", hint=ELSEWHERE) from error
@@ -149,7 +151,7 @@ def _measure(
 ) -> dict[str, Any]:
     """Figures on one set of rows; its predictions go to `place`."""
     found, settings = prepared.rows[rows.split], subject.recipe.eval
-    file = place / subjects.PREDICTIONS / f"{rows.name}.jsonl"
+    file = place / PREDICTIONS / f"{rows.name}.jsonl"
     sample = {k: v.to(accelerator.device) for k, v in found.sample().items()}
     with accelerator.autocast():
         ways = shortcuts.choose(model, sample, prepared.task, prepared.options)
@@ -194,7 +196,7 @@ def _keep(subject: Subject, place: Path, figures: dict[str, Any], prepared: prep
         card.write(place, subject.recipe, prepared.model_type)
     else:
         for name in _splits(before) - _splits(figures):
-            (place / subjects.PREDICTIONS / f"{name}.jsonl").unlink(missing_ok=True)
+            (place / PREDICTIONS / f"{name}.jsonl").unlink(missing_ok=True)
         (place / RECIPE).write_text(dump(prepared.recipe), encoding="utf-8")
     page.write(place)
 

@@ -17,7 +17,6 @@ from .paths import find as find_files
 from .recipe import Recipe
 from .schema import Data, Model, Source, Tokenizer
 
-PREDICTIONS = "predictions"
 TYPED = "-"  # standard input
 SOURCE = "source"  # the word of `hftune predict` that names its rows
 READING = {

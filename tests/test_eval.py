@@ -16,7 +16,7 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from hftune import byrow, card, cli, evaluation, leaks, metrics, models, recipe, subject, tokenizer
+from hftune import byrow, card, cli, evaluation, folder, leaks, metrics, models, recipe, subject, tokenizer
 from hftune import task as tasks
 from hftune.errors import UserError
 from hftune.report import Reporter
@@ -573,6 +573,26 @@ def test_rows_that_do_not_divide_come_back_in_order_from_two_ranks(place, tmp_pa
     rows = [(path / "predictions" / "test.jsonl").read_bytes() for path in (tmp_path / "one", tmp_path / "two")]
     assert rows[0] == rows[1]
     assert [path.name for path in (tmp_path / "two" / "predictions").iterdir()] == ["test.jsonl"]
+
+
+def test_a_training_that_starts_leaves_alone_what_an_evaluation_writes(run, tmp_path, monkeypatch):
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    (own / ".metrics.json.1").touch()
+    (own / "predictions" / ".killed.jsonl.0").touch()
+    ordered = evaluation._in_order
+
+    def start(*args):
+        folder.RunFolder.claim(recipe.load(own / "recipe.yaml", [f"output.dir={own}"])).release()
+        ordered(*args)
+
+    monkeypatch.setattr(evaluation, "_in_order", start)
+    assert figures(own) == figures(run)
+    assert (own / "predictions" / "test.jsonl").read_bytes() == (run / "predictions" / "test.jsonl").read_bytes()
+    monkeypatch.undo()
+    folder.RunFolder.claim(recipe.load(own / "recipe.yaml", [f"output.dir={own}"])).release()
+    left = [path.name for path in own.rglob(".*") if path.name != ".lock"]
+    assert not left, "what a kill left goes when no evaluation is at work"
 
 
 def test_a_fault_on_two_ranks_is_told_in_one_line(place, tmp_path):
