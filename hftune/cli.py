@@ -103,7 +103,14 @@ def finetune(
         str | None, typer.Argument(help="recipe file, or the name of one that comes with hftune", show_default=False)
     ] = None,
     overrides: Overrides = None,
-    task: Annotated[str | None, typer.Option("--task", help="without a recipe: the task", show_default=False)] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            "--task",
+            help="without a recipe: the task, e.g. classify, tag, translate; clm for chat and instructions",
+            show_default=False,
+        ),
+    ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="without a recipe: model folder, run or Hub id", show_default=False)
     ] = None,

@@ -34,9 +34,8 @@ def recipe_source(name: str | None, given: dict[str, str | None], output: str | 
         return name
     missing = [option for option in ("--task", "--model", "--train") if option not in named]
     if missing:
-        raise UserError(
-            f"without a recipe, {', '.join(missing)} must be given", hint="hftune recipes lists recipes to start from"
-        )
+        hint = "hftune recipes lists recipes to start from; the task of chat and instructions is clm"
+        raise UserError(f"without a recipe, {', '.join(missing)} must be given", hint=hint)
     folder = output or "runs/" + "-".join(filter(None, (given["--task"], _named(given["--train"] or ""))))
     validation = {"validation": given["--validation"]} if given["--validation"] else {"validation_fraction": 0.1}
     return {

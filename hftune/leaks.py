@@ -5,7 +5,7 @@ from typing import Any
 
 from . import data
 from . import task as tasks
-from .overlap import N, overlap
+from .overlap import N, overlap, texts_of
 from .recipe import Recipe
 
 LOOK = 100_000_000  # characters of training text that are looked through: about ten seconds
@@ -59,6 +59,6 @@ class _First:
             if self.most is not None and size > self.most:
                 self.cut = True
                 return
-            size += sum(len(row[name]) * (1 if isinstance(row[name], str) else 8) for name in self.columns)
+            size += sum(map(len, texts_of(row, self.columns)))
             self.rows += 1
             yield row

@@ -1,7 +1,7 @@
 """`hftune eval`: a finished run on its test rows, or a plain model on given ones; its figures and where they are kept."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from itertools import islice
@@ -26,6 +26,7 @@ from . import (
     predicting,
     prepare,
     shortcuts,
+    weights,
 )
 from . import subject as subjects
 from . import task as tasks
@@ -112,7 +113,9 @@ def _told_by_model(subject: Subject, reporter: Reporter, trust_remote_code: bool
     """The recipe for a plain model, with what the task reads from the model's configuration; other names of its are told."""
     own = subject.own
     config = models.configuration(own.model, trust_remote_code)
-    options = tasks.load(own.task.name).known(own.task.options, config)
+    task = tasks.load(own.task.name)
+    _check_head(own, config, task.under(own.task.options).head)
+    options = task.known(own.task.options, config)
     names, before = getattr(options, "label_names", None) or (), tasks.labels_of(config)
     if len(names) == len(before) and names != before != tasks.unnamed(len(before)):
         called, taken = models.listed(before), models.listed(names)
@@ -129,14 +132,35 @@ def _check_writable(place: Path) -> None:
         raise UserError(f"cannot write to {place}: {error.strerror}", hint=ELSEWHERE) from error
 
 
+def _check_head(recipe: Recipe, config: Any, head: str) -> None:
+    """That a folder with the model's body has something of its head too: said by the headers of its weights, before a row is
+    read by labels that it does not have. Of a Hub id, and of what is stored by other names, `_check_trained` says it.
+    """
+    path, where = str(recipe.model.path), "model.path"
+    folder = hub.named(path, where)
+    if folder is None or hub.adapter(path):
+        return
+    models.check_head(config, head)
+    shell = models.shell(config, head, recipe.model.attention)
+    held, body = weights.as_named(weights.shapes(folder, where), shell), weights.body(shell)
+    names = {name for name, _ in shell.named_parameters()}
+    outer = {name for name in names if not name.startswith(body)}
+    if outer and not outer & held.keys() and names & held.keys():
+        raise _untrained(path, outer, recipe.task.name)
+
+
 def _check_trained(model: Model, built: models.Built, task: str) -> None:
     """That no weight of the model is new: a figure of random weights says nothing of the model."""
     new = built.new & {name for name, _ in built.model.named_parameters()}
     if new and not hub.adapter(model.path, model.revision):
-        raise UserError(
-            f"{model.path} was not trained for the task {task}: it has no weights for {models.tops(new)}",
-            hint=f"measure a model that was, or train it: hftune finetune --task {task} --model {model.path} --train FILE",
-        )
+        raise _untrained(str(model.path), new, task)
+
+
+def _untrained(path: str, new: Iterable[str], task: str) -> UserError:
+    return UserError(
+        f"{path} was not trained for the task {task}: it has no weights for {models.tops(new)}",
+        hint=f"measure a model that was, or train it: hftune finetune --task {task} --model {path} --train FILE",
+    )
 
 
 def _measure(

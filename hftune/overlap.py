@@ -33,7 +33,7 @@ def overlap(train: Iterable[Any], test: Iterable[Any], text_columns: Sequence[st
 
     def texts() -> Iterator[str]:
         for row in train:
-            parts = list(_texts(row, text_columns))
+            parts = list(texts_of(row, text_columns))
             if (key := _key(parts)) in wanted:
                 equal.add(key)
             yield from parts
@@ -55,7 +55,7 @@ def _of_test(test: Iterable[Any], columns: Sequence[str]) -> tuple[list[bytes], 
 
     def texts() -> Iterator[str]:
         for number, row in enumerate(test):
-            parts = list(_texts(row, columns))
+            parts = list(texts_of(row, columns))
             hashes.append(_key(parts))
             row_of_text.extend([number] * len(parts))
             yield from parts
@@ -67,7 +67,7 @@ def _of_test(test: Iterable[Any], columns: Sequence[str]) -> tuple[list[bytes], 
     return hashes, np.concatenate([grams for grams, _ in pieces]), owners
 
 
-def _texts(row: Any, columns: Sequence[str]) -> Iterator[str]:
+def texts_of(row: Any, columns: Sequence[str]) -> Iterator[str]:
     """The texts of a row."""
     for name in columns:
         yield from _within(row[name])

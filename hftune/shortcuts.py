@@ -108,6 +108,7 @@ def _watched(core: nn.Module, decoder: nn.Module, learned: list[bool]) -> Iterat
     try:
         yield
     finally:
+        torch.set_grad_enabled(False)  # of a call that broke down in between
         for handle in handles:
             handle.remove()
 

@@ -281,7 +281,7 @@ def test_help_says_that_lowercase_takes_marks_away_too():
 def test_options_without_a_recipe_must_be_whole():
     from hftune import commands
 
-    with pytest.raises(UserError, match="--model, --train must be given"):
+    with pytest.raises(UserError, match=r"--model, --train must be given\n.*chat and instructions is clm"):
         commands.recipe_source(
             None, {"--task": "classify", "--model": None, "--train": None, "--validation": None}, None
         )

@@ -525,6 +525,16 @@ def test_a_new_bias_behind_the_head_is_learned(name, head):
     assert float(bias.grad.abs().sum()) > 0
 
 
+def test_a_way_that_breaks_down_leaves_no_gradients_on(monkeypatch):
+    model, batch = zoo.build("bert", zoo.MLM).model, zoo.batch("bert", zoo.MLM)
+    decoder = model.get_output_embeddings()
+    monkeypatch.setattr(model.cls, "forward", lambda hidden: torch.cat([decoder(hidden), hidden]))  # of other shapes
+    with torch.no_grad():
+        with pytest.raises(RuntimeError), shortcuts._watched(model, decoder, []):
+            shortcuts._loss(model, batch, zoo.task(zoo.MLM), None, "full")
+        assert not torch.is_grad_enabled()
+
+
 def test_a_table_that_ids_are_looked_up_in_is_no_head_to_spare():
     """FSMT calls it its output embedding; its logits are a product with its weight."""
     model = zoo.build("bart", zoo.S2S, init="fsmt", config=zoo.SIZE).model

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hftune import leaks
 from hftune import overlap as module
 from hftune.overlap import N, overlap
 
@@ -86,3 +87,10 @@ def test_of_conversations_the_words_are_compared():
     train = [row("yes", "no"), row(f"so it was {long}\nand on")]
     found = overlap(train, [row("maybe"), row("no", f"or\n{long}"), row("yes ", "no")], ["t"])
     assert found == {"rows": 3, "exact": 1, "ngram13": 1}
+
+
+def test_the_look_at_conversations_is_bounded_by_their_text():
+    rows = [{"t": [{"role": "user", "content": "word " * 200}]}] * 50
+    first = leaks._First(rows, ["t"], 10_000)
+    assert len(list(first)) == first.rows == 10
+    assert first.cut
