@@ -188,6 +188,16 @@ def test_a_flag_for_each_label_is_no_list_of_labels(label):
     assert classify.labels(rows([0, 1], [1], ["a", "a"]), options).label_names == ("0", "1", "a")
 
 
+@pytest.mark.parametrize(("more", "names"), [({}, ("a;b", "c")), ({"separator": ";"}, ("a", "b", "c"))])
+def test_labels_in_one_text_stand_between_separators(more, names):
+    given_rows = rows("a;b", "c", "a;b")
+    options = classify.labels(given_rows, classify.ClassifyOptions(kind="multi", **more))
+    assert options.label_names == names
+    first, second, third = classify.encode(given_rows, fine.tok("bert"), options)["target"]
+    assert first.tolist() == third.tolist() == [name != "c" for name in names]
+    assert second.tolist() == [name == "c" for name in names]
+
+
 def test_a_list_written_as_text_is_no_name_of_a_label():
     """As pandas writes a column of lists into a CSV."""
     with pytest.raises(UserError, match="'label' is a list written as text") as fault:

@@ -60,12 +60,15 @@ def test_what_is_masked_and_what_stays(lines, options, seed):
             assert all(token in rest for token in kept), "what is kept stays in its order"
 
 
-def test_rate_and_span_lengths_are_those_of_the_paper():
-    rows = toys.rows_of(denoise.TASK, TOKENIZER, denoise.DenoiseOptions(), [toys.text(range(126))])
+@pytest.mark.parametrize(
+    ("given_options", "rate", "mean"), [({}, 0.3, 3), ({"mask_rate": 0.5, "poisson_lambda": 1.0}, 0.5, 1)]
+)
+def test_rate_and_span_lengths_are_those_of_the_paper_or_of_the_recipe(given_options, rate, mean):
+    rows = toys.rows_of(denoise.TASK, TOKENIZER, denoise.DenoiseOptions(**given_options), [toys.text(range(126))])
     drawn = [unpadded(rows.batch([0], [generator(0, epoch)]), 0)[0] for epoch in range(2000)]
     taken = np.mean([128 - len(row) + row.count(MASK) for row in drawn])
-    assert taken / 126 == pytest.approx(0.3, abs=0.002)
-    assert np.mean([row.count(MASK) for row in drawn]) == pytest.approx(taken / 3, rel=0.06)
+    assert taken / 126 == pytest.approx(rate, abs=0.002)
+    assert np.mean([row.count(MASK) for row in drawn]) == pytest.approx(taken / mean, rel=0.06)
 
 
 @given(texts, st.integers(0, 100))

@@ -63,6 +63,17 @@ def test_the_share_of_targets_and_each_order_are_drawn_as_said():
         assert np.abs(first - 1 / size).max() < 0.08, "any target may be the first"
 
 
+@pytest.mark.parametrize("longest", [1, 3, 8])
+def test_spans_are_as_long_as_the_recipe_says(longest):
+    """At a rate at which they hardly ever meet."""
+    options = plm.PlmOptions(predict_rate=0.01, max_span=longest)
+    place = plm.order_row(np.ones(100_000, bool), options, np.random.default_rng(0))
+    edges = np.flatnonzero(np.diff(place != plm.CONTEXT, prepend=False, append=False))
+    found = np.bincount(edges[1::2] - edges[::2], minlength=longest + 1)
+    law = 1 / np.arange(1, longest + 1)
+    assert found[1 : longest + 1] / found.sum() == pytest.approx(law / law.sum(), abs=0.08)
+
+
 @given(texts, st.integers(0, 100))
 def test_a_row_is_the_same_in_any_batch(lines, seed):
     rows, batch = batch_of(lines, seed=seed)

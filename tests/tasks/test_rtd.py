@@ -182,6 +182,11 @@ def test_the_losses_are_those_of_the_paper(job):
     assert float(found["discriminator"].total) == pytest.approx(50 * float(detected), abs=1e-4)
 
 
+def test_the_discriminator_weighs_as_the_recipe_says():
+    terms = rtd.TASK.under(rtd.RtdOptions(discriminator_weight=7.0)).terms
+    assert {term.name: term.weight for term in terms} == {"generator": 1.0, "discriminator": 7.0}
+
+
 def test_gradients_are_the_same_at_every_split(job):
     prepared, model = job
     found = splits.assert_same(model, prepared.rows["train"], atol=1e-5, rtol=1e-4)  # fifty times as large as elsewhere
