@@ -19,7 +19,9 @@ from .errors import UserError
 GRACE = 30.0  # seconds that ranks have to end once one of them has
 FINAL = {0, 2, 124, 129, 130, 143}  # done, a fault of the user's, stopped: another start would change nothing
 LAUNCHED = "HFTUNE_LAUNCHED"  # of a rank: where it gets the word, see `has_the_word`
-HFTUNE = [sys.executable, "-m", "hftune"]
+# where this process does not look for modules in the current folder, which may hold any evaluate.py, the ranks do not
+SAFE = [] if {"", os.getcwd()} & {*sys.path} else ["-P"]
+HFTUNE = [sys.executable, *SAFE, "-m", "hftune"]
 
 
 def relaunch(processes: int, restarts: int = 0) -> int | None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 
 import children
@@ -190,3 +191,17 @@ def test_the_rank_that_is_left_says_that_the_other_is_gone(tmp_path, tokenizer_f
     source["tokenizer"] = {"path": str(tokenizer_folder)}
     assert kills.start(source, kills.Point("step", nth=3, rank=1), 2) == [1, -signal.SIGKILL]
     assert "Lost: another rank is gone; step-2 is kept" in capfd.readouterr().err
+
+
+def test_ranks_find_the_modules_that_the_command_finds(tmp_path):
+    """An installed hftune does not look in the current folder, whose evaluate.py or datasets.py its ranks took for the library."""
+    (tmp_path / "typer.py").write_text("raise RuntimeError('this is no module of hftune')")
+    (tmp_path / "bin").mkdir()
+    script = (
+        "import subprocess, sys; from hftune import launch; sys.exit(subprocess.call([*launch.HFTUNE, '--version']))"
+    )
+    (tmp_path / "bin" / "hftune").write_text(script)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "bin" / "hftune"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.split()[:1]) == (0, ["hftune"]), done.stderr
