@@ -71,8 +71,7 @@ def encode_batch(
         if backend is None:
             found = _slow(tokenizer, texts, word_starts)
         else:
-            backend.no_truncation()  # left behind by other calls, or baked into tokenizer.json
-            backend.no_padding()
+            _settled(tokenizer)
             memo = _memo(tokenizer, backend, word_starts)
             found = _join([memo.encode(block) for block in _blocks(texts)])
     except (UnicodeEncodeError, TypeError) as error:
@@ -93,13 +92,20 @@ def encode_offsets(tokenizer: Any, texts: Sequence[str]) -> tuple[Ragged, Ragged
     Raises:
         UserError: a tokenizer without offsets.
     """
-    backend = with_offsets(tokenizer).backend_tokenizer
-    backend.no_truncation()
-    backend.no_padding()
+    backend = _settled(with_offsets(tokenizer))
     encodings = backend.encode_batch(list(texts), add_special_tokens=False)
     ids = _ragged([encoding.ids for encoding in encodings])
     places = spans(encodings).astype(np.int32)
     return ids, Ragged(places[:, 0], ids.offsets), Ragged(places[:, 1], ids.offsets)
+
+
+def _settled(tokenizer: Any) -> Any:
+    """A tokenizer's Rust side as its own settings have it: other calls leave theirs behind, and tokenizer.json may hold some."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend
 
 
 def with_offsets(tokenizer: Any) -> Any:

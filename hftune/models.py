@@ -406,6 +406,8 @@ def prepare_tokenizer(tokenizer: Any, model_type: str, head: str = "") -> Any:
     counted = {"AutoModelForSequenceClassification": WRITING, **dict.fromkeys(pairs, ("longformer",))}
     if model_type in counted.get(head, ()):  # these heads find their way by the ends of the texts
         _end_once(tokenizer)
+    elif any(model_type in types for types in counted.values()):
+        tokenizer.split_special_tokens = False  # that of a run with such a head is to know masks and sentinels again
     tokenizer.padding_side = row.padding_side
     if row.token_type_ids and "token_type_ids" not in tokenizer.model_input_names:
         tokenizer.model_input_names = [*tokenizer.model_input_names, "token_type_ids"]

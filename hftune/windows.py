@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .encoding import with_offsets
+from .words import joins
 
 Positions = npt.NDArray[np.int64]
 
@@ -23,8 +24,9 @@ class Window:
         ids: int32 [T], special tokens and, of a pair, the first text included.
         types: int8 [T] token types, None where the tokenizer gives none.
         stop: position behind the last token of the text.
-        spans: int64 [T, 2], the characters of the text (from, to) that each token stands for, without white space;
-            (0, 0) for a token that stands for none of it.
+        spans: int64 [T, 2], the characters of the text (from, to) that each token stands for, without white space and with
+            the marks behind them (accents, vowel signs) that the tokenizer leaves out; (0, 0) for a token that stands for
+            none of it.
     """
 
     row: int
@@ -71,9 +73,10 @@ def windows(
         begins, ends = (not 0 <= near < len(order) or rows[order[near]] != rows[i] for near in (at - 1, at + 1))
         if begins:
             solid = np.flatnonzero([not char.isspace() for char in texts[rows[i]]])
+            unmarked = _unmarked(texts[rows[i]])
         own = np.array([part == len(pair) - 1 for part in found.sequence_ids(i)], bool)
         offsets = np.array(found["offset_mapping"][i], np.int64).reshape(-1, 2)
-        spans = _trimmed(solid, np.where(own[:, None], offsets, 0))
+        spans = _with_marks(unmarked, _trimmed(solid, np.where(own[:, None], offsets, 0)))
         types = np.array(found["token_type_ids"][i], np.int8) if "token_type_ids" in found else None
         ids = np.array(found["input_ids"][i], np.int32)
         if not len(ids):  # an empty text, and a tokenizer without special tokens
@@ -93,4 +96,28 @@ def _trimmed(solid: Positions, spans: Positions) -> Positions:
     some = first <= last
     out = np.zeros_like(spans)
     out[some, 0], out[some, 1] = solid[first[some]], solid[last[some]] + 1
+    return out
+
+
+def _unmarked(text: str) -> Positions:
+    """For each place of a text, its end included, the first from there on where no combining mark stands."""
+    _, marks = joins()
+    there = np.append(marks[np.frombuffer(text.encode("utf-32-le"), np.uint32)], False)
+    places = np.where(there, len(there), np.arange(len(there)))
+    found: Positions = np.minimum.accumulate(places[::-1])[::-1]
+    return found
+
+
+def _with_marks(unmarked: Positions, spans: Positions) -> Positions:
+    """The spans with the marks behind each that are in no other token.
+
+    Args:
+        unmarked: see `_unmarked`.
+        spans: from and to; (0, 0) for no text.
+    """
+    some = spans[:, 1] > 0
+    begins = np.append(np.sort(spans[some, 0]), len(unmarked) - 1)
+    ends = spans[some, 1]
+    out = spans.copy()
+    out[some, 1] = np.minimum(unmarked[ends], begins[np.searchsorted(begins[:-1], ends)])
     return out

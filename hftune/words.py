@@ -20,7 +20,7 @@ UNSPACED = np.array([0x0E00, 0x0F00, 0x1000, 0x10A0, 0x1780, 0x1800, 0x3040, 0xA
 
 
 @cache
-def _joins() -> tuple[Array, Array]:
+def joins() -> tuple[Array, Array]:
     """Tables bool [code points]: letters and digits; marks that go on with a letter's word, and joiners within one."""
     kinds = np.zeros(0x110000, "U1")
     for code in chain(range(0x20000), range(0xE0100, 0xE01F0)):
@@ -54,7 +54,7 @@ def starts(encodings: Any, texts: list[str], ids: Ragged, nowords: list[int]) ->
     begins &= ~behind_space | (_is_white(before) & (before != SPACE))
     # tokens that overlap are parts of one character; those of no width were a space, and lie before the next one
     begins = ~same | (begins & (start >= last_end) & (start < end))
-    letter, mark = _joins()
+    letter, mark = joins()
     # a mark that is in no token was taken away before words were looked for
     joined = ((mark[char] & ~_is_white(before)) | (mark[before] & letter[char])) & (start <= last_end)
     begins &= ~joined | unspaced[0] | unspaced[1]

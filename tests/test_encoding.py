@@ -288,6 +288,15 @@ def test_truncation_of_an_earlier_call_is_not_in_force():
     assert len(encode_batch(tokenizer, ["the the the the"])[0]) == 4
 
 
+def test_special_tokens_that_an_earlier_call_split_are_known_again():
+    """Whether text held special tokens depended on what the tokenizer had been asked before."""
+    tokenizer, texts = pipeline_of("wordpiece bert"), ["the [MASK]"]
+    wanted = rows(encode_batch(tokenizer, texts))
+    for encode in (encode_batch, lambda *given: encode_offsets(*given)[0]):
+        assert tokenizer(texts, split_special_tokens=True, add_special_tokens=False)["input_ids"] != wanted
+        assert rows(encode(tokenizer, texts)) == wanted
+
+
 def test_tokenizer_without_a_rust_side():
     tokenizer = ByT5Tokenizer()
     texts = ["héllo wörld", "", "x</s>y"]

@@ -11,6 +11,7 @@ from transformers import CanineTokenizer
 
 from hftune.errors import UserError
 from hftune.text import frame
+from hftune.vocabulary import train
 from hftune.windows import windows
 
 texts = st.lists(st.text("abcdefghij .,\n(é日", max_size=200), min_size=1, max_size=4)
@@ -55,6 +56,19 @@ def test_every_character_but_white_space_is_in_a_window(kind, lines, length, str
             seen[window.row] |= set(range(a, b))
     for text, some in zip(lines, seen, strict=True):
         assert {i for i, char in enumerate(text) if not char.isspace()} <= some
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_marks_that_are_folded_away_belong_to_the_letter_before(kind):
+    """An answer ended before its last vowel sign or accent, and a right one was counted as wrong."""
+    words = ["cafe\u0301", "हिन्दी", "मैं", "שָׁלוֹם", "العَرَبِيَّةُ", "plain", "❤\ufe0f"]
+    made = train([" ".join(words)] * 3, kind, 700, lowercase=True, model_type="bert")
+    text = " ".join(words)
+    for length in (64, 16):  # in one window, and in several
+        seen = {
+            tuple(map(int, span)) for window in windows(made, [text], length, 0) for span in window.spans if span[1]
+        }
+        assert sorted(i for a, b in seen for i in range(a, b)) == [i for i, char in enumerate(text) if char != " "]
 
 
 @given(kinds, texts)
