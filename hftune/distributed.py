@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
-# of an error that has no type of its own: the host's memory, and what a GPU takes besides tensors
-SAID = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# of an error that has no type of its own: the host's memory, and what a GPU's driver and libraries take besides tensors
+SAID = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
 PIECE = 2**23  # numbers sent at once: their copy is small, and the calls are few
 
 

@@ -38,6 +38,24 @@ NO_MEMORY = [
 ]
 
 
+def test_memory_that_ran_out_is_known_by_what_any_library_says():
+    """cuDNN, cuFFT, kernels that torch.compile made, segments that grow."""
+    for said in (
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "cuFFT error: CUFFT_ALLOC_FAILED",
+        "Triton Error [CUDA]: out of memory",
+        "CUDA driver error: out of memory",
+    ):
+        assert distributed.memory_ran_out(RuntimeError(said))
+    for said in (
+        "CUDA error: device-side assert triggered",
+        "out of resource: shared memory",
+        "CUDNN_STATUS_BAD_PARAM",
+    ):
+        assert not distributed.memory_ran_out(RuntimeError(said))
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, tokenizer_folder):
     """Encoded rows, and a model without dropout: how rows are cut must not matter."""
