@@ -10,7 +10,6 @@ import subprocess
 import time
 import warnings
 import weakref
-from types import SimpleNamespace
 
 import children
 import kills
@@ -18,7 +17,6 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from hftune import breakdown, checkpoint, distributed, heads, loop, machine, optim, prepare, recipe, shortcuts
@@ -288,9 +286,12 @@ def test_gradients_add_up_over_ranks_which_begin_alike():
     assert children.ranks(2, sum_up) == [0, 0]
 
 
-def test_a_model_in_parts_is_refused():
-    with pytest.raises(UserError, match="FSDP cuts a model up"):
-        distributed.check(SimpleNamespace(distributed_type=DistributedType.FSDP))
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_a_model_in_parts_is_refused(kind, monkeypatch):
+    """On a processor too, where accelerate knows of none of them, and before it looks for their packages."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(UserError, match=f"{kind} cuts a model up"):
+        machine.accelerator()
 
 
 def half_precision(scale):
