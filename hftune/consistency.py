@@ -33,8 +33,17 @@ def check(recipe: Recipe, task: Task) -> list[UserError]:
     options = recipe.task.options
     return [
         *_metrics(recipe, task), *best(recipe, task), *views(recipe, task, options), *smoothing(recipe, task, options),
-        *_revisions(recipe),
+        *_revisions(recipe), *_attention(recipe),
     ]  # fmt: skip
+
+
+def _attention(recipe: Recipe) -> Iterator[UserError]:
+    """That there is such an attention in the precision that is asked for."""
+    kind = recipe.model.attention
+    if kind.startswith("flash") and recipe.train.precision == "fp32":
+        message = f"{kind} computes in half precision alone, and train.precision is fp32"
+        hint = "set train.precision: bf16, or model.attention: sdpa"
+        yield UserError(message, hint=hint, where="model.attention")
 
 
 def _revisions(recipe: Recipe) -> Iterator[UserError]:

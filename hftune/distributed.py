@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from .errors import UserError
 
-# of an error that has no type of its own: the host's memory, and what a GPU takes besides tensors
-SAID = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# of an error that has no type of its own: the host's memory, and what a GPU's driver and libraries take besides tensors
+SAID = ("can't allocate memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
 PIECE = 2**23  # numbers sent at once: their copy is small, and the calls are few
 
 
@@ -30,18 +30,20 @@ def memory_ran_out(error: BaseException) -> bool:
     return said or isinstance(error, (NoMemory, torch.OutOfMemoryError, MemoryError))
 
 
-def check(accelerator: Any) -> None:
-    """Refuse what an accelerate configuration may ask for and this loop does not do.
+def check() -> None:
+    """Refuse what an accelerate configuration may ask for, by the environment, and this loop does not do.
 
     Raises:
         UserError: the model is to be cut up over ranks.
     """
-    kind = str(accelerator.distributed_type.value)
-    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise UserError(
-            f"{kind} cuts a model up over processes, and hftune trains a whole copy on each",
-            hint="start with hftune ... --processes N, with torchrun, or with an accelerate configuration without it",
-        )
+    from accelerate.utils import parse_flag_from_env
+
+    for kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{kind}"):
+            raise UserError(
+                f"{kind} cuts a model up over processes, and hftune trains a whole copy on each",
+                hint="start with hftune ... --processes N, with torchrun, or with an accelerate configuration without it",
+            )
 
 
 @torch.no_grad()

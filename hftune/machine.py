@@ -34,6 +34,7 @@ def accelerator(recipe: Train | None = None) -> Any:
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import GradientAccumulationPlugin
 
+    distributed.check()
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if gpu() and here > torch.cuda.device_count():  # which NCCL would refuse later, in many lines
@@ -54,7 +55,6 @@ def accelerator(recipe: Train | None = None) -> Any:
             f"{wanted} processes were asked for, {made.num_processes} came together",
             hint="start with hftune ... --processes N",
         )
-    distributed.check(made)
     return made
 
 

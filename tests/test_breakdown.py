@@ -12,7 +12,6 @@ import time
 import warnings
 import weakref
 from pathlib import Path
-from types import SimpleNamespace
 
 import children
 import kills
@@ -20,7 +19,6 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from hftune import breakdown, checkpoint, distributed, heads, loop, machine, optim, prepare, recipe, shortcuts
@@ -40,6 +38,24 @@ NO_MEMORY = [
         "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported at some other API call"
     ),
 ]
+
+
+def test_memory_that_ran_out_is_known_by_what_any_library_says():
+    """cuDNN, cuFFT, kernels that torch.compile made, segments that grow."""
+    for said in (
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "cuFFT error: CUFFT_ALLOC_FAILED",
+        "Triton Error [CUDA]: out of memory",
+        "CUDA driver error: out of memory",
+    ):
+        assert distributed.memory_ran_out(RuntimeError(said))
+    for said in (
+        "CUDA error: device-side assert triggered",
+        "out of resource: shared memory",
+        "CUDNN_STATUS_BAD_PARAM",
+    ):
+        assert not distributed.memory_ran_out(RuntimeError(said))
 
 
 @pytest.fixture(scope="module")
@@ -274,9 +290,12 @@ def test_gradients_add_up_over_ranks_which_begin_alike():
     assert children.ranks(2, sum_up) == [0, 0]
 
 
-def test_a_model_in_parts_is_refused():
-    with pytest.raises(UserError, match="FSDP cuts a model up"):
-        distributed.check(SimpleNamespace(distributed_type=DistributedType.FSDP))
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+def test_a_model_in_parts_is_refused(kind, monkeypatch):
+    """On a processor too, where accelerate knows of none of them, and before it looks for their packages."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")
+    with pytest.raises(UserError, match=f"{kind} cuts a model up"):
+        machine.accelerator()
 
 
 def half_precision(scale):

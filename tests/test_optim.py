@@ -19,6 +19,7 @@ from transformers import BertConfig, TrainingArguments
 from hftune import (
     checking,
     checkpoint,
+    consistency,
     effect,
     features,
     heads,
@@ -29,6 +30,7 @@ from hftune import (
     optim,
     recipe,
     run,
+    task,
     tokenizer,
 )
 from hftune.errors import UserError
@@ -652,6 +654,18 @@ def test_half_precision_is_chosen_where_a_gpu_has_it_and_not_where_it_is_imitate
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: own or including_emulation)
     assert machine.precision(Train()) == chosen
     assert machine.precision(Train(precision="bf16")) == "bf16", "who asks for it gets it"
+
+
+def test_an_attention_that_has_no_float32_is_refused_in_float32_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "build", None)
+    made = {**tiny.mlm(tmp_path, precision="fp32"), "model": {**tiny.MODEL, "attention": "flash_attention_2"}}
+    words = r"model\.attention: flash_attention_2 computes in half precision(.|\n)*precision: bf16"
+    with pytest.raises(UserError, match=words):
+        checking.check(recipe.from_dict(made))
+    with pytest.raises(UserError, match=words):
+        children.train(made)
+    made["train"]["precision"] = "bf16"
+    assert not list(consistency.check(recipe.from_dict(made), task.load("mlm")))
 
 
 def test_a_gpu_that_is_to_be_left_alone_is_not_computed_for(monkeypatch):
