@@ -19,9 +19,6 @@ from .errors import UserError
 GRACE = 30.0  # seconds that ranks have to end once one of them has
 FINAL = {0, 2, 124, 129, 130, 143}  # done, a fault of the user's, stopped: another start would change nothing
 LAUNCHED = "HFTUNE_LAUNCHED"  # of a rank: where it gets the word, see `has_the_word`
-# where this process does not look for modules in the current folder, which may hold any evaluate.py, the ranks do not
-SAFE = [] if {"", os.getcwd()} & {*sys.path} else ["-P"]
-HFTUNE = [sys.executable, *SAFE, "-m", "hftune"]
 
 
 def relaunch(processes: int, restarts: int = 0) -> int | None:
@@ -45,7 +42,7 @@ def relaunch(processes: int, restarts: int = 0) -> int | None:
         return None
     if processes < 1:
         raise UserError(f"{processes} processes", hint="give 1 or more", where="--processes")
-    command = [*HFTUNE, *sys.argv[1:]]
+    command = [*hftune(), *sys.argv[1:]]
     for left in range(restarts, -1, -1):
         group = Group(processes, command)
         status = group.wait()
@@ -54,6 +51,12 @@ def relaunch(processes: int, restarts: int = 0) -> int | None:
         sys.stderr.write(f"starting again from the last checkpoint; {left - 1} restarts are left\n")
         command = [word for word in command if word != "--fresh"]  # that was meant once
     return status
+
+
+def hftune() -> list[str]:
+    """The command of a rank: where this process looks for no modules in the current folder, which may hold any evaluate.py, it does not."""
+    here = {"", os.getcwd()} & {*sys.path}
+    return [sys.executable, *([] if here else ["-P"]), "-m", "hftune"]
 
 
 def heeded() -> list[signal.Signals]:

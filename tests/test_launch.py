@@ -116,7 +116,7 @@ def test_a_fault_is_told_once_by_whichever_rank_finds_it_first(late, kind, statu
 
 
 def relaunch(script, monkeypatch, processes=1, restarts=2, words=()):
-    monkeypatch.setattr(launch, "HFTUNE", [sys.executable, "-c", script])
+    monkeypatch.setattr(launch, "hftune", lambda: [sys.executable, "-c", script])
     monkeypatch.setattr(sys, "argv", ["hftune", *map(str, words)])
     return launch.relaunch(processes, restarts)
 
@@ -198,7 +198,7 @@ def test_ranks_find_the_modules_that_the_command_finds(tmp_path):
     (tmp_path / "typer.py").write_text("raise RuntimeError('this is no module of hftune')")
     (tmp_path / "bin").mkdir()
     script = (
-        "import subprocess, sys; from hftune import launch; sys.exit(subprocess.call([*launch.HFTUNE, '--version']))"
+        "import subprocess, sys; from hftune import launch; sys.exit(subprocess.call([*launch.hftune(), '--version']))"
     )
     (tmp_path / "bin" / "hftune").write_text(script)
     done = subprocess.run(
