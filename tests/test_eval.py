@@ -293,7 +293,7 @@ def test_further_figures_stand_beside_those_that_a_run_shares(words, run):
     assert json.loads((run / "metrics.json").read_text()).keys() >= before.keys()
 
 
-def test_intervals_have_the_confidence_that_was_asked_for(run, place, tmp_path):
+def test_intervals_have_the_confidence_that_was_asked_for_if_any_were(run, place, tmp_path):
     """Of losses, of answers and of documents; a baseline's too."""
     for asked in (
         (run, "--baseline"),
@@ -306,6 +306,8 @@ def test_intervals_have_the_confidence_that_was_asked_for(run, place, tmp_path):
                 for part in (figure, figure.get("baseline", {})):
                     if part.get("low") is not None:
                         found.setdefault(name, []).append(part["high"] - part["low"])
+        without = figures(*asked, "--output", tmp_path / "none", "eval.resamples=0")
+        assert all(figure.get("low") is None for figure in without.values())
         assert {"loss", "accuracy" if asked[0] == run else "bits_per_byte"} <= found.keys()
         for name, widths in found.items():
             half = len(widths) // 2
