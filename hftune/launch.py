@@ -143,7 +143,8 @@ class Group:
         if code < 0:
             sys.stderr.write(
                 f"error: rank {rank} was killed by {signal.Signals(-code).name}\n  hint: if memory ran out, a smaller "
-                "train.micro_batch_tokens needs less; the same command resumes from the last checkpoint\n"
+                "train.micro_batch_tokens, or eval.batch_tokens where it is measured, needs less; the same command begins "
+                "again, a training from its last checkpoint\n"
             )
 
 

@@ -89,6 +89,7 @@ def test_a_dead_rank_ends_the_others_with_one_line(capfd, monkeypatch):
     said = capfd.readouterr().err
     assert said.startswith("error: rank 1 was killed by SIGKILL\n  hint: if memory ran out, ")
     assert said.count("error:") == 1
+    assert "eval.batch_tokens where it is measured" in said, "hftune eval has ranks too, and no checkpoint"
 
 
 def test_the_status_is_that_of_the_ranks():
