@@ -415,12 +415,6 @@ class Train(Block):
         "stop", description="what to do when a loss or gradient is not finite"
     )
 
-    @model_validator(mode="after")
-    def _best_needs_equal_rhythm(self) -> "Train":
-        if self.save_steps and self.eval_steps and self.load_best_model_at_end and self.save_steps % self.eval_steps:
-            raise ValueError("load_best_model_at_end needs save_steps to be a multiple of eval_steps")
-        return self
-
 
 class Eval(Block):
     """How the model is measured."""

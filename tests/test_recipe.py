@@ -19,6 +19,12 @@ class FillOptions(task.Options):
     mask_rate: Annotated[float, Field(ge=0, le=1)] = 0.15
     whole_word: bool = False
 
+    @model_validator(mode="after")
+    def _words(self) -> "FillOptions":
+        if self.whole_word and not self.mask_rate:
+            raise ValueError("whole_word needs a mask_rate")
+        return self
+
 
 class SortOptions(task.Options):
     max_length: Annotated[int, Field(ge=8)] = 256
@@ -290,14 +296,13 @@ def test_each_fault_has_its_place_and_a_hint(here, text, overrides, where, messa
 
 
 def test_keys_that_contradict_each_other_are_told_where_the_last_was_said(here):
-    said = "load_best_model_at_end needs save_steps"
-    best = SMALL + "train: {load_best_model_at_end: true, save_steps: 4, eval_steps: 2}\n"
-    assert read(best).train.eval_steps == 2
-    (fault,) = faults_of(best, "train.eval_steps=3", "train.seed=1")
-    assert said in fault.message
-    assert fault.where == "command line: train.eval_steps=3"
-    (fault,) = faults_of(best.replace("eval_steps: 2", "eval_steps: 3"), "train.seed=1")
-    assert fault.where == f"{NAME}:{best.count(chr(10))}:1", "no key that it names was said later than the block"
+    made = SMALL.replace("task: fill", "task: {name: fill, whole_word: true, mask_rate: 0.1}")
+    assert read(made).task.options.mask_rate == 0.1
+    (fault,) = faults_of(made, "task.mask_rate=0", "train.seed=1")
+    assert "whole_word needs a mask_rate" in fault.message
+    assert fault.where == "command line: task.mask_rate=0"
+    (fault,) = faults_of(made.replace("0.1", "0"), "train.seed=1")
+    assert fault.where == f"{NAME}:1:1", "no key that it names was said later than the block"
 
 
 def test_all_faults_come_at_once_in_the_order_of_the_file(here):
