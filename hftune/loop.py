@@ -243,6 +243,7 @@ class Job:
             batch_size=None,
             sampler=range(start, self.total),  # type: ignore[arg-type]
             num_workers=self.workers,
+            multiprocessing_context="fork" if self.workers else None,  # Python 3.14 would pickle rows and task
             collate_fn=_as_is,  # type: ignore[arg-type]
             generator=torch.Generator(),  # a loader without one draws from the global stream
             pin_memory=self.accelerator.device.type == "cuda",

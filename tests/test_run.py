@@ -566,3 +566,17 @@ def test_labels_that_changed_end_a_run_that_is_resumed_whatever_is_allowed(other
 
     for allow in ([], ["data.train", "data.validation"]):
         assert children.child(work, allow) == 0
+
+
+def with_workers(source, start):
+    import multiprocessing
+
+    multiprocessing.set_start_method(start, force=True)
+    children.train(source)
+
+
+def test_workers_are_forked_whatever_python_would_do(tmp_path, tokenizer_folder):
+    """From 3.14 on it would send them the rows and the task, which cannot be sent: a traceback at the first step."""
+    source = tiny.classify(tmp_path, str(tokenizer_folder), max_steps=2)
+    source["data"]["num_workers"] = 1
+    assert children.child(with_workers, source, "forkserver") == 0
