@@ -181,6 +181,8 @@ class Run:
         }
         base = {"base": adapters.content_of_base(self.core, own)} if self.recipe.peft else {}
         self._resume()
+        if self._finished():
+            return read_json(self.folder.path / METRICS)
         schedule = optim.schedule(optimizer.optimizer, train, self.total)
         _advance(schedule, self.progress.step)
         budget = machine.micro_batch_tokens(train.micro_batch_tokens)
@@ -218,11 +220,14 @@ class Run:
             return self._finish()
 
     def _finished(self) -> bool:
-        if self.folder.state.get("state") != "finished" or self.folder.state.get("step", 0) < self.total:
+        """Whether the run has all its steps, or, which its progress tells, stopped early: it stays as it is."""
+        whole, early = self.folder.state.get("step", 0) >= self.total, self._enough(self.progress)
+        if self.folder.state.get("state") != "finished" or not (whole or early):
             return False
+        more = "train.max_steps or train.num_train_epochs" if whole else "train.early_stopping_patience"
         self.reporter.say(
-            f"{self.folder.path} is finished ({self.folder.state['step']} steps): to train it further raise train.max_steps or "
-            "train.num_train_epochs; for other settings choose another output.dir, or start over with --fresh"
+            f"{self.folder.path} is finished ({self.folder.state['step']} steps): to train it further raise {more}; for other "
+            "settings choose another output.dir, or start over with --fresh"
         )
         return True
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import children
@@ -60,6 +61,27 @@ def test_an_extended_run_that_was_stopped_says_whose_weights_it_has(tmp_path, to
     assert children.child(children.train, source) == 0
     assert not [command for command in words if "not finished since" in said(command)]
     assert "9 steps" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_a_run_that_stopped_early_is_finished_until_its_patience_is_raised(tmp_path, tokenizer_folder):
+    source = tiny.classify(
+        tmp_path, str(tokenizer_folder), max_steps=9, eval_steps=1, early_stopping_patience=1, save_steps=1,
+        metric_for_best_model="accuracy", learning_rate=1e-12,
+    )  # fmt: skip
+    assert children.child(children.train, source) == 0
+    assert told(tmp_path)[1]["step"] == 2
+    (tmp_path / "run" / "predictions" / "test.jsonl").write_text("as hftune eval wrote it")
+
+    def content():
+        files = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path.name != ".lock"]
+        return {path: path.read_bytes() for path in files}
+
+    before = content()
+    assert children.child(children.train, source) == 0
+    assert content() == before
+    source["train"]["early_stopping_patience"] = 2
+    assert children.child(partial(children.train, allow=["train.early_stopping_patience"]), source) == 0
+    assert told(tmp_path)[1]["step"] == 3
 
 
 def test_figures_of_the_first_rows_say_so(tmp_path, tokenizer_folder):
