@@ -12,11 +12,11 @@ import torch
 
 from . import byrow, heads, language, loop, metrics
 from .files import read_lines
-from .loop import Rows
 from .metrics import intervals as resampling
 from .metrics.base import plain
 from .schema import Eval
 from .shortcuts import Shortcuts
+from .steps import Rows
 from .task import Task
 
 Columns = tuple[list[Any], list[Any], list[Any] | None]  # predictions, references and class scores, one a row

@@ -10,7 +10,7 @@ import numpy as np
 
 from . import batching
 from .language import first_rows
-from .loop import Rows
+from .steps import Rows
 from .task import IGNORE
 
 PRESET = 9  # of xz

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from . import prepare
-from .loop import Steps
 from .machine import micro_batch_tokens
 from .recipe import Recipe
 from .report import Reporter
 from .run import make_plan
+from .steps import Steps
 from .task import IGNORE
 
 # The letters by which byte-level vocabularies spell bytes (Radford et al. 2019): a byte that can be seen by its own letter

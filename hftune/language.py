@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from . import loop, metrics
-from .loop import Rows
 from .schema import Eval
 from .shortcuts import Shortcuts
+from .steps import Rows
 from .task import OF_TEXT
 
 SHOWN = 48  # tokens by which a person knows a document again

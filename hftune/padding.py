@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from .architectures import ARCHITECTURES
 from .batching import generator
 from .heads import Criterion, losses, unwrap
-from .loop import Rows
 from .packing import exactly
 from .shortcuts import Shortcuts
+from .steps import Rows
 
 PARTS = (0, 0.25, 0.5, 1)  # which rows are tried, by their place in the order of their lengths
 NOISE = 1e3

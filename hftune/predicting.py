@@ -15,10 +15,10 @@ from . import task as tasks
 from .clean import Cleaner
 from .errors import UserError, as_given
 from .files import typed_lines
-from .loop import Rows
 from .recipe import Recipe
 from .report import SILENT, Reporter
 from .schema import Clean, Data
+from .steps import Rows
 from .task import Options, Task
 
 BATCH = 512  # rows that are read ahead, to sort them by length; fewer long ones

@@ -282,7 +282,7 @@ def _try_rows(
 ) -> int:
     """Encode a sample, and put some of it into a batch; `reader.report` says what became of the rows."""
     from .batching import EVALUATION, generator
-    from .loop import Rows
+    from .steps import Rows
 
     if not seen.sample:
         return 0

@@ -21,10 +21,10 @@ from . import task as tasks
 from .architectures import DECODER
 from .configs import decoder_only
 from .errors import UserError, stop_at
-from .loop import Rows
 from .recipe import Recipe
 from .report import Reporter
 from .schema import Model, Tokenizer
+from .steps import Rows
 from .task import Task
 
 TOKENIZER = "tokenizer.json"

@@ -44,9 +44,10 @@ from .batching import Plan, evaluation_batches, generator
 from .errors import Interrupted, UserError, stop_at
 from .files import read_json, sync, write_json
 from .folder import METRICS, MODEL, RunFolder, tell_age, versions
-from .loop import Job, Progress, Steps
+from .loop import Job, Progress
 from .recipe import Recipe
 from .report import Reporter, duration, fixed
+from .steps import Rows, Steps
 
 SHOWN = "predictions/.validation.jsonl"  # under its own name when the run has finished
 SPIKE = 2.0  # a loss this many times the median of the lines before is worth a warning
@@ -543,7 +544,7 @@ class Run:
         shutil.rmtree(aside)
 
 
-def make_plan(recipe: Recipe, rows: loop.Rows) -> Plan:
+def make_plan(recipe: Recipe, rows: Rows) -> Plan:
     """The batch plan of a recipe."""
     train = recipe.train
     repeats = None

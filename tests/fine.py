@@ -6,7 +6,7 @@ from typing import Any
 import tiny
 from hypothesis import strategies as st
 
-from hftune import loop, predicting, recipe, store, tokenizer
+from hftune import predicting, recipe, steps, store, tokenizer
 from hftune.batching import generator
 from hftune.data import Row
 
@@ -58,13 +58,13 @@ def rows(values: list[dict[str, Any]]) -> list[Row]:
     return found
 
 
-def encoded(task: Any, kind: str, options: Any, values: list[dict[str, Any]]) -> loop.Rows:
+def encoded(task: Any, kind: str, options: Any, values: list[dict[str, Any]]) -> steps.Rows:
     """Rows as the loop sees them."""
     made = task.encode(rows(values), tok(kind), options)
-    return loop.Rows(store.in_memory(made), task, tok(kind), options)
+    return steps.Rows(store.in_memory(made), task, tok(kind), options)
 
 
-def batch(data: loop.Rows, chosen: Any) -> dict[str, Any]:
+def batch(data: steps.Rows, chosen: Any) -> dict[str, Any]:
     """A batch of rows by number."""
     return data.batch(list(chosen), [generator(0, 0, int(row)) for row in chosen])
 
@@ -75,7 +75,7 @@ def unpadded(batch: dict[str, Any], row: int, names: Any) -> dict[str, Any]:
     return {name: batch[name][row][kept].tolist() for name in names}
 
 
-def model(task: Any, data: loop.Rows, kind: str) -> Any:
+def model(task: Any, data: steps.Rows, kind: str) -> Any:
     """A new tiny model with the task's head, dropout off."""
     import torch
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hftune import loop, shortcuts
+from hftune import loop, shortcuts, steps
 from hftune.batching import Plan
 
 
 def gradients(
-    model: Any, batches: list[Any], rows: loop.Rows, accelerator: Any = None, **more: Any
+    model: Any, batches: list[Any], rows: steps.Rows, accelerator: Any = None, **more: Any
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Gradients of a step, taken where the optimizer would use them, and the loss of each term; no weight moves."""
     taken: dict[str, Any] = {}
@@ -26,16 +26,16 @@ def gradients(
     return taken, {name: float(sums[name] / counts[name]) for name in sums}
 
 
-def step(model: Any, rows: loop.Rows, budget: int, **more: Any) -> tuple[dict[str, Any], dict[str, float], int]:
+def step(model: Any, rows: steps.Rows, budget: int, **more: Any) -> tuple[dict[str, Any], dict[str, float], int]:
     """The same of eight rows, as a run has it but cut under a budget of padded tokens, and the number of micro-batches."""
     model = copy.deepcopy(model).train()
     ways = shortcuts.choose(model, rows.sample(), rows.task, rows.options)
-    batches = loop.Steps(rows, Plan(rows.data.lengths, 0, 8), 0, budget, overhead=10**6)[0].batches
+    batches = steps.Steps(rows, Plan(rows.data.lengths, 0, 8), 0, budget, overhead=10**6)[0].batches
     return *gradients(model, batches, rows, shortcuts=ways, **more), len(batches)
 
 
 def assert_same(
-    model: Any, rows: loop.Rows, *, atol: float = 2e-6, rtol: float = 1e-5, **more: Any
+    model: Any, rows: steps.Rows, *, atol: float = 2e-6, rtol: float = 1e-5, **more: Any
 ) -> dict[str, float]:
     """One micro-batch, a few and one a row give the same step; returns its losses. `more` goes to `gradients`."""
     whole, loss, number = step(model, rows, 10**6, **more)

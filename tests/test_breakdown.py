@@ -25,9 +25,10 @@ from hftune import breakdown, checkpoint, distributed, heads, loop, machine, opt
 from hftune.batching import Plan
 from hftune.errors import Breakdown, Interrupted, UserError
 from hftune.folder import RunFolder
-from hftune.loop import Job, Progress, Steps
+from hftune.loop import Job, Progress
 from hftune.report import Reporter
 from hftune.schema import Train
+from hftune.steps import Steps
 
 NO_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory"),

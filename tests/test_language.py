@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hftune import consistency, evaluation, language, loop, models, prepare, recipe, shortcuts, store, views
+from hftune import consistency, evaluation, language, loop, models, prepare, recipe, shortcuts, steps, store, views
 from hftune import task as tasks
 from hftune.batching import EVALUATION, generator
 from hftune.causal import bounds
@@ -43,7 +43,7 @@ def split(name, max_length=24, **more):
     task = tasks.load(KINDS[name])
     options = task.options(max_length=max_length, **more).evaluating()
     rows = fine.rows([{"text": text} for text in texts()])
-    return loop.Rows(
+    return steps.Rows(
         store.in_memory(task.encode(rows, zoo.tok(name), options)), task.under(options), zoo.tok(name), options
     )
 

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 
 from hftune import batching, heads, loop, machine, optim, prepare, recipe, unpadding
 from hftune.batching import Plan, generator
-from hftune.loop import Steps
 from hftune.report import Reporter
+from hftune.steps import Steps
 
 
 def pieces(path, make, *more):

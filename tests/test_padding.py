@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import zoo
 
-from hftune import loop, padding, shortcuts
+from hftune import padding, shortcuts, steps
 
 
 class Data(list):
@@ -29,7 +29,7 @@ def rows(name, head):
             for key, value in whole.items()
         }
 
-    return loop.Rows(Data(range(len(zoo.LENGTHS))), replace(zoo.task(head), collate=collate), None, Options())
+    return steps.Rows(Data(range(len(zoo.LENGTHS))), replace(zoo.task(head), collate=collate), None, Options())
 
 
 class Options:

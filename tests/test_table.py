@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from hftune import distributed, heads, hub, loop, models, preflight, prepare, recipe, run, shortcuts, task, tokenizer
 from hftune.batching import Plan
 from hftune.errors import UserError
-from hftune.loop import Steps
 from hftune.report import Reporter
 from hftune.schema import Model
+from hftune.steps import Steps
 
 SHORT = {"max_length": 40}
 SEQUENCE = {**SHORT, "max_target_length": 24, "max_new_tokens": 4}

@@ -21,8 +21,8 @@ from transformers import (
 from hftune import arrays, batching, heads, loop
 from hftune import task as all_tasks
 from hftune.labelled import know, places
-from hftune.loop import Steps
 from hftune.shortcuts import Shortcuts
+from hftune.steps import Steps
 
 ROWS, LENGTH, TARGETS, VOCABULARY, WIDTH = 4, 24, 13, 96, 32
 

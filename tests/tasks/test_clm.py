@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hftune import causal, chat, consistency, fim, heads, loop, packing, recipe, store
+from hftune import causal, chat, consistency, fim, heads, packing, recipe, steps, store
 from hftune.batching import generator
 from hftune.errors import UserError
 from hftune.task import IGNORE
@@ -43,7 +43,7 @@ def rows_of(texts, options, tokenizer=None):
     tokenizer = tokenizer or fine.tok("gpt2")
     given = fine.rows([{"text": row} if isinstance(row, str) else row for row in texts])
     encoded = {name: c for name, c in TASK.encode(given, tokenizer, options).items() if not isinstance(c, int)}
-    return loop.Rows(store.in_memory(encoded), TASK.under(options), tokenizer, options)
+    return steps.Rows(store.in_memory(encoded), TASK.under(options), tokenizer, options)
 
 
 def whole(rows, number=None):

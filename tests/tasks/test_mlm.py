@@ -13,10 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hftune import arrays, heads, loop, masking, store
+from hftune import arrays, heads, masking, store
 from hftune.batching import Plan, generator
 from hftune.errors import UserError
-from hftune.loop import Steps
+from hftune.steps import Rows, Steps
 from hftune.task import IGNORE
 from hftune.tasks import mlm
 
@@ -186,7 +186,7 @@ def test_the_mask_rate_is_a_function_of_the_step():
     options = mlm.MlmOptions(mask_rate=0.6, mask_rate_end=0.2)
     assert [options.at(done).mask_rate for done in (0.0, 0.5, 1.0)] == pytest.approx([0.6, 0.4, 0.2])
     data = store.in_memory({"input_ids": arrays.Ragged.of([np.full(120, 50 + i) for i in range(64)])})
-    rows = loop.Rows(data, mlm.TASK, fine.tok("bert"), options)
+    rows = Rows(data, mlm.TASK, fine.tok("bert"), options)
     steps = Steps(rows, Plan(data.lengths, 0, 64), 0, 10**6, total=10)
 
     def share(batch):

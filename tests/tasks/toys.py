@@ -58,10 +58,10 @@ def text(words: Any) -> str:
 
 def rows_of(task: Any, tokenizer: Any, options: Any, texts: list[str]) -> Any:
     """Texts as the loop sees them: encoded, with the task's collate."""
-    from hftune import loop, store
+    from hftune import steps, store
 
     encoded = store.in_memory(task.encode([{"text": line} for line in texts], tokenizer, options))
-    return loop.Rows(encoded, task, tokenizer, options)
+    return steps.Rows(encoded, task, tokenizer, options)
 
 
 def model_of(init: str, config: dict[str, Any], rows: Any) -> Any:
