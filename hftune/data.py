@@ -276,7 +276,7 @@ def check_columns(
 
     Raises:
         UserError: one is missing; the message lists those that exist, the hint says for what these are the right ones, or maps
-            the nearest.
+            the nearest, and says what else could be read.
     """
     for index, source in enumerate(reader.sources):
         first = reader.first(index)
@@ -289,7 +289,8 @@ def check_columns(
                 need = f"each row needs {shown(name)}" if found else "the first row is empty"
                 nearest = _mapping(name, near[0], first[near[0]]) if near else need
                 fitting = [f"set {change}" for change, columns in otherwise.items() if {*columns} <= {*found}]
-                hint = separated(found) or ", or ".join(fitting) or nearest
+                others = [f"{change} reads {' and '.join(them)}" for change, them in otherwise.items() if name not in them]
+                hint = separated(found) or ", or ".join(fitting) or "; ".join([nearest, *others])
                 raise UserError(f"no column {shown(name)}; there are {listed or 'none'}", hint=hint, where=source.path)
 
 
