@@ -32,6 +32,11 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _sealed(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of the loop and its checksum, as a manifest holds them."""
+    return {"state": state, "seal": xxhash.xxh3_128_hexdigest(json.dumps(state, sort_keys=True).encode())}
+
+
 def trained_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Weights that the optimizer moves, now or later, and persistent buffers, under their names, shared ones once.
 
@@ -181,7 +186,7 @@ def save(
         save_file(tensors, aside / "optimizer.safetensors")
         write_json(aside / "optimizer.json", plain)
         files = {file.name: {"size": file.stat().st_size, "xxh3": _hash(file)} for file in sorted(aside.iterdir())}
-        manifest = {"step": step, "files": files, "state": state, **facts}
+        manifest = {"step": step, "files": files, **_sealed(state), **facts}
         write_json(aside / MANIFEST, manifest)
         for file in aside.iterdir():
             sync(file)
@@ -205,7 +210,7 @@ def save(
 def note(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write another state of the loop into the checkpoint of a step, whose weights are as they were."""
     path = folder / f"step-{step}" / MANIFEST
-    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "state": state})
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **_sealed(state)})
 
 
 def size_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -235,9 +240,11 @@ def examine(path: Path, weights: Collection[str] = ()) -> Checkpoint | str:
     """The checkpoint, or in words why it is not whole, or which of these weights is not finite."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files, _ = manifest["files"], manifest["state"]
+        files, sealed = manifest["files"], manifest["seal"] == _sealed(manifest["state"])["seal"]
     except (OSError, ValueError, KeyError, TypeError):
         return "its manifest is missing or broken"
+    if not sealed:
+        return "its manifest has another state than was written"
     for name, facts in files.items():
         file = path / name
         if not file.is_file() or file.stat().st_size != facts["size"]:

@@ -289,7 +289,9 @@ def check_columns(
                 need = f"each row needs {shown(name)}" if found else "the first row is empty"
                 nearest = _mapping(name, near[0], first[near[0]]) if near else need
                 fitting = [f"set {change}" for change, columns in otherwise.items() if {*columns} <= {*found}]
-                others = [f"{change} reads {' and '.join(them)}" for change, them in otherwise.items() if name not in them]
+                others = [
+                    f"{change} reads {' and '.join(them)}" for change, them in otherwise.items() if name not in them
+                ]
                 hint = separated(found) or ", or ".join(fitting) or "; ".join([nearest, *others])
                 raise UserError(f"no column {shown(name)}; there are {listed or 'none'}", hint=hint, where=source.path)
 

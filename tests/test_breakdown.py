@@ -556,7 +556,7 @@ def test_a_checkpoint_of_which_any_file_is_damaged_is_passed_over(damage, tmp_pa
     whole = checkpoint.save(tmp_path, 6, model, optimizer, {}, {}, carried={"ranks": torch.ones(2)})
     assert checkpoint.newest(tmp_path)[0].step == 6
     names = left(whole.path)
-    assert len(names) == 6
+    assert len(names) == 5
     for name in set(names) - ({"manifest.json"} if damage is change else set()):
         shutil.copytree(whole.path, tmp_path / "step-8")
         damage(tmp_path / "step-8" / name)
@@ -565,6 +565,17 @@ def test_a_checkpoint_of_which_any_file_is_damaged_is_passed_over(damage, tmp_pa
         assert [line.split(":")[0] for line in passed] == ["passed over step-8"]
         assert name.split(".")[0] in passed[0]
         shutil.rmtree(tmp_path / "step-8")
+
+
+def test_a_checkpoint_of_which_the_state_is_another_is_passed_over(tmp_path):
+    model, optimizer = some_checkpoints(tmp_path, 2)
+    checkpoint.save(tmp_path, 4, model, optimizer, {"tokens": 7, "best": 0.1, "window": {"sums": {"loss": 1e-3}}}, {})
+    checkpoint.note(tmp_path, 4, {"tokens": 7, "best": 0.3, "window": {}})
+    assert checkpoint.newest(tmp_path)[0].manifest["state"]["best"] == 0.3
+    manifest = tmp_path / "step-4" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"best": 0.3', '"best": 0.7'))
+    found, passed = checkpoint.newest(tmp_path)
+    assert (found.step, len(passed)) == (2, 1)
 
 
 def test_a_checkpoint_whose_weights_are_not_finite_is_passed_over(tmp_path):

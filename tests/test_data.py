@@ -197,7 +197,9 @@ def test_missing_columns_are_listed_with_the_nearest(tmp_path):
     assert fault(lambda: data.check_columns(reader, ["text"], ways)).hint == "set task.kind: label"
     ways = {"task.kind: prompt": ["prompt", "completion"], "task.pairs: true": ["text", "other"]}
     hint = "map it: data.columns.text=texts; task.kind: prompt reads prompt and completion"
-    assert fault(lambda: data.check_columns(reader, ["text"], ways)).hint == hint, "what is missing then too is no way out"
+    assert fault(lambda: data.check_columns(reader, ["text"], ways)).hint == hint, (
+        "what is missing then too is no way out"
+    )
     odd = opened(train=write(tmp_path / "c.jsonl", [{"text\0": 1}]))
     assert fault(lambda: data.check_columns(odd, ["text"])).hint.isprintable()
     none = opened(train=write(tmp_path / "d.jsonl", [{}]))

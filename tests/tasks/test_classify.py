@@ -1,6 +1,8 @@
 """Classification: its trivial baselines, and what does not depend on the batch."""
 
 import copy
+from types import SimpleNamespace
+from typing import Any
 
 import fine
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedConfig, pipeline
 
-from hftune import models, predicting, prepare, task, tokenizer
+from hftune import models, predicting, prepare, schema, task, tokenizer
 from hftune.errors import UserError
 from hftune.task import IGNORE
 from hftune.tasks import classify
@@ -251,7 +253,8 @@ def test_probabilities_are_those_of_a_pipeline(name, tmp_path):
     tokenizer.save(tok, tmp_path)
     texts = ["a word", "", "na\u00efve e\u0301 \U0001f600 \u65e5\u672c\u8a9e!\r\n and\u00a0more", "long " * 80]
     rows = fine.rows([{"text": text} for text in texts])
-    found, cut = predicting.predict(built, prepare.Prepared(None, made, options, tok, name), rows, 4096, range(4))
+    recipe: Any = SimpleNamespace(train=schema.Train())
+    found, cut = predicting.predict(built, prepare.Prepared(recipe, made, options, tok, name), rows, 4096, range(4))
     asked = pipeline("text-classification", str(tmp_path), device="cpu", top_k=None)
     assert cut == 1
     for text, answer in zip(texts, found, strict=True):
