@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ os.environ.update(
     TRANSFORMERS_VERBOSITY="error",
     HF_DATASETS_DISABLE_PROGRESS_BARS="1",
 )
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, under which these tests may run, has runs leave it alone
 
 HERE = Path(__file__).parent
 PATHS = os.environ.get("PYTHONPATH", "").split(os.pathsep)
