@@ -1,7 +1,7 @@
 """What one architecture does differently: one row of one table, keyed by the configuration's `model_type`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -21,6 +21,8 @@ class Architecture:
         ia3: modules that IA3 rescales, where peft names none: keys, values, and last the feed-forward layer's second.
         prefix: it takes keys and values from before the text.
         prompt: it takes virtual tokens before the text.
+        by_ends: heads that find their way in a row by its ends of texts, of which no text may hold another; those for labels of
+            models that write (T5, BART) do all.
     """
 
     padding_side: str = "right"
@@ -34,6 +36,7 @@ class Architecture:
     ia3: tuple[str, ...] = ()
     prefix: bool = True
     prompt: bool = True
+    by_ends: tuple[str, ...] = ()
 
     def own_names(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Settings under the names that the architecture has for them; its own name wins over a common one."""
@@ -67,7 +70,8 @@ BART = Architecture(decoder_start="eos", names=BART_NAMES, lora=BART_LORA, ia3=B
 MARIAN = Architecture(decoder_start="pad", names=BART_NAMES, lora=BART_LORA, ia3=BART_IA3)
 ARCHITECTURES: dict[str, Architecture] = {
     **dict.fromkeys(["roberta", "xlm-roberta", "camembert", "roberta-prelayernorm"], ROBERTA),
-    **dict.fromkeys(["longformer", "mpnet", "xmod", "xlm-roberta-xl", "data2vec-text", "ibert", "luke"], AFTER_PAD),
+    "longformer": replace(AFTER_PAD, by_ends=("AutoModelForQuestionAnswering", "AutoModelForMultipleChoice")),
+    **dict.fromkeys(["mpnet", "xmod", "xlm-roberta-xl", "data2vec-text", "ibert", "luke"], AFTER_PAD),
     **dict.fromkeys(["esm", "lilt", "markuplm", "layoutlmv3"], AFTER_PAD),
     "bert": Architecture(token_type_ids=True),
     "albert": Architecture(

@@ -210,10 +210,10 @@ class RunFolder:
 
     def _sweep(self) -> None:
         """Remove what a killed process was writing; the state comes first, so that without one there is nothing else of a run."""
-        names = [f".{name}*" for name in (STATE, RECIPE, LOG, MODEL)]
-        patterns = names if (self.path / STATE).exists() else names[:1]
-        if len(patterns) > 1 and not _measuring(self.path):
-            patterns = [*patterns, f".{METRICS}*", f".{PAGE}*", f"{PREDICTIONS}/.*"]
+        patterns = [f".{STATE}*"]
+        if (self.path / STATE).exists():
+            patterns += [f".{name}*" for name in (RECIPE, LOG, MODEL)]
+            patterns += [] if _measuring(self.path) else [f".{METRICS}*", f".{PAGE}*", f"{PREDICTIONS}/.*"]
         for left in [left for pattern in patterns for left in self.path.glob(pattern)]:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 

@@ -402,11 +402,10 @@ def prepare_tokenizer(tokenizer: Any, model_type: str, head: str = "") -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES as WRITING
 
     row = architecture(model_type)
-    pairs = ("AutoModelForQuestionAnswering", "AutoModelForMultipleChoice")
-    counted = {"AutoModelForSequenceClassification": WRITING, **dict.fromkeys(pairs, ("longformer",))}
-    if model_type in counted.get(head, ()):  # these heads find their way by the ends of the texts
+    by_ends = row.by_ends or (("AutoModelForSequenceClassification",) if model_type in WRITING else ())
+    if head in by_ends:
         _end_once(tokenizer)
-    elif any(model_type in types for types in counted.values()):
+    elif by_ends:
         tokenizer.split_special_tokens = False  # that of a run with such a head is to know masks and sentinels again
     tokenizer.padding_side = row.padding_side
     if row.token_type_ids and "token_type_ids" not in tokenizer.model_input_names:

@@ -21,9 +21,8 @@ COVERAGE = 0.9999  # share of the characters that a vocabulary of letters spells
 ALPHABET = 1000  # most letters of a WordPiece vocabulary, as in BERT's own; more only where COVERAGE asks for them
 WORD = 500  # most letters of a word that is looked up: Thai and Khmer set none apart, and time grows with the cube
 SAMPLE = 20  # texts on which the saved tokenizer is tried
-REQUIRED = re.compile(
-    r"required_chars\D*\d+ vs (\d+)"
-)  # sentencepiece's words for a size that the letters do not fit in
+# sentencepiece's words for a size that the letters do not fit in
+REQUIRED = re.compile(r"required_chars\D*\d+ vs (\d+)")
 THREADS = 4  # of the Unigram trainer; its sums depend on the number, so it does not follow the machine
 QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
